@@ -1,0 +1,15 @@
+//! The vocabulary and the rules: what is wanted, what is seen, and what
+//! follows from comparing them.
+//!
+//! Everything here is a value or a pure function: no I/O, no clock, no async.
+//! Tasks in the other crates observe, ask a rule of this crate, and do what it
+//! says.
+
+pub mod chain;
+pub mod grace;
+pub mod ids;
+pub mod observed;
+
+pub use chain::Chain;
+pub use grace::Grace;
+pub use ids::{ContainerId, ContainerName, PodKey, PodUid};

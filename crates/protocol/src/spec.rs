@@ -1,0 +1,84 @@
+//! What a sandbox is told about a container. No pod spec: names are resolved,
+//! paths are descriptors.
+
+use krustlet_model::{ContainerId, ContainerName, PodUid};
+use serde::{Deserialize, Serialize};
+
+/// One run of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// The run's id.
+    pub id: ContainerId,
+    /// The pod it belongs to; in a shared sandbox there are several.
+    pub pod: PodUid,
+    /// Its name, for messages.
+    pub name: ContainerName,
+    /// How to run the guest.
+    pub guest: GuestKind,
+    /// The artifact's file name in the directory that comes along as
+    /// [`DescriptorName::ArtifactDirectory`](crate::DescriptorName).
+    pub artifact: String,
+    /// Arguments, the program's name first.
+    pub args: Vec<String>,
+    /// Environment, in order; no name twice.
+    pub env: Vec<(String, String)>,
+    /// The guest's working directory, if the image or the pod names one.
+    pub working_directory: Option<String>,
+    /// Directories the guest may open, one descriptor each, in this order.
+    pub preopens: Vec<Preopen>,
+    /// How many listening TCP sockets come along.
+    pub listeners: u16,
+    /// What it may use.
+    pub limits: Limits,
+    /// How far its log may grow.
+    pub log: LogLimits,
+}
+
+/// How a guest is entered, found by inspection of its exports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestKind {
+    /// A core module: this export is called (`_start` for a WASI p1 command).
+    Module {
+        /// The export's name.
+        export: String,
+    },
+    /// A component that exports `wasi:cli/run` 0.2.
+    Command,
+    /// A component that exports `wasi:http/incoming-handler` 0.2. Serves on
+    /// the first listener; no instance lives while nobody calls.
+    Http(HttpLimits),
+}
+
+/// Bounds of an http guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpLimits {
+    /// Requests served at once; more wait in the listener's queue. At least 1.
+    pub max_concurrent: u32,
+    /// Time for one request to be answered whole, in milliseconds.
+    pub request_timeout_ms: u64,
+}
+
+/// What a container may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of linear memory and tables over all instances of the container.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A directory handed to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preopen {
+    /// Where the guest sees it; absolute.
+    pub guest_path: String,
+    /// Whether the guest may write to it. The mount says so too.
+    pub writable: bool,
+}
+
+/// How far a container's log may grow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes in one file before the next is begun; kubelet's
+    /// `containerLogMaxSize` (10 MiB by default).
+    pub max_bytes: u64,
+}
