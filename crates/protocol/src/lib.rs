@@ -18,6 +18,7 @@
 //! [`Failure::UnknownVerb`].
 
 pub mod messages;
+pub mod socket;
 pub mod spec;
 
 pub use messages::{
@@ -25,6 +26,7 @@ pub use messages::{
     SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
     ZygoteReply, ZygoteRequest,
 };
+pub use socket::{Packet, ParseError};
 pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, LogLimits, Preopen};
 
 /// The protocol's version. Goes up when a verb or field is added.
