@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The kubelet's HTTPS API and the local socket of the command line.
+//!
+//! Answers from handles and decides nothing: what pods there are and where
+//! their logs lie comes through [`PodQueries`], who may ask through
+//! [`Reviews`]. Exec, attach, port-forward, metrics and stats over HTTPS are
+//! not served yet; their paths answer 404.
+//!
+//! ```text
+//! kubectl ─▶ API server ─TLS─▶ identity ─▶ attributes ─▶ Reviews ─▶ routes ─▶ PodQueries
+//! krustlet ps, logs, exec ─unix socket (mode 0600)────────────────▶ routes ─▶ PodQueries
+//! ```
+
+pub mod access;
+pub mod exec;
+pub mod identity;
+pub mod listen;
+pub mod local;
+pub mod logs;
+pub mod queries;
+pub mod routes;
+pub mod tls;
+
+pub use access::{Attributes, ReviewFailed, Reviews};
+pub use identity::User;
+pub use listen::{HttpsTask, ServeError};
+pub use local::LocalTask;
+pub use queries::{
+    ContainerUsage, ExecFailure, ExecRequest, ExecStreams, LogSource, NotFound, PodQueries,
+    StopFailure,
+};
+pub use tls::{ServingIdentity, TlsError};

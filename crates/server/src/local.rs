@@ -1,0 +1,172 @@
+//! The local socket: HTTP over a unix socket for `krustlet ps`, `logs`,
+//! `exec`, `stop` and `stats`. Whoever may open it (mode 0600: the agent's own
+//! user) may do all of that.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use http::StatusCode;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use krustlet_model::PodKey;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    exec,
+    queries::{ContainerUsage, ExecRequest, PodQueries, StopFailure},
+    routes::{self, Queries},
+};
+
+/// Commands served at once.
+const MAX_CONNECTIONS: usize = 100;
+
+/// Serves the local socket until stopped.
+#[derive(Debug)]
+pub struct LocalTask {
+    listener: UnixListener,
+    path: PathBuf,
+    router: Router,
+}
+
+impl LocalTask {
+    /// Listens. A socket left by an agent that died is replaced: the caller
+    /// holds the lock of the root directory, so nobody else uses it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the path.
+    pub fn bind(path: &FilePath, pods: Arc<dyn PodQueries>) -> io::Result<Self> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path: path.to_owned(), router: router(pods) })
+    }
+
+    /// Serves. At the end open connections are closed and the socket removed.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                // All are cancel-safe; no arm awaits in its body.
+                () = stop.cancelled() => break,
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => {
+                    match accepted {
+                        Ok((stream, _)) => {
+                            connections.spawn(serve(stream, self.router.clone()));
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot accept a local connection");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    }
+                }
+            }
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, "the local socket is gone already");
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, router: Router) {
+    let served = auto::Builder::new(TokioExecutor::new())
+        .http1_only()
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a local connection ended early");
+    }
+}
+
+fn router(pods: Queries) -> Router {
+    Router::new()
+        .route("/v1/pods", get(routes::list))
+        .route("/v1/logs/{namespace}/{pod}/{container}", get(routes::container_log))
+        .route("/v1/exec/{namespace}/{pod}", post(run))
+        .route("/v1/stop/{namespace}/{pod}", post(stop_pod))
+        .route("/v1/stats", get(stats))
+        .with_state(pods)
+}
+
+async fn stats(State(pods): State<Queries>) -> Json<Vec<ContainerUsage>> {
+    Json(pods.stats().await)
+}
+
+/// `POST /v1/exec/{namespace}/{pod}?container=C&command=A&command=B`; see
+/// [`exec`] for the bodies.
+async fn run(
+    State(pods): State<Queries>,
+    Path((namespace, pod)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Response {
+    let (mut container, mut command) = (None, Vec::new());
+    for (name, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        match name.as_ref() {
+            "container" => container = Some(value.into_owned()),
+            "command" => command.push(value.into_owned()),
+            _ => {}
+        }
+    }
+    if command.is_empty() {
+        return (StatusCode::UNPROCESSABLE_ENTITY, "no command to run").into_response();
+    }
+    let pod = PodKey::new(namespace, pod);
+    let started =
+        exec::run(body, move |streams| pods.exec(ExecRequest { pod, container, command, streams }));
+    match started {
+        Ok(frames) => frames.into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot make a pipe: {error}"))
+            .into_response(),
+    }
+}
+
+/// `POST /v1/stop/{namespace}/{pod}?grace=SECONDS`: answers when it has ended.
+async fn stop_pod(
+    State(pods): State<Queries>,
+    Path((namespace, pod)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let grace = url::form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "grace")
+        .map(|(_, value)| value.parse().map(Duration::from_secs));
+    let Ok(grace) = grace.transpose() else {
+        return (StatusCode::UNPROCESSABLE_ENTITY, "grace must be a number of seconds")
+            .into_response();
+    };
+    match pods.stop(PodKey::new(namespace, pod), grace).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(StopFailure::NotFound(missing)) => missing.into_response(),
+        Err(failure @ StopFailure::NotLocal(_)) => {
+            (StatusCode::CONFLICT, failure.to_string()).into_response()
+        }
+        Err(failure @ StopFailure::Failed(_)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response()
+        }
+    }
+}

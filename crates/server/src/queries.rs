@@ -1,0 +1,155 @@
+//! What the server asks of the pods.
+
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::{PodKey, PodUid};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+/// The pods of this node, as they are asked for.
+///
+/// The binary implements it for the pods' handle; tests for a table.
+pub trait PodQueries: Send + Sync + 'static {
+    /// Every pod with its newest status.
+    fn pods(&self) -> Vec<Arc<Pod>>;
+
+    /// Where a container's log lies.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`] says what is missing, in kubelet's words.
+    fn log(
+        &self,
+        pod: &PodKey,
+        uid: Option<&PodUid>,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogSource, NotFound>;
+
+    /// Runs a program in a container and gives its exit code.
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<i32, ExecFailure>>;
+
+    /// Stops a pod, giving it `grace` or its own period, and waits for its end.
+    fn stop(
+        &self,
+        pod: PodKey,
+        grace: Option<Duration>,
+    ) -> BoxFuture<'static, Result<(), StopFailure>>;
+
+    /// What each running container uses.
+    fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>>;
+}
+
+/// A container's log.
+#[derive(Clone, Debug)]
+pub struct LogSource {
+    /// The current file, in the format of the CRI. It may be renamed away and
+    /// made anew at any time.
+    pub path: PathBuf,
+    /// Cancelled when the run that writes the file has ended.
+    pub ended: CancellationToken,
+}
+
+/// A request to run a program in a container.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// Which pod.
+    pub pod: PodKey,
+    /// Which container; the pod's first if not said.
+    pub container: Option<String>,
+    /// The program's arguments, its name first. Not empty.
+    pub command: Vec<String>,
+    /// What it reads and writes.
+    pub streams: ExecStreams,
+}
+
+/// The standard streams of an exec, open files each.
+#[derive(Debug)]
+pub struct ExecStreams {
+    /// Read by the program.
+    pub stdin: OwnedFd,
+    /// Written by the program.
+    pub stdout: OwnedFd,
+    /// Written by the program.
+    pub stderr: OwnedFd,
+}
+
+/// What one container uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerUsage {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's name.
+    pub container: String,
+    /// CPU time so far, in nanoseconds.
+    pub cpu_nanoseconds: u64,
+    /// Linear memory and tables now, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What was asked for is not here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFound {
+    /// No pod of that name (or of that name and uid).
+    #[error("pod does not exist")]
+    Pod,
+    /// The pod has no such container.
+    #[error("container {container} not found in pod {pod}")]
+    Container {
+        /// `name_namespace`, as kubelet prints it.
+        pod: String,
+        /// The container asked for.
+        container: String,
+    },
+    /// The container has not run, so there is no log to read.
+    #[error("container {container:?} in pod {pod:?} is waiting to start: {reason}")]
+    NotStarted {
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+        /// Its waiting reason.
+        reason: String,
+    },
+    /// `previous` was asked for and there was only one run.
+    #[error("previous terminated container {container:?} in pod {pod:?} not found")]
+    NoPrevious {
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+    },
+}
+
+/// Why a program could not be run in a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecFailure {
+    /// Nothing to run it in.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// The container does not run now.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// The sandbox could not do it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why a pod could not be stopped from here.
+#[derive(Debug, thiserror::Error)]
+pub enum StopFailure {
+    /// Nothing to stop.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// The pod belongs to the cluster.
+    #[error("pod {0} belongs to the cluster; delete it there: kubectl delete pod")]
+    NotLocal(PodKey),
+    /// It did not end.
+    #[error("{0}")]
+    Failed(String),
+}

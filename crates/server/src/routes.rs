@@ -1,0 +1,87 @@
+//! The paths of the kubelet's API that are served, as an axum router without
+//! any notion of who asks; [`listen`](crate::listen) puts that before it.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::StatusCode;
+use jiff::Timestamp;
+use k8s_openapi::{List, api::core::v1::Pod};
+use krustlet_model::PodKey;
+
+use crate::{
+    logs::{self, LogOptions},
+    queries::{NotFound, PodQueries},
+};
+
+/// What the handlers ask.
+pub(crate) type Queries = Arc<dyn PodQueries>;
+
+/// The kubelet's paths. Source: kubelet, `InstallDefaultHandlers` and
+/// `InstallAuthRequiredHandlers` in `pkg/kubelet/server/server.go`.
+pub(crate) fn kubelet(pods: Queries) -> Router {
+    Router::new()
+        .route("/healthz", get(healthy))
+        .route("/healthz/ping", get(healthy))
+        .route("/healthz/log", get(healthy))
+        .route("/healthz/syncloop", get(healthy))
+        .route("/pods", get(list))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(container_log))
+        .with_state(pods)
+}
+
+async fn healthy() -> &'static str {
+    "ok"
+}
+
+/// `GET /pods`: a PodList.
+pub(crate) async fn list(State(pods): State<Queries>) -> Json<List<Pod>> {
+    let items = pods.pods().iter().map(|pod| Pod::clone(pod)).collect();
+    Json(List { items, ..List::default() })
+}
+
+/// `GET …/{namespace}/{pod}/{container}` with the options of a log request.
+pub(crate) async fn container_log(
+    State(pods): State<Queries>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
+    let pairs = pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+    let options = match LogOptions::parse(pairs, Timestamp::now()) {
+        Ok(options) => options,
+        Err(invalid) => {
+            return (StatusCode::UNPROCESSABLE_ENTITY, invalid.to_string()).into_response();
+        }
+    };
+    let source = match pods.log(&PodKey::new(namespace, pod), None, &container, options.previous) {
+        Ok(source) => source,
+        Err(missing) => return missing.into_response(),
+    };
+    match logs::open(source, options).await {
+        Ok(pieces) => ([("content-type", "text/plain")], Body::from_stream(pieces)).into_response(),
+        Err(error) => {
+            tracing::warn!(%error, "cannot open a container's log");
+            let text = format!("cannot open the container's log: {error}");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}
+
+impl IntoResponse for NotFound {
+    /// Kubelet answers 404 for what is unknown and 400 for what has no log yet.
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Pod | Self::Container { .. } => StatusCode::NOT_FOUND,
+            Self::NotStarted { .. } | Self::NoPrevious { .. } => StatusCode::BAD_REQUEST,
+        };
+        (status, self.to_string()).into_response()
+    }
+}
