@@ -17,15 +17,19 @@
 //! fields are ignored, an unknown verb is answered with
 //! [`Failure::UnknownVerb`].
 
+pub mod connection;
 pub mod messages;
+pub mod process;
 pub mod socket;
 pub mod spec;
 
+pub use connection::{Caller, Incoming, WithSandbox, WithZygote, ZygoteNews, connection};
 pub use messages::{
     ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Frame, RunState,
     SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
     ZygoteReply, ZygoteRequest,
 };
+pub use process::PidFd;
 pub use socket::{Packet, ParseError};
 pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, LogLimits, Preopen};
 

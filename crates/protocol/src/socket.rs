@@ -80,12 +80,7 @@ impl ParseError {
 /// When the process or the system has no descriptors left.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
-    Ok(rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 /// Binds a socket to a path without listening, in place of whatever was there.
@@ -170,11 +165,7 @@ pub fn parse_frame<T: DeserializeOwned>(packet: &Packet) -> Result<Frame<T>, Par
     })?;
     let (named, came) = (frame.descriptors.len(), packet.fds.len());
     if named != came {
-        return Err(ParseError::Descriptors {
-            id: frame.id,
-            named,
-            came,
-        });
+        return Err(ParseError::Descriptors { id: frame.id, named, came });
     }
     Ok(frame)
 }
@@ -247,20 +238,14 @@ pub(crate) fn send_with(
         return Err(too_long("the message", bytes.len(), MAX_MESSAGE));
     }
     if fds.len() > MAX_DESCRIPTORS {
-        let why = format!(
-            "{} descriptors in one message; at most {MAX_DESCRIPTORS}",
-            fds.len()
-        );
+        let why = format!("{} descriptors in one message; at most {MAX_DESCRIPTORS}", fds.len());
         return Err(Error::new(ErrorKind::InvalidInput, why));
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         // The buffer is made for the most that the check above lets pass.
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "the descriptors do not fit",
-        ));
+        return Err(Error::new(ErrorKind::InvalidInput, "the descriptors do not fit"));
     }
     let flags = flags | SendFlags::NOSIGNAL;
     let message = [IoSlice::new(bytes)];
@@ -291,14 +276,8 @@ pub(crate) fn receive_with(fd: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<O
         }
     }
     // Dropping `fds` closes what came of a cut packet.
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
-        return Err(Error::new(
-            ErrorKind::InvalidData,
-            "a packet too long was cut",
-        ));
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(Error::new(ErrorKind::InvalidData, "a packet too long was cut"));
     }
     if received.bytes == 0 {
         return Ok(None);
@@ -310,12 +289,7 @@ pub(crate) fn receive_with(fd: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<O
 
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 fn address(path: &Path) -> io::Result<SocketAddrUnix> {
@@ -332,10 +306,7 @@ fn address(path: &Path) -> io::Result<SocketAddrUnix> {
 }
 
 fn too_long(what: &str, length: usize, limit: usize) -> Error {
-    Error::new(
-        ErrorKind::InvalidInput,
-        format!("{what} has {length} bytes; at most {limit}"),
-    )
+    Error::new(ErrorKind::InvalidInput, format!("{what} has {length} bytes; at most {limit}"))
 }
 
 /// Lends owned descriptors, in order, to [`send`].

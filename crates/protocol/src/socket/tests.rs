@@ -22,11 +22,7 @@ fn a_packet_brings_its_descriptors_in_order() {
 
     let packet = receive(b.as_fd()).unwrap().unwrap();
     assert_eq!(packet.bytes, b"take these");
-    let texts: Vec<_> = packet
-        .fds
-        .into_iter()
-        .map(|fd| read_memfd(fd, 64).unwrap())
-        .collect();
+    let texts: Vec<_> = packet.fds.into_iter().map(|fd| read_memfd(fd, 64).unwrap()).collect();
     assert_eq!(texts, [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()]);
 }
 
@@ -36,16 +32,10 @@ fn the_most_descriptors_fit_and_one_more_is_refused() {
     let one = file("x");
     let most = vec![one.as_fd(); MAX_DESCRIPTORS];
     send(a.as_fd(), b"m", &most).unwrap();
-    assert_eq!(
-        receive(b.as_fd()).unwrap().unwrap().fds.len(),
-        MAX_DESCRIPTORS
-    );
+    assert_eq!(receive(b.as_fd()).unwrap().unwrap().fds.len(), MAX_DESCRIPTORS);
 
     let more = vec![one.as_fd(); MAX_DESCRIPTORS + 1];
-    assert_eq!(
-        send(a.as_fd(), b"m", &more).unwrap_err().kind(),
-        ErrorKind::InvalidInput
-    );
+    assert_eq!(send(a.as_fd(), b"m", &more).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
@@ -53,10 +43,7 @@ fn what_is_cut_is_an_error_and_the_next_packet_is_whole() {
     let (a, b) = pair().unwrap();
     rustix::net::send(&a, &vec![b'x'; MAX_MESSAGE + 1], SendFlags::empty()).unwrap();
     send(a.as_fd(), b"whole", &[]).unwrap();
-    assert_eq!(
-        receive(b.as_fd()).unwrap_err().kind(),
-        ErrorKind::InvalidData
-    );
+    assert_eq!(receive(b.as_fd()).unwrap_err().kind(), ErrorKind::InvalidData);
     assert_eq!(receive(b.as_fd()).unwrap().unwrap().bytes, b"whole");
 }
 
@@ -69,10 +56,7 @@ fn a_peer_that_is_gone_is_none_and_sending_to_it_is_an_error() {
     drop(a);
     assert_eq!(receive(b.as_fd()).unwrap().unwrap().bytes, b"last words");
     assert!(receive(b.as_fd()).unwrap().is_none());
-    assert_eq!(
-        send(b.as_fd(), b"hello?", &[]).unwrap_err().kind(),
-        ErrorKind::BrokenPipe
-    );
+    assert_eq!(send(b.as_fd(), b"hello?", &[]).unwrap_err().kind(), ErrorKind::BrokenPipe);
 }
 
 #[test]
@@ -90,10 +74,7 @@ fn a_socket_may_be_bound_anew_and_refuses_until_somebody_listens() {
     let path = directory.path().join("s");
     drop(bind(&path).unwrap());
     let socket = bind(&path).unwrap();
-    assert_eq!(
-        connect(&path).unwrap_err().kind(),
-        ErrorKind::ConnectionRefused
-    );
+    assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     rustix::net::listen(&socket, 1).unwrap();
     connect(&path).unwrap();
 }
@@ -101,10 +82,7 @@ fn a_socket_may_be_bound_anew_and_refuses_until_somebody_listens() {
 #[test]
 fn a_path_too_long_is_refused_with_words() {
     let error = bind(&Path::new("/").join("x".repeat(MAX_PATH))).unwrap_err();
-    assert!(
-        error.to_string().contains("shorter state directory"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("shorter state directory"), "{error}");
 }
 
 #[test]
@@ -115,43 +93,28 @@ fn a_sealed_file_cannot_be_written() {
     assert!(file.set_len(0).is_err());
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
-    assert_eq!(
-        text, "",
-        "the offset stands at the end, and read_memfd does not care"
-    );
+    assert_eq!(text, "", "the offset stands at the end, and read_memfd does not care");
     assert_eq!(read_memfd(file.into(), 5).unwrap(), b"fixed");
 }
 
 #[test]
 fn a_file_beyond_the_limit_is_not_read() {
-    assert_eq!(
-        read_memfd(file("12345"), 4).unwrap_err().kind(),
-        ErrorKind::InvalidData
-    );
-    assert_eq!(
-        memfd(&vec![0; MAX_SPEC + 1]).unwrap_err().kind(),
-        ErrorKind::InvalidInput
-    );
+    assert_eq!(read_memfd(file("12345"), 4).unwrap_err().kind(), ErrorKind::InvalidData);
+    assert_eq!(memfd(&vec![0; MAX_SPEC + 1]).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
 fn a_verb_of_a_newer_version_keeps_its_number() {
     let bytes = br#"{"id":7,"body":{"verb":"dance","tempo":120},"mood":"gay"}"#.to_vec();
     let error = parse_frame::<SandboxRequest>(&Packet { bytes, fds: vec![] }).unwrap_err();
-    assert!(
-        matches!(error, ParseError::Unknown { id: 7, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ParseError::Unknown { id: 7, .. }), "{error}");
     assert_eq!(error.frame_id(), Some(7));
 }
 
 #[test]
 fn a_descriptor_of_a_newer_version_keeps_the_number() {
     let bytes = br#"{"id":8,"descriptors":["camera"],"body":{"verb":"shutdown"}}"#.to_vec();
-    let packet = Packet {
-        bytes,
-        fds: vec![file("x")],
-    };
+    let packet = Packet { bytes, fds: vec![file("x")] };
     let error = parse_frame::<SandboxRequest>(&packet).unwrap_err();
     assert_eq!(error.frame_id(), Some(8));
 }
@@ -166,11 +129,8 @@ fn unknown_fields_are_ignored() {
 #[test]
 fn a_frame_must_name_each_descriptor() {
     let (a, b) = pair().unwrap();
-    let frame = Frame {
-        id: 3,
-        descriptors: vec![DescriptorName::Log],
-        body: SandboxRequest::Stats,
-    };
+    let frame =
+        Frame { id: 3, descriptors: vec![DescriptorName::Log], body: SandboxRequest::Stats };
     let error = send_frame(a.as_fd(), &frame, &[]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 
@@ -178,17 +138,7 @@ fn a_frame_must_name_each_descriptor() {
     send(a.as_fd(), &bytes, &[]).unwrap();
     let packet = receive(b.as_fd()).unwrap().unwrap();
     let error = parse_frame::<SandboxRequest>(&packet).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ParseError::Descriptors {
-                id: 3,
-                named: 1,
-                came: 0
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ParseError::Descriptors { id: 3, named: 1, came: 0 }), "{error}");
 }
 
 fn id() -> impl Strategy<Value = ContainerId> {
@@ -210,22 +160,15 @@ fn failure() -> impl Strategy<Value = Failure> {
 }
 
 fn exit() -> impl Strategy<Value = ExitReport> {
-    (
-        any::<i32>(),
-        any::<String>(),
-        any::<String>(),
-        any::<Option<i64>>(),
-        any::<i64>(),
+    (any::<i32>(), any::<String>(), any::<String>(), any::<Option<i64>>(), any::<i64>()).prop_map(
+        |(exit_code, reason, message, started_at, finished_at)| ExitReport {
+            exit_code,
+            reason,
+            message,
+            started_at,
+            finished_at,
+        },
     )
-        .prop_map(
-            |(exit_code, reason, message, started_at, finished_at)| ExitReport {
-                exit_code,
-                reason,
-                message,
-                started_at,
-                finished_at,
-            },
-        )
 }
 
 fn report() -> impl Strategy<Value = ContainerReport> {
@@ -239,25 +182,14 @@ fn report() -> impl Strategy<Value = ContainerReport> {
 
 fn stats() -> impl Strategy<Value = StatsReport> {
     (id(), pod(), any::<[u64; 3]>()).prop_map(|(id, pod, [memory_bytes, cpu_ns, dropped])| {
-        StatsReport {
-            id,
-            pod,
-            memory_bytes,
-            cpu_ns,
-            log_dropped_bytes: dropped,
-        }
+        StatsReport { id, pod, memory_bytes, cpu_ns, log_dropped_bytes: dropped }
     })
 }
 
 fn zygote_request() -> impl Strategy<Value = ZygoteRequest> {
     prop_oneof![
         (any::<String>(), any::<[u32; 2]>(), any::<Vec<u32>>()).prop_map(
-            |(id, [uid, gid], groups)| ZygoteRequest::RunSandbox {
-                id,
-                uid,
-                gid,
-                groups
-            }
+            |(id, [uid, gid], groups)| ZygoteRequest::RunSandbox { id, uid, gid, groups }
         ),
         Just(ZygoteRequest::List),
         Just(ZygoteRequest::Retire),
@@ -275,11 +207,7 @@ fn zygote_message() -> impl Strategy<Value = ZygoteMessage> {
         any::<u32>().prop_map(|version| ZygoteMessage::Warm { version }),
         reply.prop_map(ZygoteMessage::Reply),
         (any::<String>(), any::<[i32; 2]>()).prop_map(|(id, [pid, wait_status])| {
-            ZygoteMessage::Exited {
-                id,
-                pid,
-                wait_status,
-            }
+            ZygoteMessage::Exited { id, pid, wait_status }
         }),
     ]
 }
@@ -319,10 +247,7 @@ fn sandbox_message() -> impl Strategy<Value = SandboxMessage> {
         (id(), exit()).prop_map(|(id, exit)| SandboxEvent::Exited { id, exit }),
         id().prop_map(|id| SandboxEvent::LogRotated { id }),
     ];
-    prop_oneof![
-        reply.prop_map(SandboxMessage::Reply),
-        event.prop_map(SandboxMessage::Event),
-    ]
+    prop_oneof![reply.prop_map(SandboxMessage::Reply), event.prop_map(SandboxMessage::Event),]
 }
 
 /// Sends a frame through a real socket and reads it back.
@@ -331,11 +256,7 @@ where
     T: Serialize + DeserializeOwned + Clone + std::fmt::Debug + PartialEq,
 {
     let (a, b) = pair().unwrap();
-    let frame = Frame {
-        id,
-        descriptors: vec![],
-        body,
-    };
+    let frame = Frame { id, descriptors: vec![], body };
     send_frame(a.as_fd(), &frame, &[]).unwrap();
     let back = parse_frame(&receive(b.as_fd()).unwrap().unwrap()).unwrap();
     assert_eq!(back, frame);
