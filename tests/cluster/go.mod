@@ -1,3 +1,6 @@
+// Pins Kubernetes and etcd as Go modules; cmd/testbed builds the control plane from
+// it (toolchain/build.go). Modules of version v0.37.2 belong to Kubernetes v1.37.2:
+// move both together.
 module krustlet.dev/tests/cluster
 
 go 1.26.0

@@ -1,0 +1,273 @@
+// Package controlplane starts a real Kubernetes control plane, a registry
+// beside it, and makes the credentials that people and nodes use. It knows no
+// node agent: package bed starts those.
+//
+//	etcd ─┬─▶ kube-apiserver ─▶ kube-controller-manager, kube-scheduler ─▶ objects
+//	      └─ registry (at the same time)
+//
+// RBAC, the Node authorizer and NodeRestriction are on, as in a cluster by
+// kubeadm. Each start is a new, empty cluster.
+package controlplane
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"krustlet.dev/tests/cluster/room"
+)
+
+const (
+	domain = "cluster.local"
+	// The first address of serviceRange is the Service `kubernetes`.
+	serviceRange = "10.96.0.0/16"
+	podRange     = "10.244.0.0/16"
+	// kubeletClient is who the API server is when it calls a node.
+	kubeletClient = "kube-apiserver-kubelet-client"
+)
+
+// Ports in the room; nothing else is there to take them.
+const (
+	apiPort      = 6443
+	etcdPort     = 2379
+	etcdPeerPort = 2380
+	managerPort  = 10257
+	schedPort    = 10259
+	registryPort = 5000
+)
+
+//go:embed manifests
+var manifests embed.FS
+
+// Config says what to start and where.
+type Config struct {
+	Bin string // folder of the programs (toolchain.Build)
+	Dir string // folder for data, keys and logs; made, and emptied of an earlier cluster
+	// Manifests are files to apply once the API server answers.
+	Manifests []string
+}
+
+// Cluster is a running control plane. Close it.
+type Cluster struct {
+	Room *room.Room
+	Dir  string
+	bin  string
+	keys *keys
+
+	etcd, api, manager, scheduler, registry *room.Process
+}
+
+// Start starts a control plane and returns when pods can be created in the
+// namespace `default`. It takes about ten seconds of an idle two-core machine.
+func Start(ctx context.Context, config Config) (*Cluster, error) {
+	dir, err := filepath.Abs(config.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Dir: dir, bin: config.Bin}
+	for _, old := range []string{"pki", "etcd", "registry", "logs"} {
+		if err := os.RemoveAll(filepath.Join(dir, old)); err != nil {
+			return nil, err
+		}
+	}
+	for _, made := range []string{"etcd", "registry", "logs"} {
+		if err := os.MkdirAll(filepath.Join(dir, made), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if c.Room, err = room.Open(); err != nil {
+		return nil, err
+	}
+	if err := c.start(ctx, config.Manifests); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close stops everything that runs in the cluster's room. Data and logs stay.
+func (c *Cluster) Close() { c.Room.Close() }
+
+// Server is the API server's address, from the room and from the host.
+func (c *Cluster) Server() string { return fmt.Sprintf("https://%s:%d", c.Room.Address(1), apiPort) }
+
+// Registry is the host and port of the registry, which speaks plain HTTP.
+func (c *Cluster) Registry() string { return fmt.Sprintf("%s:%d", c.Room.Address(1), registryPort) }
+
+// AdminKubeconfig is the kubeconfig of a user that may do everything.
+func (c *Cluster) AdminKubeconfig() string { return c.keys.file(adminName + ".kubeconfig") }
+
+// BootstrapKubeconfig is the kubeconfig by which a node may ask for its certificate.
+func (c *Cluster) BootstrapKubeconfig() string { return c.keys.file("bootstrap.kubeconfig") }
+
+// Authority is the file with the certificate of the cluster's authority.
+func (c *Cluster) Authority() string { return c.keys.file(clusterAuthority + ".crt") }
+
+// AuditLog is the file in which the API server records every request.
+func (c *Cluster) AuditLog() string { return filepath.Join(c.Dir, "logs", "audit.log") }
+
+// Log is the file for the output of a program of this name.
+func (c *Cluster) Log(name string) string { return filepath.Join(c.Dir, "logs", name+".log") }
+
+// Program is the path of one of toolchain.Programs.
+func (c *Cluster) Program(name string) string { return filepath.Join(c.bin, name) }
+
+// NodeKubeconfig makes the kubeconfig of the node with this name, signed by the
+// cluster's authority.
+func (c *Cluster) NodeKubeconfig(name string) (string, error) {
+	return NodeKubeconfig(c.Dir, c.Server(), name)
+}
+
+// NodeKubeconfig does the same for a cluster that another process runs in dir.
+func NodeKubeconfig(dir, server, name string) (string, error) {
+	folder := filepath.Join(dir, "pki")
+	authority, err := loadAuthority(folder, clusterAuthority)
+	if err != nil {
+		return "", err
+	}
+	held := &keys{dir: folder, cluster: authority}
+	return held.writeKubeconfig(server, "node-"+name, "system:node:"+name, "system:nodes")
+}
+
+// Kubectl runs kubectl as the administrator and returns its standard output;
+// input goes to its standard input.
+func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (string, error) {
+	return kubectl(ctx, c.Program("kubectl"), c.AdminKubeconfig(), input, args...)
+}
+
+// StopAPIServer kills the API server, as a machine that loses its power does.
+func (c *Cluster) StopAPIServer() { c.api.Kill() }
+
+// StartAPIServer starts it again and waits until it answers.
+func (c *Cluster) StartAPIServer(ctx context.Context) error {
+	if running, _ := c.api.Running(); running {
+		return errors.New("the API server is running")
+	}
+	var err error
+	if c.api, err = c.Room.Start(c.apiServer()); err != nil {
+		return err
+	}
+	return c.answers(ctx, c.api, c.Server()+"/readyz")
+}
+
+// PauseAPIServer stops the API server in its tracks: connections stay open and
+// nothing answers, as with a network that drops everything.
+func (c *Cluster) PauseAPIServer() error { return c.api.Signal(syscall.SIGSTOP) }
+
+// ResumeAPIServer ends the pause.
+func (c *Cluster) ResumeAPIServer() error { return c.api.Signal(syscall.SIGCONT) }
+
+func (c *Cluster) start(ctx context.Context, extra []string) error {
+	// No step takes a tenth of this; a machine under load may be that slow.
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+
+	service := netip.MustParsePrefix(serviceRange).Addr().Next()
+	addresses := []netip.Addr{netip.MustParseAddr("127.0.0.1"), service, c.Room.Address(1)}
+	var err error
+	if c.keys, err = makeKeys(filepath.Join(c.Dir, "pki"), c.Server(), addresses); err != nil {
+		return err
+	}
+	token := newBootstrapToken()
+	if _, err := c.keys.save(c.Server(), "bootstrap", "kubelet-bootstrap", login{token: token.String()}); err != nil {
+		return err
+	}
+	if err := c.writeFiles(); err != nil {
+		return err
+	}
+
+	if c.etcd, err = c.Room.Start(c.etcdCommand()); err != nil {
+		return err
+	}
+	if c.registry, err = c.Room.Start(c.registryCommand()); err != nil {
+		return err
+	}
+	if err := c.answers(ctx, c.etcd, c.etcdURL()+"/health"); err != nil {
+		return err
+	}
+	if c.api, err = c.Room.Start(c.apiServer()); err != nil {
+		return err
+	}
+	if err := c.answers(ctx, c.api, c.Server()+"/readyz"); err != nil {
+		return err
+	}
+	if c.manager, err = c.Room.Start(c.controllerManager()); err != nil {
+		return err
+	}
+	if c.scheduler, err = c.Room.Start(c.schedulerCommand()); err != nil {
+		return err
+	}
+	if err := c.apply(ctx, token, extra); err != nil {
+		return err
+	}
+	if err := c.answers(ctx, c.registry, "http://"+c.Registry()+"/v2/"); err != nil {
+		return err
+	}
+	// Pods are refused until their namespace has these two.
+	for _, object := range []string{"serviceaccount/default", "configmap/kube-root-ca.crt"} {
+		if err := retry(ctx, c.manager, func() error {
+			_, err := c.Kubectl(ctx, "", "--namespace=default", "get", object)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	running, err := c.scheduler.Running()
+	if !running {
+		return err
+	}
+	return nil
+}
+
+func (c *Cluster) apply(ctx context.Context, token bootstrapToken, extra []string) error {
+	text, err := manifests.ReadFile("manifests/bootstrap.yaml")
+	if err != nil {
+		return err
+	}
+	filled := strings.NewReplacer("TOKEN_ID", token.id, "TOKEN_SECRET", token.secret).Replace(string(text))
+	all := []string{filled}
+	for _, path := range extra {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		all = append(all, string(text))
+	}
+	return retry(ctx, c.api, func() error {
+		_, err := c.Kubectl(ctx, strings.Join(all, "\n---\n"), "apply", "-f", "-")
+		return err
+	})
+}
+
+// writeFiles writes the configuration that the programs read.
+func (c *Cluster) writeFiles() error {
+	policy, err := manifests.ReadFile("manifests/audit-policy.yaml")
+	if err != nil {
+		return err
+	}
+	type object = map[string]any
+	registry, err := json.Marshal(object{
+		"version": "0.1",
+		"log":     object{"level": "info", "accesslog": object{"disabled": false}},
+		"storage": object{
+			"filesystem": object{"rootdirectory": filepath.Join(c.Dir, "registry")},
+			"delete":     object{"enabled": true},
+		},
+		"http": object{"addr": fmt.Sprintf("0.0.0.0:%d", registryPort), "secret": "of no use with one registry"},
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(c.keys.file("audit-policy.yaml"), policy, 0o644),
+		os.WriteFile(c.registryConfig(), registry, 0o644),
+	)
+}
