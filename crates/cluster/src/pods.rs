@@ -1,0 +1,129 @@
+//! The pods this node is to run, as the API server has them.
+//!
+//! The source shows the newest set and nothing else. Until the first full list
+//! has arrived the set is not `synced`, and a pod that is missing from it means
+//! nothing; while the API server is away the last set stands.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use krustlet_model::{Chain, PodUid};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Cluster,
+    feed::{Change, Feed, is_newer},
+};
+
+/// Changes taken together before they are shown, so that a burst costs one copy
+/// of the set and still shows within milliseconds.
+const BURST: usize = 512;
+
+/// Every pod bound to this node.
+#[derive(Clone, Debug, Default)]
+pub struct PodSet {
+    /// Whether the first full list has arrived.
+    pub synced: bool,
+    /// The newest state of each pod, without `metadata.managedFields`.
+    pub pods: Arc<BTreeMap<PodUid, Arc<Pod>>>,
+}
+
+/// Keeps a [`PodSet`] up to date.
+#[derive(Debug)]
+pub struct PodSourceTask {
+    feed: Feed<Pod>,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    sets: watch::Sender<PodSet>,
+    pods: BTreeMap<PodUid, Arc<Pod>>,
+    synced: bool,
+}
+
+/// The pods bound to the node of this name. The task begins once `node` has been
+/// seen: a kubelet admits no pod before it knows its own Node.
+#[must_use]
+pub fn pods(
+    cluster: &Cluster,
+    node_name: &str,
+    node: watch::Receiver<Option<Arc<Node>>>,
+) -> (watch::Receiver<PodSet>, PodSourceTask) {
+    let (sets, shown) = watch::channel(PodSet::default());
+    let feed = Feed::new(cluster, None, Some(format!("spec.nodeName={node_name}")));
+    let task = PodSourceTask { feed, node, sets, pods: BTreeMap::new(), synced: false };
+    (shown, task)
+}
+
+impl PodSourceTask {
+    /// Shows the newest set until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        // Cancel-safe: waiting for a value takes nothing.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            seen = self.node.wait_for(Option::is_some) => {
+                if seen.is_err() {
+                    return;
+                }
+            }
+        }
+        loop {
+            // Cancel-safe: the feed keeps what it has read.
+            let change = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                change = self.feed.next() => change,
+            };
+            let mut changed = self.take(change);
+            for _ in 0..BURST {
+                let Some(change) = self.feed.ready() else { break };
+                changed |= self.take(change);
+            }
+            if changed {
+                let pods = Arc::new(self.pods.clone());
+                self.sets.send_replace(PodSet { synced: self.synced, pods });
+            }
+        }
+    }
+
+    /// Takes one change; says whether the set is another now.
+    fn take(&mut self, change: Change<Pod>) -> bool {
+        match change {
+            Change::Replaced(pods) => {
+                self.pods = pods.into_iter().filter_map(entry).collect();
+                self.synced = true;
+                true
+            }
+            Change::Applied(pod) => {
+                let Some((uid, pod)) = entry(pod) else { return false };
+                // A repeated or late event is no news.
+                if let Some(held) = self.pods.get(&uid)
+                    && !is_newer(version(&pod), version(held))
+                {
+                    return false;
+                }
+                self.pods.insert(uid, pod);
+                true
+            }
+            Change::Removed(pod) => {
+                entry(pod).is_some_and(|(uid, _)| self.pods.remove(&uid).is_some())
+            }
+            Change::Ended => false,
+            Change::Interrupted(error) => {
+                tracing::warn!(error = %Chain(&error), "cannot follow this node's pods");
+                false
+            }
+        }
+    }
+}
+
+fn version(pod: &Pod) -> Option<&str> {
+    pod.metadata.resource_version.as_deref()
+}
+
+/// The pod by its uid; the server gives every pod one.
+fn entry(mut pod: Pod) -> Option<(PodUid, Arc<Pod>)> {
+    // Half of a small pod's bytes, and of no use to a node.
+    pod.metadata.managed_fields = None;
+    let uid = PodUid::new(pod.metadata.uid.clone()?);
+    Some((uid, Arc::new(pod)))
+}
