@@ -9,6 +9,11 @@ pub mod chain;
 pub mod grace;
 pub mod ids;
 pub mod observed;
+pub mod qos;
+pub mod quantity;
+pub mod restarts;
+pub mod status;
+pub mod time;
 
 pub use chain::Chain;
 pub use grace::Grace;
