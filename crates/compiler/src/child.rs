@@ -152,16 +152,15 @@ fn end_with_the_agent() -> Result<(), Outcome> {
                 let mut watched = [PollFd::new(&stderr, PollFlags::empty())];
                 match rustix::event::poll(&mut watched, None) {
                     Ok(_) if watched[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL) => {
-                        // Not `exit`, which waits for nothing but runs what
-                        // other threads may be in the middle of.
+                        // Not `exit`, which takes things down that the other
+                        // threads are in the middle of using.
                         // SAFETY: it ends the process and returns nowhere.
                         unsafe { libc::_exit(1) }
                     }
-                    // A terminal or a file hung up or never will: nothing to
-                    // watch. Interruptions are asked again.
-                    Ok(_) => return,
                     Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return,
+                    // Something else has happened to something that is no
+                    // pipe: there is nothing to watch.
+                    Ok(_) | Err(_) => return,
                 }
             }
         })

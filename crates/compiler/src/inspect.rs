@@ -203,6 +203,8 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -265,7 +267,7 @@ mod tests {
     fn names_without_end_are_refused() {
         let mut text = String::from("(module (func $f)");
         for count in 0..50_000 {
-            text.push_str(&format!("(export \"{count}\" (func $f))"));
+            write!(text, "(export \"{count}\" (func $f))").unwrap();
         }
         text.push(')');
         assert_eq!(inspect(&wat::parse_str(&text).unwrap()), Err(InspectError::TooManyNames));

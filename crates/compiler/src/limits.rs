@@ -39,7 +39,7 @@ impl Default for CompileLimits {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            cpu_per_10_mib: Duration::from_secs(120),
+            cpu_per_10_mib: Duration::from_mins(2),
             memory_bytes: 4 << 30,
             module_bytes: 512 << 20,
             artifact_bytes: 2 << 30,

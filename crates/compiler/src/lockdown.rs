@@ -98,21 +98,21 @@ fn drop_privileges() -> Result<(), LockdownError> {
 fn become_nobody() -> Result<(), LockdownError> {
     // Root of a user namespace that maps no other user is an ordinary user
     // outside; it stays that user, and loses its capabilities below.
-    let mapped = |errno: rustix::io::Errno| {
+    let has_no_other_user = |errno: rustix::io::Errno| {
         errno == rustix::io::Errno::INVAL || errno == rustix::io::Errno::PERM
     };
     match rustix::thread::set_thread_groups(&[]) {
-        Err(errno) if !mapped(errno) => return Err(system("leave the groups")(errno)),
+        Err(errno) if !has_no_other_user(errno) => return Err(system("leave the groups")(errno)),
         _ => {}
     }
     let gid = Gid::from_raw(NOBODY);
     match rustix::thread::set_thread_res_gid(gid, gid, gid) {
-        Err(errno) if !mapped(errno) => return Err(system("change the group")(errno)),
+        Err(errno) if !has_no_other_user(errno) => return Err(system("change the group")(errno)),
         _ => {}
     }
     let uid = Uid::from_raw(NOBODY);
     match rustix::thread::set_thread_res_uid(uid, uid, uid) {
-        Err(errno) if !mapped(errno) => Err(system("change the user")(errno)),
+        Err(errno) if !has_no_other_user(errno) => Err(system("change the user")(errno)),
         _ => Ok(()),
     }
 }
@@ -168,11 +168,9 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 
     // Threads, not processes. The newer clone3 keeps its flags in memory, where
     // a filter cannot see them; refused, the C library uses this one.
-    #[expect(clippy::cast_sign_loss, reason = "a flag, of which the bits count")]
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![only(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
     // The standard library names its threads.
-    #[expect(clippy::cast_sign_loss, reason = "a small positive constant")]
     let set_name = libc::PR_SET_NAME as u64;
     rules.insert(libc::SYS_prctl, vec![only(0, SeccompCmpOp::Eq, set_name)?]);
     // Asking for limits (how large is the stack?), not setting them: no new ones.
@@ -188,7 +186,6 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 
     // "No such call" is what programs fall back from; anything else would look
     // like a state of the machine.
-    #[expect(clippy::cast_sign_loss, reason = "error numbers are positive")]
     let refuse = SeccompAction::Errno(libc::ENOSYS as u32);
     let target = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, refuse, SeccompAction::Allow, target)?.try_into()
@@ -196,8 +193,72 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpStream, UdpSocket};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::{fs, io, thread};
+
+    use super::*;
+
+    /// A filter is a thread's own: one thread stands for the child here.
+    fn under_the_filter<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let filter = filter().unwrap();
+        thread::spawn(move || {
+            seccompiler::apply_filter(&filter).unwrap();
+            work()
+        })
+        .join()
+        .unwrap()
+    }
+
+    fn is_refused<T>(result: io::Result<T>) -> bool {
+        result.err().and_then(|error| error.raw_os_error()) == Some(libc::ENOSYS)
+    }
+
     #[test]
-    fn the_filter_is_made_on_this_machine() {
-        assert!(!super::filter().unwrap().is_empty());
+    fn nothing_can_be_opened_reached_or_started() {
+        let refused = under_the_filter(|| {
+            [
+                ("open", is_refused(fs::File::open("/etc/passwd"))),
+                ("unlink", is_refused(fs::remove_file("/nowhere"))),
+                ("udp", is_refused(UdpSocket::bind("127.0.0.1:0"))),
+                ("tcp", is_refused(TcpStream::connect("127.0.0.1:1"))),
+                ("unix", is_refused(UnixStream::pair())),
+                ("start", is_refused(Command::new("/bin/true").status())),
+                (
+                    "kill",
+                    is_refused(
+                        rustix::process::kill_process(
+                            rustix::process::getpid(),
+                            rustix::process::Signal::CONT,
+                        )
+                        .map_err(Into::into),
+                    ),
+                ),
+                (
+                    "raise a limit",
+                    is_refused(
+                        rustix::process::setrlimit(
+                            Resource::Core,
+                            Rlimit { current: Some(0), maximum: Some(0) },
+                        )
+                        .map_err(Into::into),
+                    ),
+                ),
+            ]
+        });
+        for (what, is_refused) in refused {
+            assert!(is_refused, "{what} is possible");
+        }
+    }
+
+    #[test]
+    fn threads_can_be_started_and_memory_had() {
+        let sum: usize = under_the_filter(|| {
+            let threads: Vec<_> =
+                (0..4).map(|_| thread::spawn(|| vec![1_u8; 8 << 20].len())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(sum, 32 << 20);
     }
 }

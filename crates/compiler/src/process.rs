@@ -24,7 +24,7 @@ const REPORT_BYTES: u64 = 8 << 20;
 
 /// How long naming the engine may take. It takes milliseconds; a machine that
 /// boots with a hundred pods to start may be slow.
-const FINGERPRINT_TIME: Duration = Duration::from_secs(60);
+const FINGERPRINT_TIME: Duration = Duration::from_mins(1);
 
 /// Starts compilations.
 #[derive(Debug)]

@@ -46,10 +46,14 @@ impl wasip2::exports::http::incoming_handler::Guest for Server {
             "/" => answer(out, 200, "Hello from WebAssembly!\n"),
             "/env" => {
                 let lines = environment::get_environment();
-                answer(out, 200, &lines.iter().fold(String::new(), |mut text, (name, value)| {
-                    let _ = writeln!(text, "{name}={value}");
-                    text
-                }));
+                answer(
+                    out,
+                    200,
+                    &lines.iter().fold(String::new(), |mut text, (name, value)| {
+                        let _ = writeln!(text, "{name}={value}");
+                        text
+                    }),
+                );
             }
             "/args" => answer(out, 200, &(environment::get_arguments().join("\n") + "\n")),
             "/headers" => answer(out, 200, &headers(&request)),
