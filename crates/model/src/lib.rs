@@ -6,8 +6,11 @@
 //! says.
 
 pub mod chain;
+pub mod downward;
+pub mod env;
 pub mod grace;
 pub mod ids;
+pub mod objects;
 pub mod observed;
 pub mod qos;
 pub mod quantity;
@@ -18,3 +21,4 @@ pub mod time;
 pub use chain::Chain;
 pub use grace::Grace;
 pub use ids::{ContainerId, ContainerName, PodKey, PodUid};
+pub use objects::ObjectRef;

@@ -116,9 +116,9 @@ impl Backoff {
     /// The shortest wait.
     pub const INITIAL: Duration = Duration::from_secs(10);
     /// The longest wait; `crashLoopBackOff.maxContainerRestartPeriod` may lower it.
-    pub const MAX: Duration = Duration::from_secs(300);
+    pub const MAX: Duration = Duration::from_mins(5);
     /// Time between two failures after which the waits begin anew.
-    pub const RESET: Duration = Duration::from_secs(600);
+    pub const RESET: Duration = Duration::from_mins(10);
 
     /// A container's waits: its first restart does not wait.
     #[must_use]
@@ -272,8 +272,8 @@ mod tests {
             "back-off 40s restarting failed container=main pod=web-0_default(f7a5)",
         );
         assert_eq!(go_duration(Duration::from_secs(160)), "2m40s");
-        assert_eq!(go_duration(Duration::from_secs(300)), "5m0s");
-        assert_eq!(go_duration(Duration::from_secs(3600)), "1h0m0s");
+        assert_eq!(go_duration(Duration::from_mins(5)), "5m0s");
+        assert_eq!(go_duration(Duration::from_hours(1)), "1h0m0s");
     }
 
     proptest! {
