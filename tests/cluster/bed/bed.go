@@ -1,0 +1,167 @@
+// Package bed is the test bed as a library: one real cluster for all tests of a
+// package, krustlet nodes in it, and the helpers that tests share.
+//
+//	func TestMain(m *testing.M) { os.Exit(bed.Main(m)) }
+//
+//	func TestSomething(t *testing.T) {
+//		b := bed.Start(t)       // the first test starts the cluster
+//		node := b.Node(t)       // the first test starts the shared node
+//		ns := b.Namespace(t)    // gone, with its pods, when the test ends
+//		…
+//	}
+//
+// It holds no expectations about krustlet beyond its command line; those are in
+// package scenarios.
+package bed
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"krustlet.dev/tests/cluster/controlplane"
+	"krustlet.dev/tests/cluster/toolchain"
+)
+
+// Bed is a running cluster and the means to put krustlet nodes into it.
+type Bed struct {
+	// Client is the administrator's; it is not throttled.
+	Client kubernetes.Interface
+	// Dir keeps everything of this run: roots of nodes, keys, logs.
+	Dir     string
+	cluster *controlplane.Cluster
+	program string // the krustlet binary
+
+	mu     sync.Mutex
+	nodes  []*Node
+	shared *Node
+	images map[string]string
+}
+
+// shared is the one cluster of a test binary.
+var shared struct {
+	once sync.Once
+	bed  *Bed
+	err  error
+}
+
+// Main runs the tests of a package and then stops the cluster, if one was
+// started. No node may have been refused anything by the API server: if one
+// was, the run failed. It returns the exit code.
+func Main(m *testing.M) int {
+	code := m.Run()
+	bed := shared.bed
+	if bed == nil {
+		return code
+	}
+	for _, node := range bed.all() {
+		if err := node.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "bed:", err)
+			code = max(code, 1)
+		}
+	}
+	refused, err := bed.Refused(bed.users()...)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bed: the audit log:", err)
+		code = max(code, 1)
+	}
+	for _, request := range refused {
+		fmt.Fprintln(os.Stderr, "bed: the API server refused", request)
+		code = max(code, 1)
+	}
+	bed.close(code != 0)
+	return code
+}
+
+// Start returns the cluster of this test binary, starting it the first time.
+func Start(t testing.TB) *Bed {
+	t.Helper()
+	shared.once.Do(func() { shared.bed, shared.err = start() })
+	if shared.err != nil {
+		t.Fatal("the test bed does not start: ", shared.err)
+	}
+	return shared.bed
+}
+
+func start() (*Bed, error) {
+	ctx := context.Background()
+	bin, err := toolchain.Build(ctx, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	root, err := toolchain.Root()
+	if err != nil {
+		return nil, err
+	}
+	program, err := krustlet(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	// Short: agents put sockets under it, whose paths end at 107 bytes.
+	dir, err := os.MkdirTemp("", "kbed-")
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := controlplane.Start(ctx, controlplane.Config{
+		Bin: bin, Dir: filepath.Join(dir, "cluster"),
+		Manifests: []string{filepath.Join(root, "deploy", "runtimeclass.yaml")},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w\n(logs are in %s)", err, dir)
+	}
+	bed := &Bed{Dir: dir, cluster: cluster, program: program, images: map[string]string{}}
+	config, err := clientcmd.BuildConfigFromFlags("", cluster.AdminKubeconfig())
+	if err != nil {
+		bed.close(true)
+		return nil, err
+	}
+	config.QPS = -1
+	// The cluster is on this machine, whatever the environment says of proxies.
+	config.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
+	if bed.Client, err = kubernetes.NewForConfig(config); err != nil {
+		bed.close(true)
+		return nil, err
+	}
+	return bed, nil
+}
+
+// close stops the cluster. The logs stay if they are wanted.
+func (b *Bed) close(keep bool) {
+	b.cluster.Close()
+	if !keep {
+		_ = os.RemoveAll(b.Dir)
+		return
+	}
+	for _, data := range []string{"etcd", "registry", "pki"} {
+		_ = os.RemoveAll(filepath.Join(b.cluster.Dir, data))
+	}
+	fmt.Fprintln(os.Stderr, "bed: logs are kept in", b.Dir)
+}
+
+// Cluster is the control plane: its API server can be stopped and started.
+func (b *Bed) Cluster() *controlplane.Cluster { return b.cluster }
+
+// Registry is the host and port of the cluster's registry (plain HTTP).
+func (b *Bed) Registry() string { return b.cluster.Registry() }
+
+func (b *Bed) all() []*Node {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]*Node(nil), b.nodes...)
+}
+
+func (b *Bed) users() []string {
+	var users []string
+	for _, node := range b.all() {
+		users = append(users, node.User())
+	}
+	return users
+}

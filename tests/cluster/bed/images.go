@@ -1,0 +1,174 @@
+package bed
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"krustlet.dev/tests/cluster/room"
+	"krustlet.dev/tests/cluster/toolchain"
+)
+
+// Guest is the path of a prebuilt guest: hello.wasm, hello.p2.wasm, http.wasm
+// (guests/README.md says what each does).
+func Guest(t testing.TB, file string) string {
+	t.Helper()
+	root, err := toolchain.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(root, "guests", "prebuilt", file)
+}
+
+// Image is the reference of a prebuilt guest in the cluster's registry, pushed
+// there by the first call.
+func (b *Bed) Image(t testing.TB, file string) string {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.images[file] == "" {
+		reference := b.Registry() + "/" + strings.TrimSuffix(file, ".wasm") + ":1"
+		b.Push(t, Guest(t, file), reference)
+		b.images[file] = reference
+	}
+	return b.images[file]
+}
+
+// Push runs `krustlet push`.
+func (b *Bed) Push(t testing.TB, file, reference string) {
+	t.Helper()
+	b.Krustlet(t, append(append([]string{"push"}, b.registryFlags()...), file, reference)...)
+}
+
+// Krustlet runs a krustlet command in the cluster's namespaces to its end and
+// returns its standard output.
+func (b *Bed) Krustlet(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := b.cluster.Room.Run(room.Command{Name: "krustlet " + args[0], Path: b.program, Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// ByDigest is the same image by its digest, as the registry tells it.
+func (b *Bed) ByDigest(t testing.TB, reference string) string {
+	t.Helper()
+	repository, tag := split(reference)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodHead, b.url(repository, "manifests", tag), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json")
+	response, err := direct.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	digest := response.Header.Get("Docker-Content-Digest")
+	if response.StatusCode != http.StatusOK || digest == "" {
+		t.Fatalf("%s: %s", request.URL, response.Status)
+	}
+	return b.Registry() + "/" + repository + "@" + digest
+}
+
+// PushLinux puts an image for linux/amd64 only into the registry: an index with
+// one manifest, as `docker buildx` pushes it. What is in its layer is of no
+// consequence, for nobody may get so far as to read it.
+func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
+	t.Helper()
+	type object = map[string]any
+	encode := func(value object) []byte {
+		text, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	descriptor := func(kind string, content []byte) object {
+		return object{"mediaType": kind, "digest": digest(content), "size": len(content)}
+	}
+	const (
+		manifestType = "application/vnd.oci.image.manifest.v1+json"
+		indexType    = "application/vnd.oci.image.index.v1+json"
+	)
+	layer := []byte("not read")
+	config := encode(object{
+		"os": "linux", "architecture": "amd64", "config": object{"Entrypoint": []string{"/bin/sh"}},
+		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
+	})
+	b.pushBlob(t, repository, layer)
+	b.pushBlob(t, repository, config)
+	manifest := encode(object{
+		"schemaVersion": 2, "mediaType": manifestType,
+		"config": descriptor("application/vnd.oci.image.config.v1+json", config),
+		"layers": []object{descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)},
+	})
+	b.put(t, b.url(repository, "manifests", digest(manifest)), manifestType, manifest)
+	entry := descriptor(manifestType, manifest)
+	entry["platform"] = object{"os": "linux", "architecture": "amd64"}
+	index := encode(object{"schemaVersion": 2, "mediaType": indexType, "manifests": []object{entry}})
+	b.put(t, b.url(repository, "manifests", tag), indexType, index)
+	return b.Registry() + "/" + repository + ":" + tag
+}
+
+func (b *Bed) pushBlob(t testing.TB, repository string, content []byte) {
+	t.Helper()
+	response := b.send(t, http.MethodPost, b.url(repository, "blobs", "uploads/"), "", nil, http.StatusAccepted)
+	location, err := response.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := location.Query()
+	query.Set("digest", digest(content))
+	location.RawQuery = query.Encode()
+	b.put(t, location.String(), "application/octet-stream", content)
+}
+
+func (b *Bed) put(t testing.TB, url, kind string, content []byte) {
+	t.Helper()
+	b.send(t, http.MethodPut, url, kind, content, http.StatusCreated)
+}
+
+func (b *Bed) send(t testing.TB, method, url, kind string, content []byte, want int) *http.Response {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kind != "" {
+		request.Header.Set("Content-Type", kind)
+	}
+	response, err := direct.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != want {
+		said, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		t.Fatalf("%s %s: %s: %s", method, url, response.Status, said)
+	}
+	return response
+}
+
+func (b *Bed) url(repository, kind, name string) string {
+	return fmt.Sprintf("http://%s/v2/%s/%s/%s", b.Registry(), repository, kind, name)
+}
+
+// split takes the registry and the tag off a reference.
+func split(reference string) (repository, tag string) {
+	_, rest, _ := strings.Cut(reference, "/")
+	repository, tag, _ = strings.Cut(rest, ":")
+	return repository, tag
+}
+
+func digest(content []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(content)) }
+
+// direct goes to the registry whatever the environment says of proxies.
+var direct = &http.Transport{}

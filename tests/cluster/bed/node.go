@@ -1,0 +1,278 @@
+package bed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"krustlet.dev/tests/cluster/room"
+)
+
+// Limits on what an agent may take, for a loaded machine with two cores.
+const (
+	readyLimit = 60 * time.Second
+	stopLimit  = 30 * time.Second
+)
+
+// firstNode is the last byte of the first node's address; .1 is the control plane's.
+const firstNode = 11
+
+// port of the nodes' HTTPS API: the kubelet's. Each node has its own address.
+const port = 10250
+
+// Node is a krustlet agent that was started at least once.
+type Node struct {
+	Name    string
+	Address netip.Addr
+	Root    string // --root-dir
+	Logs    string // podLogsDir
+	Port    int32
+	bed     *Bed
+	args    []string
+	process *room.Process // of the last start
+}
+
+// User is who the node is to the API server.
+func (n *Node) User() string { return "system:node:" + n.Name }
+
+// Node is the node that tests share which do nothing to the node itself.
+func (b *Bed) Node(t testing.TB) *Node {
+	t.Helper()
+	b.mu.Lock()
+	node := b.shared
+	b.mu.Unlock()
+	if node == nil {
+		var err error
+		if node, err = b.newNode("wasm-1"); err != nil {
+			t.Fatal(err)
+		}
+		b.mu.Lock()
+		b.shared = node
+		b.mu.Unlock()
+	}
+	if running, _ := node.running(); !running {
+		node.Start(t)
+	}
+	node.WaitReady(t)
+	t.Cleanup(func() { node.tell(t) })
+	return node
+}
+
+// StartNode starts a node for one test, with further arguments for `krustlet
+// node`, and waits until it is Ready. When the test ends it is stopped and its
+// Node object deleted.
+func (b *Bed) StartNode(t testing.TB, name string, args ...string) *Node {
+	t.Helper()
+	node, err := b.newNode(name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		node.tell(t)
+		if err := node.stop(); err != nil {
+			t.Error(err)
+		}
+		err := b.Client.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			t.Error(err)
+		}
+	})
+	node.Start(t)
+	node.WaitReady(t)
+	return node
+}
+
+// newNode prepares what a node needs: an address, a kubeconfig, a configuration.
+func (b *Bed) newNode(name string, args ...string) (*Node, error) {
+	b.mu.Lock()
+	last := byte(firstNode + len(b.nodes))
+	node := &Node{
+		Name: name, Address: b.cluster.Room.Address(last), Port: port, bed: b,
+		Root: filepath.Join(b.Dir, name), Logs: filepath.Join(b.Dir, name+"-pods"),
+	}
+	b.nodes = append(b.nodes, node)
+	b.mu.Unlock()
+
+	if _, err := b.cluster.Room.AddAddress(last); err != nil {
+		return nil, err
+	}
+	kubeconfig, err := b.cluster.NodeKubeconfig(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.MkdirAll(node.Root, 0o755), os.MkdirAll(node.Logs, 0o755)); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(b.Dir, name+".yaml")
+	text, err := json.MarshalIndent(node.configuration(), "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(config, text, 0o644); err != nil {
+		return nil, err
+	}
+	node.args = slices.Concat([]string{
+		"node",
+		"--kubeconfig=" + kubeconfig,
+		"--config=" + config,
+		"--hostname-override=" + name,
+		"--node-ip=" + node.Address.String(),
+		"--root-dir=" + node.Root,
+	}, b.registryFlags(), args)
+	return node, nil
+}
+
+// configuration is a KubeletConfiguration as kubeadm writes it.
+func (n *Node) configuration() map[string]any {
+	type object = map[string]any
+	return object{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1",
+		"kind":       "KubeletConfiguration",
+		"address":    n.Address.String(),
+		"port":       n.Port,
+		"podLogsDir": n.Logs,
+		"authentication": object{
+			"anonymous": object{"enabled": false},
+			"webhook":   object{"enabled": true},
+			"x509":      object{"clientCAFile": n.bed.cluster.Authority()},
+		},
+		"authorization": object{"mode": "Webhook"},
+		"clusterDomain": "cluster.local",
+	}
+}
+
+// Start starts the agent, which must not run. It does not wait.
+func (n *Node) Start(t testing.TB) {
+	t.Helper()
+	if running, _ := n.running(); running {
+		t.Fatalf("%s runs already", n.Name)
+	}
+	process, err := n.bed.cluster.Room.Start(room.Command{
+		Name: n.Name, Path: n.bed.program, Args: n.args,
+		Env: []string{"RUST_BACKTRACE=1"}, Log: filepath.Join(n.bed.Dir, n.Name+".log"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.bed.mu.Lock()
+	n.process = process
+	n.bed.mu.Unlock()
+}
+
+// Bed is where the node was started.
+func (n *Node) Bed() *Bed { return n.bed }
+
+// Kill ends the agent with SIGKILL. Its pods go on.
+func (n *Node) Kill(t testing.TB) {
+	t.Helper()
+	if running, err := n.running(); !running {
+		t.Fatal("nothing to kill: ", err)
+	}
+	n.last().Kill()
+}
+
+// Stop ends the agent with SIGTERM and waits for its end.
+func (n *Node) Stop(t testing.TB) {
+	t.Helper()
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// WaitReady waits until the API says that the node is Ready and was so lately:
+// the agent that runs now must have renewed the lease.
+func (n *Node) WaitReady(t testing.TB) {
+	t.Helper()
+	since := time.Now()
+	if running, err := n.running(); !running {
+		t.Fatal(err)
+	}
+	n.bed.WaitFor(t, "node "+n.Name+" is Ready", readyLimit, func() error {
+		if running, err := n.running(); !running {
+			t.Fatal(err)
+		}
+		node, err := n.bed.Client.CoreV1().Nodes().Get(t.Context(), n.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if condition := NodeCondition(node, corev1.NodeReady); condition.Status != corev1.ConditionTrue {
+			return fmt.Errorf("Ready is %q: %s: %s", condition.Status, condition.Reason, condition.Message)
+		}
+		lease, err := n.bed.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), n.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		// A lease is renewed each 10 s; one that is older is a dead agent's.
+		if renewed := lease.Spec.RenewTime; renewed == nil || renewed.Add(15*time.Second).Before(since) {
+			return fmt.Errorf("the lease was renewed at %v", lease.Spec.RenewTime)
+		}
+		return nil
+	})
+}
+
+// Sandboxes are the processes that run guests, of all nodes: those of the
+// krustlet program that are neither root's nor a compiler.
+func (b *Bed) Sandboxes(t testing.TB) []int {
+	t.Helper()
+	residents, err := b.cluster.Room.Residents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []int
+	for _, resident := range residents {
+		if resident.UID != 0 && filepath.Base(resident.Arguments[0]) == filepath.Base(b.program) &&
+			!slices.Contains(resident.Arguments, "compile") {
+			found = append(found, resident.Pid)
+		}
+	}
+	return found
+}
+
+func (n *Node) last() *room.Process {
+	n.bed.mu.Lock()
+	defer n.bed.mu.Unlock()
+	return n.process
+}
+
+func (n *Node) running() (bool, error) {
+	process := n.last()
+	if process == nil {
+		return false, fmt.Errorf("%s was not started", n.Name)
+	}
+	return process.Running()
+}
+
+func (n *Node) stop() error {
+	if running, _ := n.running(); !running {
+		return nil
+	}
+	return n.last().Stop(stopLimit)
+}
+
+// tell shows what the agent had to say if the test failed.
+func (n *Node) tell(t testing.TB) {
+	if process := n.last(); t.Failed() && process != nil {
+		t.Logf("the end of %s:\n%s", process.Log, process.Tail())
+	}
+}
+
+// NodeCondition is the condition of this type, or an empty one.
+func NodeCondition(node *corev1.Node, kind corev1.NodeConditionType) corev1.NodeCondition {
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == kind {
+			return condition
+		}
+	}
+	return corev1.NodeCondition{}
+}
