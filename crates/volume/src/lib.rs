@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The files of a pod's volumes: what lies in them, how they change under a
+//! running guest, and which directory a container gets for each of its mounts.
+//!
+//! ```text
+//! <pod directory>/volumes/<volume>/            an emptyDir
+//! <pod directory>/volumes/<volume>/..data ──▶ ..2026_11_24_10_00_00.1   the other kinds:
+//! <pod directory>/volumes/<volume>/KEY ──▶ ..data/KEY                   swapped whole by rename
+//! ```
+//!
+//! Files only: fetching config maps, secrets and tokens is the pod's business,
+//! turning a directory into a mount that cannot be left is the runtime's.
+
+mod atomic;
+mod error;
+mod mounts;
+mod objects;
+mod payload;
+mod volumes;
+
+pub use error::VolumeError;
+pub use mounts::VolumeMountDir;
+pub use objects::{ObjectRef, object_refs, token_requests};
+pub use payload::{Sources, TokenKey};
+pub use volumes::{VolumeOwner, Volumes};

@@ -1,0 +1,82 @@
+//! Why a volume cannot be used.
+
+use std::io;
+
+/// Why a volume cannot be set up or mounted. The texts after the colon are
+/// kubelet's where it has one.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum VolumeError {
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {kind} {name:?} not found")]
+    NotFound { volume: String, kind: &'static str, name: String },
+
+    #[error(
+        "MountVolume.SetUp failed for volume {volume:?} : references non-existent {kind} key: {key}"
+    )]
+    MissingKey { volume: String, kind: &'static str, key: String },
+
+    #[error("MountVolume.SetUp failed for volume {volume:?} : no token was issued yet")]
+    MissingToken { volume: String },
+
+    #[error(
+        "MountVolume.SetUp failed for volume {volume:?} : {path:?} is not a path within the volume"
+    )]
+    InvalidPath { volume: String, path: String },
+
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {why}")]
+    Field { volume: String, why: String },
+
+    #[error("volume {volume:?} is of a kind that this node does not offer")]
+    Unsupported { volume: String },
+
+    #[error("MountVolume.SetUp failed for volume {volume:?} : cannot write its files")]
+    Write {
+        volume: String,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error("cannot remove the volumes")]
+    Remove(#[source] io::Error),
+
+    #[error("container {container:?} mounts volume {volume:?}, which the pod does not have")]
+    NoSuchVolume { container: String, volume: String },
+
+    #[error(
+        "failed to prepare subPath {path:?} for volumeMount {volume:?} of container {container:?}"
+    )]
+    SubPath {
+        container: String,
+        volume: String,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error(
+        "subPath {path:?} for volumeMount {volume:?} of container {container:?} is a file: \
+         a WebAssembly guest is given directories only, so mount the whole volume instead"
+    )]
+    SubPathIsFile { container: String, volume: String, path: String },
+}
+
+impl VolumeError {
+    /// Whether the same attempt may succeed later, with nothing changed in
+    /// the pod.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NotFound { .. }
+            | Self::MissingKey { .. }
+            | Self::MissingToken { .. }
+            | Self::Write { .. }
+            | Self::Remove(_)
+            | Self::SubPath { .. } => true,
+            Self::InvalidPath { .. }
+            | Self::Field { .. }
+            | Self::Unsupported { .. }
+            | Self::NoSuchVolume { .. }
+            | Self::SubPathIsFile { .. } => false,
+        }
+    }
+}
