@@ -48,20 +48,21 @@ pub struct LocalTask {
 }
 
 impl LocalTask {
-    /// Listens. A socket left by an agent that died is replaced: the caller
-    /// holds the lock of the root directory, so nobody else uses it.
+    /// Listens. `more` adds paths of the agent's own. A socket left by an
+    /// agent that died is replaced: the caller holds the lock of the root
+    /// directory, so nobody else uses it.
     ///
     /// # Errors
     ///
     /// What the system says of the path.
-    pub fn bind(path: &FilePath, pods: Arc<dyn PodQueries>) -> io::Result<Self> {
+    pub fn bind(path: &FilePath, pods: Arc<dyn PodQueries>, more: Router) -> io::Result<Self> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, path: path.to_owned(), router: router(pods) })
+        Ok(Self { listener, path: path.to_owned(), router: router(pods).merge(more) })
     }
 
     /// Serves. At the end open connections are closed and the socket removed.
