@@ -267,17 +267,14 @@ impl Variables {
         if bytes > MAX_STRING {
             return Err(EnvError::TooLong { what: what() });
         }
-        match self.index.get(name) {
-            Some(index) => {
-                let old = &mut self.list[*index].1;
-                self.bytes = self.bytes - old.len() + value.len();
-                *old = value;
-            }
-            None => {
-                self.index.insert(name.to_owned(), self.list.len());
-                self.list.push((name.to_owned(), value));
-                self.bytes += bytes;
-            }
+        if let Some(index) = self.index.get(name) {
+            let old = &mut self.list[*index].1;
+            self.bytes = self.bytes - old.len() + value.len();
+            *old = value;
+        } else {
+            self.index.insert(name.to_owned(), self.list.len());
+            self.list.push((name.to_owned(), value));
+            self.bytes += bytes;
         }
         if self.bytes > MAX_TOTAL {
             return Err(EnvError::TooMuch { what: "variables" });
