@@ -45,6 +45,13 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
+impl From<Client> for Cluster {
+    /// One connection for requests and watches alike, as its owner made it.
+    fn from(client: Client) -> Self {
+        Self { watches: client.clone(), requests: client }
+    }
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -88,14 +95,9 @@ pub enum ConnectError {
 ///
 /// [`ConnectError`] names the file and what is wrong with it. A server that is
 /// away is not an error here.
-pub async fn connect(
-    kubeconfig: &Path,
-    options: ConnectOptions,
-) -> Result<Cluster, ConnectError> {
-    let unreadable = |source| ConnectError::Kubeconfig {
-        path: kubeconfig.to_owned(),
-        source: Box::new(source),
-    };
+pub async fn connect(kubeconfig: &Path, options: ConnectOptions) -> Result<Cluster, ConnectError> {
+    let unreadable =
+        |source| ConnectError::Kubeconfig { path: kubeconfig.to_owned(), source: Box::new(source) };
     let file = Kubeconfig::read_from(kubeconfig).map_err(unreadable)?;
     let choice = KubeConfigOptions { context: options.context, ..KubeConfigOptions::default() };
     let config = Config::from_custom_kubeconfig(file, &choice).await.map_err(unreadable)?;
@@ -139,10 +141,10 @@ fn client(config: &Config, path: &Path) -> Result<Client, ConnectError> {
         .with_tls_config(config.rustls_client_config().map_err(unusable)?)
         .https_or_http();
     if let Some(name) = &config.tls_server_name {
-        let fixed = name.clone().try_into().map_err(|_| ConnectError::ServerName {
-            path: path.to_owned(),
-            name: name.clone(),
-        })?;
+        let fixed = name
+            .clone()
+            .try_into()
+            .map_err(|_| ConnectError::ServerName { path: path.to_owned(), name: name.clone() })?;
         builder = builder.with_server_name_resolver(FixedServerNameResolver::new(fixed));
     }
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())

@@ -10,13 +10,7 @@
 //! where it was, and when that is no longer possible the whole is listed again.
 //! It holds no objects; its users do, and replace what they hold when told.
 
-use std::{
-    collections::VecDeque,
-    io,
-    marker::PhantomData,
-    pin::Pin,
-    time::Duration,
-};
+use std::{collections::VecDeque, io, marker::PhantomData, pin::Pin, time::Duration};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use http_body_util::BodyExt;

@@ -35,11 +35,11 @@ const MOST_WATCHES: usize = 80;
 
 /// How long an object beyond that is believed before it is read again.
 /// Source: kubelet, `syncFrequency`, the time to live of its object cache.
-const BELIEVED: Duration = Duration::from_secs(60);
+const BELIEVED: Duration = Duration::from_mins(1);
 
 /// An object nobody asks for this long is forgotten. Pods ask every minute.
 /// Source: kubelet, `maxIdleTime` of its object watches.
-const IDLE: Duration = Duration::from_secs(300);
+const IDLE: Duration = Duration::from_mins(5);
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -179,7 +179,11 @@ struct Ask<K> {
     reply: oneshot::Sender<watch::Receiver<Seen<K>>>,
 }
 
-async fn ask<K>(asks: &mpsc::Sender<Ask<K>>, namespace: &str, name: &str) -> Result<Known<K>, ObjectError>
+async fn ask<K>(
+    asks: &mpsc::Sender<Ask<K>>,
+    namespace: &str,
+    name: &str,
+) -> Result<Known<K>, ObjectError>
 where
     K: Followed,
 {
@@ -338,8 +342,7 @@ impl<K: Followed> Store<K> {
             };
             let id = ask.id;
             entry.believed_until = None;
-            entry.follower =
-                Some(self.followers.spawn(async move { (id, follow.run().await) }));
+            entry.follower = Some(self.followers.spawn(async move { (id, follow.run().await) }));
         }
         // Whoever gave up waiting need not know.
         let _ = ask.reply.send(entry.seen.subscribe());

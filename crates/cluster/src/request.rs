@@ -21,7 +21,7 @@ use crate::Cluster;
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long one page of a list may take: up to 500 objects.
-pub(crate) const LIST_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIST_LIMIT: Duration = Duration::from_mins(1);
 
 /// Bytes of the largest answer that is read: a page of 500 pods of 100 KiB. An
 /// object itself is at most about 1.5 MiB, etcd's limit.

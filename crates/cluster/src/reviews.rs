@@ -27,8 +27,8 @@ use tokio::time::Instant;
 
 use crate::{Cluster, RequestError, request::LIMIT};
 
-const TOKEN_KEPT: Duration = Duration::from_secs(120);
-const YES_KEPT: Duration = Duration::from_secs(300);
+const TOKEN_KEPT: Duration = Duration::from_mins(2);
+const YES_KEPT: Duration = Duration::from_mins(5);
 const NO_KEPT: Duration = Duration::from_secs(30);
 
 /// Answers kept at once of each sort; some 200 bytes each.
@@ -118,7 +118,7 @@ impl Reviews {
             return Ok(known);
         }
         let review = TokenReview {
-            spec: TokenReviewSpec { token: Some(bearer.to_owned()), audiences: None },
+            spec: TokenReviewSpec { token: bearer.to_owned(), audiences: None },
             ..TokenReview::default()
         };
         let review: TokenReview =
@@ -163,8 +163,7 @@ impl Reviews {
     where
         R: Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        let body =
-            serde_json::to_vec(review).map_err(kube::core::request::Error::SerializeBody)?;
+        let body = serde_json::to_vec(review).map_err(kube::core::request::Error::SerializeBody)?;
         let path = Request::new(R::url_path(&(), None));
         self.cluster.call(path.create(&PostParams::default(), body)?, LIMIT).await
     }
@@ -190,10 +189,8 @@ fn spec(key: &AccessKey) -> SubjectAccessReviewSpec {
             });
         }
         Access::Path { verb, path } => {
-            spec.non_resource_attributes = Some(NonResourceAttributes {
-                verb: Some(verb.clone()),
-                path: Some(path.clone()),
-            });
+            spec.non_resource_attributes =
+                Some(NonResourceAttributes { verb: Some(verb.clone()), path: Some(path.clone()) });
         }
     }
     spec

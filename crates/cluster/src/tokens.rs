@@ -11,12 +11,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
-    authentication::v1::{
-        BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec,
-    },
+    authentication::v1::{BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,
 };
-use krustlet_model::{Chain, PodUid};
+use krustlet_model::{Chain, PodUid, time::from_api_time};
 use kube::{Resource, api::PostParams, core::Request};
 use rand::Rng;
 
@@ -174,20 +172,18 @@ impl Tokens {
             let (namespace, service_account) = account();
             TokenError::Request { namespace, service_account, source }
         })?;
-        match answer.status {
-            Some(status) if !status.token.is_empty() => {
-                Ok(Token { token: status.token, expires: status.expiration_timestamp.0 })
-            }
-            Some(_) | None => {
-                let (namespace, service_account) = account();
-                Err(TokenError::Empty { namespace, service_account })
-            }
+        let status = answer.status.unwrap_or_default();
+        let token = status.token.filter(|token| !token.is_empty());
+        if let (Some(token), Some(expires)) = (token, status.expiration_timestamp) {
+            return Ok(Token { token, expires: from_api_time(&expires) });
         }
+        let (namespace, service_account) = account();
+        Err(TokenError::Empty { namespace, service_account })
     }
 
     async fn create(&self, request: &TokenRequest) -> Result<ApiTokenRequest, RequestError> {
         let body = ApiTokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 // None: the API server's own audiences, which has to be sent as
                 // an empty list.
                 audiences: Some(request.audience.iter().cloned().collect()),
@@ -199,11 +195,10 @@ impl Tokens {
                     uid: Some(request.pod_uid.as_str().to_owned()),
                 }),
                 ..TokenRequestSpec::default()
-            },
+            }),
             ..ApiTokenRequest::default()
         };
-        let body =
-            serde_json::to_vec(&body).map_err(kube::core::request::Error::SerializeBody)?;
+        let body = serde_json::to_vec(&body).map_err(kube::core::request::Error::SerializeBody)?;
         let path = Request::new(ServiceAccount::url_path(&(), Some(&request.namespace)));
         let account = &request.service_account;
         let call = path.create_subresource("token", account, &PostParams::default(), body)?;

@@ -24,12 +24,12 @@ const MOST_SIMILAR: usize = 10;
 
 /// Silence after which similar events are counted anew.
 /// Source: `defaultAggregateIntervalInSeconds`.
-const SIMILAR_FOR: Duration = Duration::from_secs(600);
+const SIMILAR_FOR: Duration = Duration::from_mins(10);
 
 /// Events one object may tell at once, and how long until it may tell one more.
 /// Source: `defaultSpamBurst`, `defaultSpamQPS`.
 const BURST: u32 = 25;
-const REFILL: Duration = Duration::from_secs(300);
+const REFILL: Duration = Duration::from_mins(5);
 
 /// What to tell the server.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,9 +141,8 @@ impl Correlator {
     }
 
     fn allow(&mut self, object: About, now: Instant) -> bool {
-        let allowance = self
-            .allowances
-            .get_or_put(&object, now, || Allowance { left: BURST, since: now });
+        let allowance =
+            self.allowances.get_or_put(&object, now, || Allowance { left: BURST, since: now });
         let earned = now.duration_since(allowance.since).as_secs() / REFILL.as_secs();
         let earned = u32::try_from(earned).unwrap_or(BURST);
         allowance.left = allowance.left.saturating_add(earned).min(BURST);
@@ -207,7 +206,7 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jiff::Timestamp;
+    use k8s_openapi::jiff::Timestamp;
 
     fn about(name: &str) -> About {
         About {

@@ -16,10 +16,10 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, Node, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    jiff::Timestamp,
 };
 use krustlet_model::{Chain, ContainerName, observed::ContainerKind};
 use kube::{
@@ -205,7 +205,10 @@ impl EventsTask {
             };
             let dropped = self.dropped.load(Ordering::Relaxed);
             if dropped > reported {
-                tracing::warn!(dropped = dropped - reported, "events were dropped: the queue is full");
+                tracing::warn!(
+                    dropped = dropped - reported,
+                    "events were dropped: the queue is full"
+                );
                 reported = dropped;
             }
             // An event whose sending is given up half way is lost: the agent ends.

@@ -76,8 +76,8 @@ pub struct Usage {
 ///
 /// [`FactsError`] if a fact that a Node cannot do without is not to be had.
 pub fn machine(root: &Path) -> Result<Machine, FactsError> {
-    let cpus = std::thread::available_parallelism()
-        .map_err(|source| FactsError::Processors { source })?;
+    let cpus =
+        std::thread::available_parallelism().map_err(|source| FactsError::Processors { source })?;
     let machine_id = optional("/etc/machine-id");
     let firmware = optional("/sys/class/dmi/id/product_uuid").to_lowercase();
     let system_uuid = if firmware.is_empty() { machine_id.clone() } else { firmware };
@@ -105,7 +105,8 @@ pub fn usage(root: &Path) -> Result<Usage, FactsError> {
     Ok(Usage {
         memory_available: meminfo("MemAvailable")?,
         pids: running()?,
-        pids_limit: number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?),
+        pids_limit: number("/proc/sys/kernel/pid_max")?
+            .min(number("/proc/sys/kernel/threads-max")?),
         ..files
     })
 }
@@ -159,8 +160,7 @@ fn os_image(os_release: &str) -> Option<String> {
 }
 
 fn read(path: &str) -> Result<String, FactsError> {
-    fs::read_to_string(path)
-        .map_err(|source| FactsError::Unreadable { path: path.into(), source })
+    fs::read_to_string(path).map_err(|source| FactsError::Unreadable { path: path.into(), source })
 }
 
 fn line(path: &str) -> Result<String, FactsError> {

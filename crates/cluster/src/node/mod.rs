@@ -97,7 +97,7 @@ impl Default for EvictionThresholds {
             storage: 0.10,
             inodes: 0.05,
             pids: 0.0,
-            stays: Duration::from_secs(300),
+            stays: Duration::from_mins(5),
         }
     }
 }
@@ -115,7 +115,7 @@ pub struct Cadence {
 
 impl Default for Cadence {
     fn default() -> Self {
-        Self { compute: Duration::from_secs(10), report: Duration::from_secs(300) }
+        Self { compute: Duration::from_secs(10), report: Duration::from_mins(5) }
     }
 }
 
@@ -131,9 +131,6 @@ pub struct NodeHealth {
 impl Default for NodeHealth {
     /// Not ready, for the agent is only starting.
     fn default() -> Self {
-        Self {
-            not_ready: Some("the agent is starting".to_owned()),
-            images: Arc::default(),
-        }
+        Self { not_ready: Some("the agent is starting".to_owned()), images: Arc::default() }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
@@ -16,6 +15,7 @@ use k8s_openapi::{
         api::resource::Quantity,
         apis::meta::v1::{ObjectMeta, Time},
     },
+    jiff::Timestamp,
 };
 use serde_json::{Map, Value, json};
 
@@ -192,8 +192,7 @@ fn handlers(names: &[String]) -> Vec<NodeRuntimeHandler> {
 
 fn addresses(config: &NodeConfig) -> Vec<NodeAddress> {
     let ip = |ip: &IpAddr| NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() };
-    let hostname =
-        NodeAddress { type_: "Hostname".to_owned(), address: config.hostname.clone() };
+    let hostname = NodeAddress { type_: "Hostname".to_owned(), address: config.hostname.clone() };
     config.ips.iter().map(ip).chain([hostname]).collect()
 }
 
@@ -219,8 +218,10 @@ fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quant
         whole if whole % 1000 == 0 => (whole / 1000).to_string(),
         millis => format!("{millis}m"),
     };
-    let memory =
-        machine.memory.saturating_sub(config.reserved.memory).saturating_sub(config.eviction.memory);
+    let memory = machine
+        .memory
+        .saturating_sub(config.reserved.memory)
+        .saturating_sub(config.eviction.memory);
     let kept_free = (machine.storage as f64 * config.eviction.storage) as u64;
     let storage = machine.storage.saturating_sub(config.reserved.storage).saturating_sub(kept_free);
     resources([
@@ -254,9 +255,7 @@ fn conditions(seen: &Observed<'_>) -> Vec<NodeCondition> {
         condition(seen, kind, short, reason, message)
     };
     let ready = match &seen.health.not_ready {
-        None => {
-            condition(seen, "Ready", true, "KubeletReady", "kubelet is posting ready status")
-        }
+        None => condition(seen, "Ready", true, "KubeletReady", "kubelet is posting ready status"),
         Some(why) => condition(seen, "Ready", false, "KubeletNotReady", why),
     };
     vec![
@@ -292,9 +291,8 @@ fn condition(
 ) -> NodeCondition {
     let status = if holds { "True" } else { "False" };
     let before = find(seen.conditions, kind).filter(|before| before.status == status);
-    let changed = before
-        .and_then(|before| before.last_transition_time.clone())
-        .unwrap_or(Time(seen.now));
+    let changed =
+        before.and_then(|before| before.last_transition_time.clone()).unwrap_or(Time(seen.now));
     NodeCondition {
         type_: kind.to_owned(),
         status: status.to_owned(),

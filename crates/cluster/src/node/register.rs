@@ -13,12 +13,7 @@ use kube::{
     core::Request,
 };
 
-use crate::{
-    Cluster, RequestError,
-    feed::pause,
-    request::LIMIT,
-    retry::Backoff,
-};
+use crate::{Cluster, RequestError, feed::pause, request::LIMIT, retry::Backoff};
 
 use super::{NodeConfig, object};
 
@@ -76,7 +71,8 @@ async fn attempt(
     }
     match object::reconcile(config, &found) {
         Some(patch) if config.register => {
-            let request = path().patch(&config.name, &PatchParams::default(), &Patch::Merge(patch))?;
+            let request =
+                path().patch(&config.name, &PatchParams::default(), &Patch::Merge(patch))?;
             Ok((cluster.call(request, LIMIT).await?, false))
         }
         Some(_) | None => Ok((found, false)),
@@ -84,8 +80,7 @@ async fn attempt(
 }
 
 async fn create(cluster: &Cluster, node: &Node) -> Result<Node, RequestError> {
-    let body =
-        serde_json::to_vec(node).map_err(kube::core::request::Error::SerializeBody)?;
+    let body = serde_json::to_vec(node).map_err(kube::core::request::Error::SerializeBody)?;
     cluster.call(path().create(&PostParams::default(), body)?, LIMIT).await
 }
 

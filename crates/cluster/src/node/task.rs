@@ -10,8 +10,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
+use k8s_openapi::{
+    api::core::v1::{Node, NodeCondition, NodeStatus},
+    jiff::Timestamp,
+};
 use krustlet_model::Chain;
 use rand::Rng;
 use tokio::{
@@ -127,13 +129,17 @@ impl NodeTask {
         let (node, created) = register::register(&self.cluster, &self.config, &status).await;
         let about = About::node(&node);
         let before = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-        let rebooted = before.is_some_and(|info| {
-            !info.boot_id.is_empty() && info.boot_id != self.machine.boot_id
-        });
+        let rebooted = before
+            .is_some_and(|info| !info.boot_id.is_empty() && info.boot_id != self.machine.boot_id);
         self.show(node.clone());
         if !self.greeted {
             self.greeted = true;
-            self.events.record(&about, EventType::Normal, "Starting", "Starting krustlet.".to_owned());
+            self.events.record(
+                &about,
+                EventType::Normal,
+                "Starting",
+                "Starting krustlet.".to_owned(),
+            );
             if rebooted {
                 let message = format!(
                     "Node {} has been rebooted, boot id: {}",

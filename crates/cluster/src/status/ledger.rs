@@ -201,10 +201,7 @@ impl Ledger {
 
     /// When [`Ledger::next`] may have something again.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due
-            .iter()
-            .filter_map(|uid| self.entries.get(uid)?.not_before)
-            .min()
+        self.due.iter().filter_map(|uid| self.entries.get(uid)?.not_before).min()
     }
 
     /// Notes what became of a request.

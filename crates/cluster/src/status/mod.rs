@@ -91,8 +91,7 @@ pub struct StatusTask {
 /// The writer of statuses. `pods` tells it which pods it may forget.
 #[must_use]
 pub fn status(cluster: &Cluster, pods: watch::Receiver<PodSet>) -> (StatusWriter, StatusTask) {
-    let shared =
-        Arc::new(Shared { ledger: Mutex::new(Ledger::default()), changed: Notify::new() });
+    let shared = Arc::new(Shared { ledger: Mutex::new(Ledger::default()), changed: Notify::new() });
     let task = StatusTask {
         cluster: cluster.clone(),
         shared: Arc::clone(&shared),
@@ -215,16 +214,16 @@ impl StatusTask {
 
 /// Sends one request.
 async fn perform(cluster: Cluster, job: Job) -> Outcome {
-    let path = Request::new(Pod::url_path(&(), Some(&job.key.namespace)));
+    let pods = Request::new(Pod::url_path(&(), Some(&job.key.namespace)));
     let name = &job.key.name;
     let result = async {
         let request = match &job.work {
             Work::Patch { body, .. } => {
                 let patch = Patch::Strategic(body);
-                path.patch_subresource("status", name, &PatchParams::default(), &patch)?
+                pods.patch_subresource("status", name, &PatchParams::default(), &patch)?
             }
-            Work::Look => path.get(name, &GetParams::default())?,
-            Work::Delete => path.delete(name, &now(&job.uid))?,
+            Work::Look => pods.get(name, &GetParams::default())?,
+            Work::Delete => pods.delete(name, &now(&job.uid))?,
         };
         match &job.work {
             // The answer is the pod, or a Status; nothing of it is used.
@@ -232,7 +231,7 @@ async fn perform(cluster: Cluster, job: Job) -> Outcome {
                 cluster.call::<serde::de::IgnoredAny>(request, LIMIT).await.map(|_| None)
             }
             Work::Patch { .. } | Work::Look => {
-                cluster.call::<Pod>(request, LIMIT).await.map(|pod| Some(Box::new(pod)))
+                cluster.call(request, LIMIT).await.map(|answer| Some(Box::new(answer)))
             }
         }
     };

@@ -83,8 +83,11 @@ pub(super) fn patch(uid: &PodUid, seen: &Pod, base: &Pod, wanted: &Value) -> Opt
             status.insert(field.to_owned(), Value::Array(all));
         }
     }
-    let conditions =
-        conditions(list(wanted, "conditions"), list(&base, "conditions"), list(&seen, "conditions"));
+    let conditions = conditions(
+        list(wanted, "conditions"),
+        list(&base, "conditions"),
+        list(&seen, "conditions"),
+    );
     if !conditions.is_empty() {
         status.insert("conditions".to_owned(), Value::Array(conditions));
     }

@@ -27,7 +27,8 @@ fn an_equal_status_is_not_written() {
 #[test]
 fn only_what_changed_is_written() {
     let base = json!({ "phase": "Pending", "hostIP": "10.0.0.1", "conditions": [ready("False")] });
-    let wanted = json!({ "phase": "Running", "hostIP": "10.0.0.1", "conditions": [ready("False")] });
+    let wanted =
+        json!({ "phase": "Running", "hostIP": "10.0.0.1", "conditions": [ready("False")] });
     assert_eq!(made(json!({}), base, wanted), Some(json!({ "phase": "Running" })));
 }
 
