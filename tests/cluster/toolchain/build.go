@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // version is the Kubernetes release that go.mod pins (its libraries are v0.37.2).
@@ -78,6 +79,8 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	made := filepath.Join(cache, stamp)
 	bin := filepath.Join(made, "bin")
 	if exists(bin) {
+		// Its age says when it was last of use; see prune. No harm if it cannot.
+		_ = os.Chtimes(made, time.Now(), time.Now())
 		return bin, nil
 	}
 
@@ -113,7 +116,31 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	if err := os.Rename(partial, made); err != nil {
 		return "", err
 	}
-	return bin, nil
+	return bin, prune(cache)
+}
+
+// kept is how long a build stays that nobody uses: 400 MB each.
+const kept = 7 * 24 * time.Hour
+
+// prune removes the builds of other versions that were not used of late.
+func prune(cache string) error {
+	builds, err := filepath.Glob(filepath.Join(cache, "*", "bin"))
+	if err != nil {
+		return err
+	}
+	for _, bin := range builds {
+		made := filepath.Dir(bin)
+		info, err := os.Stat(made)
+		if err != nil {
+			return err
+		}
+		if time.Since(info.ModTime()) > kept {
+			if err := os.RemoveAll(made); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (s step) run(ctx context.Context, root, bin string, progress io.Writer) error {
