@@ -3,15 +3,22 @@ package bed
 import (
 	"strings"
 	"testing"
+	"time"
+
+	"krustlet.dev/tests/cluster/controlplane"
 )
 
 const auditLog = `{"verb":"get","requestURI":"/a","user":{"username":"system:node:n"},"responseStatus":{"code":200}}
 {"verb":"list","requestURI":"/b","user":{"username":"system:node:n"},"responseStatus":{"code":403,"message":"no"}}
+{"verb":"list","requestURI":"/e","requestReceivedTimestamp":"2026-11-24T03:00:01Z","user":{"username":"system:node:n"},"responseStatus":{"code":403}}
 {"verb":"list","requestURI":"/c","user":{"username":"someone"},"responseStatus":{"code":403}}
 {"verb":"list","requestURI":"/d","user":{"username":"system:node:n"},"responseSt`
 
 func TestOnlyRefusedRequestsOfTheUsersAreFound(t *testing.T) {
-	found, err := refused(strings.NewReader(auditLog), []string{"system:node:n"})
+	start := controlplane.Window{
+		From: time.Date(2026, 11, 24, 3, 0, 0, 0, time.UTC), To: time.Date(2026, 11, 24, 3, 0, 5, 0, time.UTC),
+	}
+	found, err := refused(strings.NewReader(auditLog), []string{"system:node:n"}, []controlplane.Window{start})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,7 +28,7 @@ func TestOnlyRefusedRequestsOfTheUsersAreFound(t *testing.T) {
 }
 
 func TestALineThatIsNoRequestIsAnError(t *testing.T) {
-	if found, err := refused(strings.NewReader("nonsense\n"), nil); err == nil {
+	if found, err := refused(strings.NewReader("nonsense\n"), nil, nil); err == nil {
 		t.Errorf("got %v", found)
 	}
 }

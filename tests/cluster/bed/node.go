@@ -225,14 +225,17 @@ func (n *Node) WaitReady(t testing.TB) {
 // krustlet program that are neither root's nor a compiler.
 func (b *Bed) Sandboxes(t testing.TB) []int {
 	t.Helper()
+	program, err := os.Stat(b.program)
+	if err != nil {
+		t.Fatal(err)
+	}
 	residents, err := b.cluster.Room.Residents()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var found []int
 	for _, resident := range residents {
-		if resident.UID != 0 && filepath.Base(resident.Arguments[0]) == filepath.Base(b.program) &&
-			!slices.Contains(resident.Arguments, "compile") {
+		if resident.UID != 0 && os.SameFile(resident.Program, program) && !slices.Contains(resident.Arguments, "compile") {
 			found = append(found, resident.Pid)
 		}
 	}

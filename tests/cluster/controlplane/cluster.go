@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,6 +64,9 @@ type Cluster struct {
 	keys *keys
 
 	etcd, api, manager, scheduler, registry *room.Process
+
+	mu     sync.Mutex
+	starts []Window
 }
 
 // Start starts a control plane and returns when pods can be created in the
@@ -143,6 +147,17 @@ func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (st
 	return kubectl(ctx, c.Program("kubectl"), c.AdminKubeconfig(), input, args...)
 }
 
+// Window is a stretch of time.
+type Window struct{ From, To time.Time }
+
+// Starts are the times in which the API server was starting. Until it is ready
+// it refuses what it will allow then: the Node authorizer knows no pods yet.
+func (c *Cluster) Starts() []Window {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]Window(nil), c.starts...)
+}
+
 // StopAPIServer kills the API server, as a machine that loses its power does.
 func (c *Cluster) StopAPIServer() { c.api.Kill() }
 
@@ -151,11 +166,22 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	if running, _ := c.api.Running(); running {
 		return errors.New("the API server is running")
 	}
+	return c.launchAPIServer(ctx)
+}
+
+func (c *Cluster) launchAPIServer(ctx context.Context) error {
+	from := time.Now()
 	var err error
 	if c.api, err = c.Room.Start(c.apiServer()); err != nil {
 		return err
 	}
-	return c.answers(ctx, c.api, c.Server()+"/readyz")
+	if err := c.answers(ctx, c.api, c.Server()+"/readyz"); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.starts = append(c.starts, Window{From: from, To: time.Now()})
+	return nil
 }
 
 // PauseAPIServer stops the API server in its tracks: connections stay open and
@@ -193,10 +219,7 @@ func (c *Cluster) start(ctx context.Context, extra []string) error {
 	if err := c.answers(ctx, c.etcd, c.etcdURL()+"/health"); err != nil {
 		return err
 	}
-	if c.api, err = c.Room.Start(c.apiServer()); err != nil {
-		return err
-	}
-	if err := c.answers(ctx, c.api, c.Server()+"/readyz"); err != nil {
+	if err := c.launchAPIServer(ctx); err != nil {
 		return err
 	}
 	if c.manager, err = c.Room.Start(c.controllerManager()); err != nil {

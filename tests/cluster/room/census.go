@@ -13,6 +13,7 @@ type Resident struct {
 	Pid       int // outside the room
 	Parent    int
 	UID       uint32
+	Program   os.FileInfo // compare with os.SameFile; its name is "exe"
 	Arguments []string
 }
 
@@ -50,7 +51,11 @@ func (r *Room) Residents() ([]Resident, error) {
 		if err != nil {
 			continue
 		}
-		found = append(found, Resident{Pid: stat.pid, Parent: stat.parent, UID: effectiveUID(string(status)),
+		program, err := os.Stat(filepath.Join(folder, "exe"))
+		if err != nil {
+			continue
+		}
+		found = append(found, Resident{Pid: stat.pid, Parent: stat.parent, UID: effectiveUID(string(status)), Program: program,
 			Arguments: strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")})
 	}
 	return found, nil

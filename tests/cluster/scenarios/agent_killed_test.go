@@ -55,8 +55,8 @@ func TestPodsOutliveTheirAgent(t *testing.T) {
 		same(t, "container", status(version).ContainerID, status(steady).ContainerID)
 		same(t, "restarts", status(version).RestartCount, 0)
 		same(t, "Ready", isReady(version), true)
-		same(t, "start", status(version).State.Running.StartedAt, status(steady).State.Running.StartedAt)
-		same(t, "Ready since", condition(version, corev1.PodReady).LastTransitionTime, condition(steady, corev1.PodReady).LastTransitionTime)
+		same(t, "state", describe(version), describe(steady))
+		same(t, "Ready since", condition(version, corev1.PodReady).LastTransitionTime.Unix(), condition(steady, corev1.PodReady).LastTransitionTime.Unix())
 	}
 	for _, version := range nodeHistory.Seen(t) {
 		same(t, "node's Ready", bed.NodeCondition(version, corev1.NodeReady).Status, corev1.ConditionTrue)

@@ -124,7 +124,7 @@ const kept = 7 * 24 * time.Hour
 
 // prune removes the builds of other versions that were not used of late.
 func prune(cache string) error {
-	builds, err := filepath.Glob(filepath.Join(cache, "*", "bin"))
+	builds, err := filepath.Glob(filepath.Join(cache, strings.Repeat("?", stampLength), "bin"))
 	if err != nil {
 		return err
 	}
@@ -159,6 +159,9 @@ func (s step) run(ctx context.Context, root, bin string, progress io.Writer) err
 	return nil
 }
 
+// stampLength is enough to tell builds apart.
+const stampLength = 16
+
 // stamp names a build by everything that decides its result.
 func stamp(root string) (string, error) {
 	sum := sha256.New()
@@ -170,7 +173,7 @@ func stamp(root string) (string, error) {
 		fmt.Fprintf(sum, "%s %d\n%s", name, len(text), text)
 	}
 	fmt.Fprintln(sum, steps, settings, runtime.Version(), runtime.GOARCH)
-	return hex.EncodeToString(sum.Sum(nil))[:16], nil
+	return hex.EncodeToString(sum.Sum(nil))[:stampLength], nil
 }
 
 // lock lets one build at a time write to the cache. The kernel drops it with
