@@ -43,7 +43,7 @@ func (b *Bed) Image(t testing.TB, file string) string {
 // Push runs `krustlet push`.
 func (b *Bed) Push(t testing.TB, file, reference string) {
 	t.Helper()
-	b.Krustlet(t, append(append([]string{"push"}, b.registryFlags()...), file, reference)...)
+	b.Krustlet(t, "push", b.registryFlag(), file, reference)
 }
 
 // Krustlet runs a krustlet command in the cluster's namespaces to its end and

@@ -37,6 +37,6 @@ func krustlet(ctx context.Context, root string) (string, error) {
 	return filepath.Join(target, "debug", "krustlet"), nil
 }
 
-// registryFlags let krustlet speak plain HTTP to the cluster's registry, which
-// has no certificate. The name is that of Docker's daemon.
-func (b *Bed) registryFlags() []string { return []string{"--insecure-registry=" + b.Registry()} }
+// registryFlag lets krustlet speak plain HTTP to the cluster's registry, which
+// has no certificate.
+func (b *Bed) registryFlag() string { return "--registry-config=" + b.cluster.KrustletRegistries() }

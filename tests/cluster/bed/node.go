@@ -122,14 +122,15 @@ func (b *Bed) newNode(name string, args ...string) (*Node, error) {
 	if err := os.WriteFile(config, text, 0o644); err != nil {
 		return nil, err
 	}
-	node.args = slices.Concat([]string{
+	node.args = append([]string{
 		"node",
 		"--kubeconfig=" + kubeconfig,
 		"--config=" + config,
 		"--hostname-override=" + name,
 		"--node-ip=" + node.Address.String(),
 		"--root-dir=" + node.Root,
-	}, b.registryFlags(), args)
+		b.registryFlag(),
+	}, args...)
 	return node, nil
 }
 
@@ -148,7 +149,6 @@ func (n *Node) configuration() map[string]any {
 			"x509":      object{"clientCAFile": n.bed.cluster.Authority()},
 		},
 		"authorization": object{"mode": "Webhook"},
-		"clusterDomain": "cluster.local",
 	}
 }
 

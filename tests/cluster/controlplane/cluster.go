@@ -1,6 +1,6 @@
 // Package controlplane starts a real Kubernetes control plane, a registry
-// beside it, and makes the credentials that people and nodes use. It knows no
-// node agent: package bed starts those.
+// beside it, and makes the credentials and files that people and nodes use. It
+// starts no node: package bed does.
 //
 //	etcd ─┬─▶ kube-apiserver ─▶ kube-controller-manager, kube-scheduler ─▶ objects
 //	      └─ registry (at the same time)
@@ -105,6 +105,12 @@ func (c *Cluster) Server() string { return fmt.Sprintf("https://%s:%d", c.Room.A
 
 // Registry is the host and port of the registry, which speaks plain HTTP.
 func (c *Cluster) Registry() string { return fmt.Sprintf("%s:%d", c.Room.Address(1), registryPort) }
+
+// KrustletRegistries is the file that lets krustlet speak to the registry
+// (`--registry-config`).
+func (c *Cluster) KrustletRegistries() string {
+	return filepath.Join(c.Dir, "krustlet-registries.yaml")
+}
 
 // AdminKubeconfig is the kubeconfig of a user that may do everything.
 func (c *Cluster) AdminKubeconfig() string { return c.keys.file(adminName + ".kubeconfig") }
@@ -289,8 +295,13 @@ func (c *Cluster) writeFiles() error {
 	if err != nil {
 		return err
 	}
+	plain, err := json.Marshal(object{"plainHTTP": []string{c.Registry()}})
+	if err != nil {
+		return err
+	}
 	return errors.Join(
 		os.WriteFile(c.keys.file("audit-policy.yaml"), policy, 0o644),
+		os.WriteFile(c.KrustletRegistries(), plain, 0o644),
 		os.WriteFile(c.registryConfig(), registry, 0o644),
 	)
 }

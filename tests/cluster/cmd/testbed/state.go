@@ -25,8 +25,10 @@ type state struct {
 	Registry string
 	Admin    string
 	Join     string // kubeconfig by which a node asks for its certificate
-	Holder   int
-	Bin      string
+	// Registries is the file by which krustlet reaches the registry.
+	Registries string
+	Holder     int
+	Bin        string
 }
 
 var errNoCluster = errors.New("no cluster is running; start one with `testbed up`")

@@ -47,7 +47,7 @@ func up(ctx context.Context, at place) error {
 	running := state{
 		Pid: os.Getpid(), Started: started,
 		Server: cluster.Server(), Registry: cluster.Registry(),
-		Admin: cluster.AdminKubeconfig(), Join: cluster.BootstrapKubeconfig(),
+		Admin: cluster.AdminKubeconfig(), Join: cluster.BootstrapKubeconfig(), Registries: cluster.KrustletRegistries(),
 		Holder: cluster.Room.Holder(), Bin: bin,
 	}
 	if err := at.write(running); err != nil {
@@ -142,10 +142,11 @@ func (s state) print(at place) {
 	fmt.Printf("export KUBECONFIG=%s\n", s.Admin)
 	fmt.Printf("export PATH=%s:$PATH\n", s.Bin)
 	fmt.Printf("export REGISTRY=%s\n", s.Registry)
+	fmt.Printf("export KRUSTLET_REGISTRY_CONFIG=%s\n", s.Registries)
 	fmt.Printf("export BED='nsenter --target %d --net --pid --mount'\n", s.Holder)
 	fmt.Fprintf(os.Stderr, `
 # The cluster is ready at %s. Logs: %s
-# $REGISTRY speaks plain HTTP. A node runs inside the cluster's namespaces:
+# $REGISTRY speaks plain HTTP; krustlet knows by $KRUSTLET_REGISTRY_CONFIG. A node runs inside the cluster's namespaces:
 #   $BED krustlet node --hostname-override wasm-1 --node-ip %s --root-dir /tmp/wasm-1 \
 #        --kubeconfig $(go run ./cmd/testbed kubeconfig wasm-1)
 `, s.Server, at.file("logs"), s.address())
