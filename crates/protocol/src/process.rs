@@ -85,6 +85,15 @@ impl PidFd {
         }
     }
 
+    /// Another descriptor of the same process.
+    ///
+    /// # Errors
+    ///
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// The process's number; `None` once it has been reaped.
     ///
     /// # Errors

@@ -1,0 +1,642 @@
+//! Owns every sandbox: who is in which, and what is being done about it.
+//!
+//! ```text
+//! pod:     (none) ──▶ Joining ──▶ In ──▶ Leaving ──▶ (none)
+//! domain:  (none) ──▶ Starting ──▶ Live ──▶ Ending ──▶ (none)
+//! ```
+//!
+//! A pod of its own and a thousand that share a process go the same way: the
+//! first of a domain starts the process, the last ends it, and who comes while
+//! it ends waits for the next. This task only keeps the table; whatever waits
+//! for a process or a disk runs beside it and reports its outcome.
+
+use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
+
+use krustlet_model::{Chain, PodUid};
+use krustlet_protocol::Failure;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Adopted, Domain, OpenError, PodEvents, PodSandbox, PodUser, RuntimeError,
+    adopt::{Adoption, adopt_all, kill_unknown},
+    handle::{Command, Reply},
+    sandbox::{Common, Reading, Sandbox},
+    watch::watch,
+    work::blocking,
+    zygote::{Keeper, Nursery, Reaped, Zygote, Zygotes},
+};
+
+/// Time for what is under way to be finished when the agent stops. What is not
+/// is found again by the next agent.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Ends that a zygote may report before it waits: all sandboxes of a full node
+/// ending at once (kubelet's default `maxPods` is 110).
+const REAPED: usize = 128;
+
+/// Does what [`Runtime`](crate::Runtime) asks. Runs until stopped; the zygote
+/// and the sandboxes outlive it.
+#[derive(Debug)]
+pub struct RuntimeTask {
+    common: Common,
+    requests: mpsc::Receiver<Command>,
+    reaped: mpsc::Receiver<Reaped>,
+    keeper: Option<Keeper>,
+    zygotes: Zygotes,
+    healthy: watch::Receiver<bool>,
+    /// Cancelled when no zygote is wanted any more.
+    retired: CancellationToken,
+    readings: Vec<(Key, Arc<Sandbox>, Reading)>,
+    table: Table,
+    /// What is under way; finished before the task ends.
+    work: JoinSet<Outcome>,
+    /// Execs, which may last for ever; broken off when the task ends.
+    execs: JoinSet<()>,
+    /// One for each living sandbox; gives its domain and id.
+    watches: JoinSet<(Key, String)>,
+    stop: CancellationToken,
+    /// Keeps other agents away.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    pods: HashMap<PodUid, Slot>,
+    domains: HashMap<Key, Process>,
+    /// By id, the living and the dead that some pod has not left yet.
+    sandboxes: HashMap<String, Held>,
+}
+
+/// Who shares a process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Own(PodUid),
+    Shared(Domain, PodUser),
+}
+
+/// Where a pod stands.
+#[derive(Debug)]
+enum Slot {
+    /// It is to be stopped once it has joined, if anybody waits for that.
+    Joining {
+        stops: Vec<Reply<()>>,
+    },
+    In(Arc<Sandbox>),
+    Leaving {
+        replies: Vec<Reply<()>>,
+    },
+}
+
+/// Where a domain's process stands.
+#[derive(Debug)]
+enum Process {
+    Starting { joiners: Vec<Joiner> },
+    Live(Arc<Sandbox>),
+    Ending { id: String, joiners: Vec<Joiner> },
+}
+
+#[derive(Debug)]
+struct Held {
+    sandbox: Arc<Sandbox>,
+    /// Pods that are in it or about to join.
+    members: usize,
+}
+
+#[derive(Debug)]
+struct Joiner {
+    wanted: PodSandbox,
+    reply: Reply<PodEvents>,
+}
+
+/// What came of work.
+#[derive(Debug)]
+enum Outcome {
+    /// Whoever asked has been told.
+    Told,
+    Started {
+        key: Key,
+        started: Result<(Arc<Sandbox>, Reading), RuntimeError>,
+    },
+    Joined {
+        sandbox: Arc<Sandbox>,
+        pod: PodUid,
+        reply: Reply<PodEvents>,
+        joined: Result<PodEvents, RuntimeError>,
+    },
+    Left {
+        sandbox: Arc<Sandbox>,
+        pod: PodUid,
+        left: Result<(), RuntimeError>,
+    },
+    /// `pod` is the last one, unless it never joined.
+    Ended {
+        key: Key,
+        sandbox: Arc<Sandbox>,
+        pod: Option<PodUid>,
+        ended: Result<(), RuntimeError>,
+    },
+}
+
+impl Key {
+    fn of(domain: &Domain, pod: &PodUid, user: &PodUser) -> Self {
+        match domain {
+            Domain::Pod => Self::Own(pod.clone()),
+            Domain::Namespace(_) | Domain::Node => Self::Shared(domain.clone(), user.clone()),
+        }
+    }
+}
+
+impl RuntimeTask {
+    /// Finds or starts a zygote and adopts what is there.
+    pub(crate) async fn open(
+        common: Common,
+        nursery: Nursery,
+        requests: mpsc::Receiver<Command>,
+        lock: File,
+    ) -> Result<(Self, Vec<Adopted>), OpenError> {
+        let mut zygote = match nursery.adopt().await {
+            Some(zygote) => zygote,
+            None => nursery.start().await.map_err(OpenError::Zygote)?,
+        };
+        nursery.retire_others().await;
+        let failed = |source| OpenError::State { path: common.state.root().to_owned(), source };
+        let adoptions = adopt_all(&common).await.map_err(failed)?;
+        tidy(&common, &mut zygote, &adoptions).await;
+
+        let (publish, zygotes) = watch::channel(Some(zygote.caller.clone()));
+        let (healthy, is_healthy) = watch::channel(true);
+        let (reaped_by, reaped) = mpsc::channel(REAPED);
+        let retired = CancellationToken::new();
+        let keeper = Keeper {
+            nursery,
+            zygote,
+            publish,
+            healthy,
+            reaped: reaped_by,
+            retired: retired.clone(),
+        };
+        let mut task = Self {
+            common,
+            requests,
+            reaped,
+            keeper: Some(keeper),
+            zygotes: Zygotes(zygotes),
+            healthy: is_healthy,
+            retired,
+            readings: Vec::new(),
+            table: Table::default(),
+            work: JoinSet::new(),
+            execs: JoinSet::new(),
+            watches: JoinSet::new(),
+            stop: CancellationToken::new(),
+            _lock: lock,
+        };
+        let adopted = adoptions.into_iter().flat_map(|one| task.take_over(one)).collect();
+        Ok((task, adopted))
+    }
+
+    pub(crate) fn healthy(&self) -> watch::Receiver<bool> {
+        self.healthy.clone()
+    }
+
+    fn take_over(&mut self, adoption: Adoption) -> Vec<Adopted> {
+        let Adoption { sandbox, reading, pods } = adoption;
+        for pod in &pods {
+            let slot = Slot::In(Arc::clone(&sandbox));
+            self.table.pods.insert(pod.pod.clone(), slot);
+        }
+        let held = Held { sandbox: Arc::clone(&sandbox), members: pods.len() };
+        self.table.sandboxes.insert(sandbox.id.clone(), held);
+        // There is a pod in each, or it had been ended.
+        if let (Some(reading), Some(pod)) = (reading, pods.first()) {
+            let key = Key::of(&sandbox.domain, &pod.pod, &sandbox.user);
+            let live = Process::Live(Arc::clone(&sandbox));
+            self.table.domains.insert(key.clone(), live);
+            self.readings.push((key, sandbox, reading));
+        }
+        pods
+    }
+
+    /// Serves until stopped, or until every handle is gone.
+    pub async fn run(mut self, stop: CancellationToken) {
+        // Ends the watches and the keeper however this function is left.
+        let _ended = self.stop.clone().drop_guard();
+        let mut keeper = JoinSet::new();
+        if let Some(one) = self.keeper.take() {
+            keeper.spawn(one.run(self.stop.child_token()));
+        }
+        for (key, sandbox, reading) in std::mem::take(&mut self.readings) {
+            self.watch(key, sandbox, reading);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                // All are cancel-safe, and no arm awaits in its body.
+                () = stop.cancelled() => break,
+                Some(done) = self.work.join_next() => self.finish(done),
+                Some(watched) = self.watches.join_next() => self.unwatch(watched),
+                Some(_) = self.execs.join_next() => {}
+                Some((id, wait_status)) = self.reaped.recv() => {
+                    if let Some(held) = self.table.sandboxes.get(&id) {
+                        held.sandbox.wait_status.send_replace(Some(wait_status));
+                    }
+                }
+                command = self.requests.recv() => match command {
+                    Some(command) => self.carry_out(command),
+                    None => break,
+                },
+            }
+        }
+        self.requests.close();
+        let rest = async {
+            while let Some(done) = self.work.join_next().await {
+                self.finish(done);
+            }
+        };
+        if timeout(STOP_LIMIT, rest).await.is_err() {
+            tracing::warn!("stopped in the middle of work; the next agent finds it");
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Run { sandbox, reply } => self.run_pod(sandbox, reply),
+            Command::StopPod { pod, reply } => self.stop_pod(pod, reply),
+            Command::Create { launch, reply } => {
+                let pod = launch.spec.pod.clone();
+                self.beside(&pod, reply, async move |sandbox| sandbox.create(*launch).await);
+            }
+            Command::Start { pod, id, reply } => {
+                self.beside(&pod, reply, async move |sandbox| sandbox.start_container(id).await);
+            }
+            Command::Stop { pod, id, grace, reply } => {
+                self.beside(&pod, reply, async move |sandbox| {
+                    sandbox.stop_container(id, grace).await
+                });
+            }
+            Command::Remove { pod, id, reply } => match self.table.sandbox_of(&pod) {
+                Err(_) => answer(reply, Ok(())),
+                Ok(_) => self
+                    .beside(&pod, reply, async move |sandbox| sandbox.remove_container(id).await),
+            },
+            Command::Stats { pod, reply } => {
+                let of = pod.clone();
+                self.beside(&pod, reply, async move |sandbox| sandbox.stats(&of).await);
+            }
+            Command::Exec { pod, id, args, streams, reply } => match self.table.sandbox_of(&pod) {
+                Err(error) => answer(reply, Err(error)),
+                Ok(sandbox) => {
+                    self.execs.spawn(async move {
+                        answer(reply, sandbox.exec(id, args, streams).await);
+                    });
+                }
+            },
+            Command::Retire { reply } => {
+                self.retired.cancel();
+                let zygotes = self.zygotes.clone();
+                self.work.spawn(async move {
+                    answer(reply, zygotes.retire().await);
+                    Outcome::Told
+                });
+            }
+        }
+    }
+
+    /// Has something done to the pod's sandbox and its asker told.
+    fn beside<T, F>(&mut self, pod: &PodUid, reply: Reply<T>, verb: impl FnOnce(Arc<Sandbox>) -> F)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
+    {
+        match self.table.sandbox_of(pod) {
+            Err(error) => answer(reply, Err(error)),
+            Ok(sandbox) => {
+                let doing = verb(sandbox);
+                self.work.spawn(async move {
+                    answer(reply, doing.await);
+                    Outcome::Told
+                });
+            }
+        }
+    }
+
+    fn run_pod(&mut self, wanted: PodSandbox, reply: Reply<PodEvents>) {
+        let pod = wanted.pod.clone();
+        match self.table.pods.get(&pod) {
+            None => {}
+            Some(Slot::In(dead)) if dead.is_dead() => {
+                let dead = Arc::clone(dead);
+                self.leave_dead(dead, pod.clone());
+            }
+            Some(Slot::Joining { .. } | Slot::In(_) | Slot::Leaving { .. }) => {
+                return answer(reply, Err(RuntimeError::HasSandbox { pod }));
+            }
+        }
+        self.table.pods.insert(pod, Slot::Joining { stops: Vec::new() });
+        self.join(Joiner { wanted, reply });
+    }
+
+    /// What is left of a dead sandbox goes while the next one comes.
+    fn leave_dead(&mut self, dead: Arc<Sandbox>, pod: PodUid) {
+        let last = self.table.member_leaves(&dead);
+        if last {
+            self.table.sandboxes.remove(&dead.id);
+        }
+        self.work.spawn(async move {
+            let gone = if last { dead.end().await } else { dead.let_go(&pod).await };
+            if let Err(error) = gone {
+                tracing::warn!(sandbox = dead.id, error = %Chain(&error), "cannot forget it");
+            }
+            Outcome::Told
+        });
+    }
+
+    fn join(&mut self, joiner: Joiner) {
+        let PodSandbox { pod, domain, user } = &joiner.wanted;
+        let key = Key::of(domain, pod, user);
+        match self.table.domains.get_mut(&key) {
+            Some(Process::Starting { joiners } | Process::Ending { joiners, .. }) => {
+                joiners.push(joiner);
+            }
+            Some(Process::Live(sandbox)) if !sandbox.is_over() => {
+                let sandbox = Arc::clone(sandbox);
+                self.join_live(sandbox, joiner);
+            }
+            // One that has just died makes way.
+            Some(Process::Live(_)) | None => {
+                let (common, zygotes) = (self.common.clone(), self.zygotes.clone());
+                let (domain, user) = (domain.clone(), user.clone());
+                let starting = Process::Starting { joiners: vec![joiner] };
+                self.table.domains.insert(key.clone(), starting);
+                self.work.spawn(async move {
+                    let started = Sandbox::start(common, &zygotes, domain, user).await;
+                    Outcome::Started { key, started }
+                });
+            }
+        }
+    }
+
+    fn join_live(&mut self, sandbox: Arc<Sandbox>, joiner: Joiner) {
+        if let Some(held) = self.table.sandboxes.get_mut(&sandbox.id) {
+            held.members += 1;
+        }
+        let Joiner { wanted: PodSandbox { pod, .. }, reply } = joiner;
+        self.work.spawn(async move {
+            let result = sandbox.take_in(pod.clone()).await;
+            Outcome::Joined { sandbox, pod, reply, joined: result }
+        });
+    }
+
+    fn stop_pod(&mut self, pod: PodUid, reply: Reply<()>) {
+        match self.table.pods.get_mut(&pod) {
+            None => answer(reply, Ok(())),
+            Some(Slot::Joining { stops: waiting } | Slot::Leaving { replies: waiting }) => {
+                waiting.push(reply);
+            }
+            Some(Slot::In(sandbox)) => {
+                let sandbox = Arc::clone(sandbox);
+                self.leave(sandbox, pod, vec![reply]);
+            }
+        }
+    }
+
+    fn leave(&mut self, sandbox: Arc<Sandbox>, pod: PodUid, replies: Vec<Reply<()>>) {
+        self.table.pods.insert(pod.clone(), Slot::Leaving { replies });
+        if self.table.member_leaves(&sandbox) {
+            let key = Key::of(&sandbox.domain, &pod, &sandbox.user);
+            self.end(key, sandbox, Some(pod));
+        } else {
+            self.work.spawn(async move {
+                let left = sandbox.let_go(&pod).await;
+                Outcome::Left { sandbox, pod, left }
+            });
+        }
+    }
+
+    fn end(&mut self, key: Key, sandbox: Arc<Sandbox>, pod: Option<PodUid>) {
+        if self.table.is_live(&key, &sandbox) {
+            self.table.domains.insert(
+                key.clone(),
+                Process::Ending { id: sandbox.id.clone(), joiners: Vec::new() },
+            );
+        }
+        self.work.spawn(async move {
+            let ended = sandbox.end().await;
+            Outcome::Ended { key, sandbox, pod, ended }
+        });
+    }
+
+    fn finish(&mut self, done: Result<Outcome, JoinError>) {
+        match done {
+            Ok(Outcome::Told) => {}
+            Ok(Outcome::Started { key, started }) => self.started(key, started),
+            Ok(Outcome::Joined { sandbox, pod, reply, joined }) => {
+                self.joined(sandbox, pod, reply, joined);
+            }
+            Ok(Outcome::Left { sandbox, pod, left }) => self.left(&sandbox, pod, left),
+            Ok(Outcome::Ended { key, sandbox, pod, ended }) => {
+                self.ended(key, sandbox, pod, ended);
+            }
+            Err(error) => tracing::error!(%error, "a verb failed"),
+        }
+    }
+
+    fn started(&mut self, key: Key, started: Result<(Arc<Sandbox>, Reading), RuntimeError>) {
+        let Some(Process::Starting { joiners }) = self.table.domains.remove(&key) else {
+            unreachable!("only this removes a process that starts");
+        };
+        match started {
+            Ok((sandbox, reading)) => {
+                let held = Held { sandbox: Arc::clone(&sandbox), members: 0 };
+                self.table.sandboxes.insert(sandbox.id.clone(), held);
+                let live = Process::Live(Arc::clone(&sandbox));
+                self.table.domains.insert(key.clone(), live);
+                self.watch(key, Arc::clone(&sandbox), reading);
+                for joiner in joiners {
+                    self.join_live(Arc::clone(&sandbox), joiner);
+                }
+            }
+            Err(error) => {
+                let mut error = Some(error);
+                for Joiner { wanted, reply } in joiners {
+                    answer(reply, Err(again(&mut error)));
+                    self.forget_joining(&wanted.pod);
+                }
+            }
+        }
+    }
+
+    /// A pod that did not get in is not there, which is what its stops want.
+    fn forget_joining(&mut self, pod: &PodUid) {
+        if let Some(Slot::Joining { stops }) = self.table.pods.remove(pod) {
+            for stop in stops {
+                answer(stop, Ok(()));
+            }
+        }
+    }
+
+    fn joined(
+        &mut self,
+        sandbox: Arc<Sandbox>,
+        pod: PodUid,
+        reply: Reply<PodEvents>,
+        joined: Result<PodEvents, RuntimeError>,
+    ) {
+        match joined {
+            Ok(events) => {
+                let slot = Slot::In(Arc::clone(&sandbox));
+                match self.table.pods.insert(pod.clone(), slot) {
+                    Some(Slot::Joining { stops }) if !stops.is_empty() => {
+                        let meanwhile = RuntimeError::StoppedMeanwhile { pod: pod.clone() };
+                        answer(reply, Err(meanwhile));
+                        self.leave(sandbox, pod, stops);
+                    }
+                    _ => answer(reply, Ok(events)),
+                }
+            }
+            Err(error) => {
+                answer(reply, Err(error));
+                self.forget_joining(&pod);
+                if self.table.member_leaves(&sandbox) {
+                    let key = Key::of(&sandbox.domain, &pod, &sandbox.user);
+                    self.end(key, sandbox, None);
+                }
+            }
+        }
+    }
+
+    fn left(&mut self, sandbox: &Arc<Sandbox>, pod: PodUid, left: Result<(), RuntimeError>) {
+        let Some(Slot::Leaving { replies }) = self.table.pods.remove(&pod) else {
+            unreachable!("only this removes a pod that leaves");
+        };
+        match left {
+            Ok(()) => replies.into_iter().for_each(|reply| answer(reply, Ok(()))),
+            Err(error) => {
+                // It is still there, and whoever asked may ask again.
+                if let Some(held) = self.table.sandboxes.get_mut(&sandbox.id) {
+                    held.members += 1;
+                }
+                self.table.pods.insert(pod, Slot::In(Arc::clone(sandbox)));
+                let mut error = Some(error);
+                for reply in replies {
+                    answer(reply, Err(again(&mut error)));
+                }
+            }
+        }
+    }
+
+    fn ended(
+        &mut self,
+        key: Key,
+        sandbox: Arc<Sandbox>,
+        pod: Option<PodUid>,
+        ended: Result<(), RuntimeError>,
+    ) {
+        if ended.is_ok() {
+            self.table.sandboxes.remove(&sandbox.id);
+        }
+        match pod {
+            // Who waited for a stop is told as one who leaves is.
+            Some(pod) => self.left(&sandbox, pod, ended),
+            None => {
+                if let Err(error) = ended {
+                    tracing::error!(sandbox = sandbox.id, error = %Chain(&error), "cannot be ended");
+                }
+            }
+        }
+        if matches!(self.table.domains.get(&key), Some(Process::Ending { id, .. }) if *id == sandbox.id)
+            && let Some(Process::Ending { joiners, .. }) = self.table.domains.remove(&key)
+        {
+            for joiner in joiners {
+                self.join(joiner);
+            }
+        }
+    }
+
+    fn watch(&mut self, key: Key, sandbox: Arc<Sandbox>, reading: Reading) {
+        let stop = self.stop.child_token();
+        self.watches.spawn(async move {
+            let id = sandbox.id.clone();
+            watch(sandbox, reading, stop).await;
+            (key, id)
+        });
+    }
+
+    fn unwatch(&mut self, watched: Result<(Key, String), JoinError>) {
+        match watched {
+            // A dead one makes way for the next of its domain.
+            Ok((key, id)) => {
+                let live = self.table.domains.get(&key);
+                if matches!(live, Some(Process::Live(sandbox)) if sandbox.id == id) {
+                    self.table.domains.remove(&key);
+                }
+            }
+            Err(error) => tracing::error!(%error, "a sandbox's watch failed"),
+        }
+    }
+}
+
+impl Table {
+    fn sandbox_of(&self, pod: &PodUid) -> Result<Arc<Sandbox>, RuntimeError> {
+        match self.pods.get(pod) {
+            Some(Slot::In(sandbox)) => Ok(Arc::clone(sandbox)),
+            Some(Slot::Joining { .. } | Slot::Leaving { .. }) | None => {
+                Err(RuntimeError::NoSandbox { pod: pod.clone() })
+            }
+        }
+    }
+
+    /// Counts one pod less in a sandbox; true if it was the last.
+    fn member_leaves(&mut self, sandbox: &Sandbox) -> bool {
+        match self.sandboxes.get_mut(&sandbox.id) {
+            Some(held) => {
+                held.members = held.members.saturating_sub(1);
+                held.members == 0
+            }
+            None => true,
+        }
+    }
+
+    fn is_live(&self, key: &Key, sandbox: &Arc<Sandbox>) -> bool {
+        matches!(self.domains.get(key), Some(Process::Live(live)) if Arc::ptr_eq(live, sandbox))
+    }
+}
+
+/// Kills what nobody knows, and empties the journal if nobody needs it.
+async fn tidy(common: &Common, zygote: &mut Zygote, adoptions: &[Adoption]) {
+    match zygote.list().await {
+        Ok(listed) => kill_unknown(&listed, adoptions),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the zygote does not list its sandboxes");
+        }
+    }
+    if adoptions.iter().all(|one| one.reading.is_some()) {
+        let state = common.state.clone();
+        if let Err(error) = blocking(move || state.trim_journal()).await {
+            tracing::warn!(%error, "cannot empty the journal");
+        }
+    }
+}
+
+/// Tells who asked, unless they have gone away.
+fn answer<T>(reply: Reply<T>, result: Result<T, RuntimeError>) {
+    // A caller that dropped its future wants no answer.
+    let _ = reply.send(result);
+}
+
+/// The error for the first of several who wait, and its words for the others.
+fn again(error: &mut Option<RuntimeError>) -> RuntimeError {
+    match error.take() {
+        Some(first) => {
+            let message = Chain(&first).to_string();
+            *error = Some(RuntimeError::Refused(Failure::Failed { message }));
+            first
+        }
+        None => RuntimeError::Stopping,
+    }
+}

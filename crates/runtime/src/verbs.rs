@@ -1,0 +1,256 @@
+//! What is done to containers: the CRI's verbs, carried out on one sandbox.
+//!
+//! A sandbox opens no path, so everything it needs is opened here and goes
+//! along with the request.
+
+use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+use krustlet_model::{ContainerId, PodUid};
+use krustlet_protocol::{
+    ContainerSpec, DescriptorName, ExecOutcome, Failure, SandboxReply, SandboxRequest, StatsReport,
+    socket::memfd,
+};
+
+use crate::{
+    RuntimeError,
+    logs::LogFile,
+    mounts::{self, Use},
+    record::ContainerRecord,
+    sandbox::{ANSWER_LIMIT, Common, Container, Reached, Sandbox, close_log},
+    work::on_disk,
+};
+
+/// Time to load a container's code: mapping it takes milliseconds, reading it
+/// from a slow disk for the first time much longer.
+const LOAD_LIMIT: Duration = Duration::from_mins(1);
+
+/// An exec ends with its program, its container or its sandbox; no clock ends it.
+const NO_LIMIT: Duration = Duration::MAX;
+
+/// A container to be made.
+#[derive(Debug)]
+pub struct Launch {
+    /// What the sandbox is told. Preopens and listeners are in the order of the
+    /// two lists below; `artifact` is a file name.
+    pub spec: ContainerSpec,
+    /// The directory with the artifact.
+    pub artifact_directory: PathBuf,
+    /// Where the log goes, `<restart>.log`; made if missing, with its directory.
+    pub log: PathBuf,
+    /// The host directory of each preopen.
+    pub mounts: Vec<PathBuf>,
+    /// Bound and listening.
+    pub listeners: Vec<TcpListener>,
+}
+
+/// The standard streams of an exec.
+#[derive(Debug)]
+pub struct ExecStreams {
+    /// Read by the program.
+    pub stdin: OwnedFd,
+    /// Written by it.
+    pub stdout: OwnedFd,
+    /// Written by it.
+    pub stderr: OwnedFd,
+}
+
+type Given = Vec<(DescriptorName, OwnedFd)>;
+
+impl Sandbox {
+    pub(crate) async fn create(&self, launch: Launch) -> Result<(), RuntimeError> {
+        let (id, pod) = (launch.spec.id.clone(), launch.spec.pod.clone());
+        let log = LogFile::new(launch.log.clone());
+        self.enlist(&id, &pod, &log)?;
+        let made = self.make(launch, log.clone()).await;
+        if made.is_err() {
+            self.table().containers.remove(&id);
+            let (common, of) = (self.common.clone(), self.id.clone());
+            on_disk(move || {
+                close_log(&log, common.log_files);
+                let removed = common.state.remove_container(&of, &id);
+                removed.map_err(|source| common.state_error(source))
+            })
+            .await?;
+        }
+        made
+    }
+
+    fn enlist(&self, id: &ContainerId, pod: &PodUid, log: &LogFile) -> Result<(), RuntimeError> {
+        let mut table = self.table();
+        // Checked under the lock: a death reports those it finds.
+        if self.is_dead() {
+            return Err(RuntimeError::Died);
+        }
+        if !table.pods.contains_key(pod) {
+            return Err(RuntimeError::NoSandbox { pod: pod.clone() });
+        }
+        if table.containers.contains_key(id) {
+            return Err(RuntimeError::Exists { id: id.clone() });
+        }
+        let container = Container {
+            pod: pod.clone(),
+            log: log.clone(),
+            reached: Reached::Created,
+            caught_up: false,
+        };
+        table.containers.insert(id.clone(), container);
+        Ok(())
+    }
+
+    async fn make(&self, launch: Launch, log: LogFile) -> Result<(), RuntimeError> {
+        let (common, of) = (self.common.clone(), self.id.clone());
+        let given = on_disk(move || {
+            let record = ContainerRecord {
+                id: launch.spec.id.clone(),
+                pod: launch.spec.pod.clone(),
+                log: launch.log.clone(),
+            };
+            let given = open_all(launch, &log, &common)?;
+            let put = common.state.put_container(&of, &record);
+            put.map_err(|source| common.state_error(source))?;
+            Ok(given)
+        })
+        .await?;
+        self.done(SandboxRequest::CreateContainer, given, LOAD_LIMIT).await
+    }
+
+    pub(crate) async fn start_container(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        self.known(&id)?;
+        self.done(SandboxRequest::StartContainer { id }, Vec::new(), ANSWER_LIMIT).await
+    }
+
+    /// Returns when the request is taken; one that has ended need not be told.
+    pub(crate) async fn stop_container(
+        &self,
+        id: ContainerId,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        if self.known(&id)? == Reached::Ended || self.is_dead() {
+            return Ok(());
+        }
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let request = SandboxRequest::StopContainer { id, grace_ms };
+        match self.done(request, Vec::new(), ANSWER_LIMIT).await {
+            Err(RuntimeError::Died) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Forgets an ended container. One that is not known is forgotten already.
+    pub(crate) async fn remove_container(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        if self.known(&id).is_err() {
+            return Ok(());
+        }
+        if !self.is_dead() {
+            let request = SandboxRequest::RemoveContainer { id: id.clone() };
+            match self.done(request, Vec::new(), ANSWER_LIMIT).await {
+                Ok(())
+                | Err(RuntimeError::Died | RuntimeError::Refused(Failure::NotFound { .. })) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let (removed, all_told) = {
+            let mut table = self.table();
+            let removed = table.containers.remove(&id);
+            let told = table.containers.values().all(|one| one.reached != Reached::Ended);
+            (removed, told)
+        };
+        let (common, of) = (self.common.clone(), self.id.clone());
+        on_disk(move || {
+            if let Some(container) = removed {
+                close_log(&container.log, common.log_files);
+            }
+            let removed = common.state.remove_container(&of, &id);
+            let tidied = removed.and_then(|()| {
+                // Every exit in it has been taken note of and removed.
+                if all_told { common.state.trim_status(&of) } else { Ok(()) }
+            });
+            tidied.map_err(|source| common.state_error(source))
+        })
+        .await
+    }
+
+    pub(crate) async fn exec(
+        &self,
+        id: ContainerId,
+        args: Vec<String>,
+        streams: ExecStreams,
+    ) -> Result<ExecOutcome, RuntimeError> {
+        self.known(&id)?;
+        let given = vec![
+            (DescriptorName::Stdin, streams.stdin),
+            (DescriptorName::Stdout, streams.stdout),
+            (DescriptorName::Stderr, streams.stderr),
+        ];
+        match self.ask(SandboxRequest::Exec { id, args }, given, NO_LIMIT).await? {
+            SandboxReply::Exec(outcome) => Ok(outcome),
+            other => Err(wrong(&other)),
+        }
+    }
+
+    pub(crate) async fn stats(&self, pod: &PodUid) -> Result<Vec<StatsReport>, RuntimeError> {
+        match self.ask(SandboxRequest::Stats, Vec::new(), ANSWER_LIMIT).await? {
+            SandboxReply::Stats { mut containers } => {
+                containers.retain(|container| container.pod == *pod);
+                Ok(containers)
+            }
+            other => Err(wrong(&other)),
+        }
+    }
+
+    /// Hands a sandbox the log to go on with after the next one.
+    pub(crate) async fn hand_log(&self, id: ContainerId, log: OwnedFd) -> Result<(), RuntimeError> {
+        let given = vec![(DescriptorName::NextLog, log)];
+        self.done(SandboxRequest::NextLog { id }, given, ANSWER_LIMIT).await
+    }
+
+    fn known(&self, id: &ContainerId) -> Result<Reached, RuntimeError> {
+        let found = self.table().containers.get(id).map(|container| container.reached);
+        found.ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })
+    }
+
+    async fn done(
+        &self,
+        request: SandboxRequest,
+        given: Given,
+        limit: Duration,
+    ) -> Result<(), RuntimeError> {
+        match self.ask(request, given, limit).await? {
+            SandboxReply::Done => Ok(()),
+            other => Err(wrong(&other)),
+        }
+    }
+}
+
+fn wrong(answer: &SandboxReply) -> RuntimeError {
+    RuntimeError::WrongAnswer { answer: format!("{answer:?}") }
+}
+
+/// Opens what a container needs, in the order that the protocol sets. Blocks.
+fn open_all(launch: Launch, log: &LogFile, common: &Common) -> Result<Given, RuntimeError> {
+    let Launch { spec, artifact_directory, log: path, mounts, listeners } = launch;
+    fits("directories", mounts.len(), spec.preopens.len())?;
+    fits("listeners", listeners.len(), usize::from(spec.listeners))?;
+
+    let text = serde_json::to_vec(&spec).map_err(|error| RuntimeError::Spec(error.into()))?;
+    let text = memfd(&text).map_err(RuntimeError::Spec)?;
+    let code = mounts::open(&artifact_directory, Use::Code, common.handover)?;
+    let (current, next) = log.open().map_err(|source| RuntimeError::Log { path, source })?;
+    let mut given = vec![
+        (DescriptorName::Spec, text),
+        (DescriptorName::ArtifactDirectory, code),
+        (DescriptorName::Log, current),
+        (DescriptorName::NextLog, next),
+    ];
+    for (directory, preopen) in mounts.iter().zip(&spec.preopens) {
+        let purpose = if preopen.writable { Use::Write } else { Use::Read };
+        let mount = mounts::open(directory, purpose, common.handover)?;
+        given.push((DescriptorName::Preopen, mount));
+    }
+    given.extend(listeners.into_iter().map(|one| (DescriptorName::Listener, one.into())));
+    Ok(given)
+}
+
+fn fits(what: &'static str, given: usize, named: usize) -> Result<(), RuntimeError> {
+    if given == named { Ok(()) } else { Err(RuntimeError::Mismatch { what, given, named }) }
+}

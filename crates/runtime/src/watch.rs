@@ -1,0 +1,373 @@
+//! Reads what a sandbox says until it ends, and passes it to its pods.
+//!
+//! Never waits for a pod, since the pod may be waiting for a reply that only
+//! this reader can hand out; what a pod does not take yet is kept in its
+//! [`Feed`](crate::events::Feed).
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use krustlet_model::{Chain, ContainerId, PodUid};
+use krustlet_protocol::{ExitReport, SandboxEvent, process};
+use tokio::{
+    sync::mpsc::{OwnedPermit, error::SendError},
+    task::{JoinError, JoinSet},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    PodEvent, RuntimeError,
+    events::Full,
+    logs::{LogFile, Resumed},
+    sandbox::{Reached, Reading, Sandbox},
+    work::{blocking, on_disk},
+};
+
+/// Time for a process whose socket has closed to be gone.
+const GONE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Time for a reaper to take note of how a process ended.
+const REAPED_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often, and how long apart, a log is looked at for its first line: a
+/// sandbox tells of a switch just before it writes.
+const LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The exit code of a container whose process left no word.
+const UNKNOWN: i32 = 137;
+
+/// Something to be done beside reading.
+enum Chore {
+    /// A log was rotated.
+    Rotated { pod: PodUid, id: ContainerId, done: Result<(), RuntimeError> },
+    /// A channel that was full has room, or nobody reads it any more.
+    Room { pod: PodUid, full: Full, permit: Result<OwnedPermit<PodEvent>, SendError<()>> },
+}
+
+/// Watches one sandbox. Returns when it has ended and every pod has been told,
+/// or when stopped.
+pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: CancellationToken) {
+    let mut watcher = Watcher { sandbox, chores: JoinSet::new() };
+    let Reading { mut incoming, early } = reading;
+    watcher.resume_logs().await;
+    for news in early {
+        watcher.take(news);
+    }
+    loop {
+        tokio::select! {
+            biased;
+            // All three are cancel-safe, and no arm awaits in its body.
+            () = stop.cancelled() => return,
+            Some(chore) = watcher.chores.join_next() => watcher.finish(chore),
+            news = incoming.next() => match news {
+                Ok(Some(news)) => watcher.take(news),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(sandbox = watcher.sandbox.id, %error, "cannot be read any more");
+                    break;
+                }
+            },
+        }
+    }
+    if !watcher.sandbox.is_ending() {
+        watcher.bury().await;
+    }
+    // What is left are pods that have not yet taken all their news.
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            chore = watcher.chores.join_next() => match chore {
+                Some(chore) => watcher.finish(chore),
+                None => break,
+            },
+        }
+    }
+    // Ends the events of those pods.
+    watcher.sandbox.table().pods.clear();
+}
+
+struct Watcher {
+    sandbox: Arc<Sandbox>,
+    chores: JoinSet<Chore>,
+}
+
+impl Watcher {
+    /// Catches up with the logs that were switched while no agent lived. A new
+    /// sandbox has none.
+    async fn resume_logs(&mut self) {
+        let logs: Vec<_> = self
+            .sandbox
+            .table()
+            .containers
+            .iter()
+            .filter(|(_, container)| container.reached != Reached::Ended)
+            .map(|(id, container)| (id.clone(), container.log.clone()))
+            .collect();
+        if logs.is_empty() {
+            return;
+        }
+        let log_files = self.sandbox.common.log_files;
+        let looked = blocking(move || {
+            let look = |(id, log): (ContainerId, LogFile)| {
+                let found = log.resume(log_files, Timestamp::now());
+                (id, log, found)
+            };
+            Ok(logs.into_iter().map(look).collect::<Vec<_>>())
+        });
+        for (id, log, found) in looked.await.unwrap_or_default() {
+            match found {
+                Ok(Resumed::Supplied) => {}
+                Ok(Resumed::Wants(next)) => self.supply(id, log, next),
+                Err(error) => tracing::warn!(container = %id, %error, "cannot resume its log"),
+            }
+        }
+    }
+
+    fn supply(&mut self, id: ContainerId, log: LogFile, next: OwnedFd) {
+        let pod = match self.sandbox.table().containers.get_mut(&id) {
+            Some(container) => {
+                container.caught_up = true;
+                container.pod.clone()
+            }
+            None => return,
+        };
+        let sandbox = Arc::clone(&self.sandbox);
+        self.chores.spawn(async move {
+            let done = supply(&sandbox, &id, log, next).await;
+            Chore::Rotated { pod, id, done }
+        });
+    }
+
+    fn take(&mut self, news: SandboxEvent) {
+        match news {
+            SandboxEvent::Running { id, at } => {
+                let event = PodEvent::Running { id: id.clone(), at: time(at) };
+                self.reached(&id, Reached::Running, event);
+            }
+            SandboxEvent::Exited { id, exit } => {
+                let event = PodEvent::Exited { id: id.clone(), exit };
+                self.reached(&id, Reached::Ended, event);
+            }
+            SandboxEvent::LogRotated { id } => self.rotate(id),
+        }
+    }
+
+    /// Tells the pod, unless it knows: a sandbox repeats itself to an agent
+    /// that comes back.
+    fn reached(&mut self, id: &ContainerId, reached: Reached, event: PodEvent) {
+        let sandbox = Arc::clone(&self.sandbox);
+        let mut table = sandbox.table();
+        let Some(container) = table.containers.get_mut(id) else {
+            tracing::debug!(container = %id, ?event, "of a container that was removed");
+            return;
+        };
+        if container.reached >= reached {
+            return;
+        }
+        container.reached = reached;
+        let pod = container.pod.clone();
+        let full = table.pods.get_mut(&pod).and_then(|feed| feed.push(event));
+        drop(table);
+        self.wait_for(pod, full);
+    }
+
+    fn tell(&mut self, pod: PodUid, event: PodEvent) {
+        let full = self.sandbox.table().pods.get_mut(&pod).and_then(|feed| feed.push(event));
+        self.wait_for(pod, full);
+    }
+
+    fn wait_for(&mut self, pod: PodUid, full: Option<Full>) {
+        if let Some(full) = full {
+            self.chores.spawn(async move {
+                let permit = full.clone().reserve_owned().await;
+                Chore::Room { pod, full, permit }
+            });
+        }
+    }
+
+    fn rotate(&mut self, id: ContainerId) {
+        let found = self.sandbox.table().containers.get_mut(&id).map(|container| {
+            let known = std::mem::take(&mut container.caught_up);
+            (container.pod.clone(), container.log.clone(), known)
+        });
+        let Some((pod, log, known)) = found else { return };
+        let sandbox = Arc::clone(&self.sandbox);
+        self.chores.spawn(async move {
+            let done = rotate(&sandbox, &id, log, known).await;
+            Chore::Rotated { pod, id, done }
+        });
+    }
+
+    fn finish(&mut self, chore: Result<Chore, JoinError>) {
+        match chore {
+            Ok(Chore::Rotated { pod, id, done }) => {
+                if let Err(error) = done {
+                    // It goes on without; when this one is full, output is lost
+                    // and counted.
+                    tracing::warn!(container = %id, error = %Chain(&error), "cannot rotate its log");
+                }
+                self.tell(pod, PodEvent::LogRotated { id });
+            }
+            Ok(Chore::Room { pod, full, permit }) => {
+                // Only this task sends, so that the room stays.
+                drop(permit);
+                let full =
+                    self.sandbox.table().pods.get_mut(&pod).and_then(|feed| feed.resume(&full));
+                self.wait_for(pod, full);
+            }
+            Err(error) => tracing::error!(sandbox = self.sandbox.id, %error, "a chore failed"),
+        }
+    }
+
+    /// Finds out how the process ended and tells its pods.
+    async fn bury(&mut self) {
+        let sandbox = Arc::clone(&self.sandbox);
+        let wait_status = wait_status(&sandbox).await;
+        let (exit_code, message) = in_words(wait_status);
+        tracing::warn!(sandbox = sandbox.id, pid = sandbox.pid, exit_code, "died: {message}");
+
+        let (state, id) = (sandbox.common.state.clone(), sandbox.id.clone());
+        let written = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
+            tracing::warn!(sandbox = sandbox.id, %error, "cannot read its status file");
+            Vec::new()
+        });
+        for (id, exit) in written {
+            let event = PodEvent::Exited { id: id.clone(), exit };
+            self.reached(&id, Reached::Ended, event);
+        }
+        let pods: Vec<_> = {
+            let mut table = sandbox.table();
+            // Under the lock: who comes now is refused, who came hears of it.
+            sandbox.mark_dead();
+            for container in table.containers.values_mut() {
+                container.reached = Reached::Ended;
+            }
+            table.pods.keys().cloned().collect()
+        };
+        for pod in pods {
+            self.tell(pod, PodEvent::SandboxDied { exit_code, message: message.clone() });
+        }
+    }
+}
+
+/// Renames a log that is full and supplies another.
+///
+/// If the agent has caught up with this log when it came back, the news may be
+/// of the very switch that it has seen already. Then nothing is written to the
+/// next log.
+async fn rotate(
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    log: LogFile,
+    caught_up: bool,
+) -> Result<(), RuntimeError> {
+    if caught_up {
+        let mut looks = 0;
+        while !log.is_switched() {
+            looks += 1;
+            if looks > LOOKS {
+                return Ok(());
+            }
+            sleep(LOOK).await;
+        }
+    }
+    let log_files = sandbox.common.log_files;
+    let turning = log.clone();
+    let next = blocking(move || turning.rotate(log_files, Timestamp::now()))
+        .await
+        .map_err(|source| sandbox.common.state_error(source))?;
+    supply(sandbox, id, log, next).await
+}
+
+/// Hands over a log and notes that it was.
+async fn supply(
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    log: LogFile,
+    next: OwnedFd,
+) -> Result<(), RuntimeError> {
+    sandbox.hand_log(id.clone(), next).await?;
+    let common = sandbox.common.clone();
+    on_disk(move || log.supplied().map_err(|source| common.state_error(source))).await
+}
+
+/// How the process ended: by the zygote's word, the kernel's, or the journal's.
+async fn wait_status(sandbox: &Sandbox) -> Option<i32> {
+    let process = sandbox.process()?;
+    if tokio::time::timeout(GONE_LIMIT, process.ended()).await.is_err() {
+        tracing::warn!(sandbox = sandbox.id, "closed its socket and lives; it is killed");
+        if let Err(error) = process.kill() {
+            tracing::error!(sandbox = sandbox.id, %error, "cannot be killed");
+        }
+    }
+    let mut told = sandbox.wait_status.subscribe();
+    let by_zygote = async {
+        match told.wait_for(Option::is_some).await {
+            Ok(status) => *status,
+            Err(_) => None,
+        }
+    };
+    let by_kernel = process.exit_status_within(REAPED_LIMIT);
+    tokio::select! {
+        biased;
+        Some(status) = by_zygote => return Some(status),
+        status = by_kernel => {
+            if let Ok(Some(status)) = status {
+                return Some(status);
+            }
+        }
+    }
+    let (state, id, pid) = (sandbox.common.state.clone(), sandbox.id.clone(), sandbox.pid);
+    blocking(move || state.journalled(&id, pid)).await.ok().flatten()
+}
+
+/// What a wait status means for the containers of the process.
+pub(crate) fn in_words(wait_status: Option<i32>) -> (i32, String) {
+    let Some(status) = wait_status else {
+        return (UNKNOWN, "the sandbox process ended, how is not known".to_owned());
+    };
+    let code = process::exit_code(status);
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        (code, format!("the sandbox process was killed by signal {signal}"))
+    } else if code == 0 {
+        // Its containers had not ended, so this is no success of theirs.
+        (UNKNOWN, "the sandbox process ended before its containers".to_owned())
+    } else {
+        (code, format!("the sandbox process ended with code {code}"))
+    }
+}
+
+/// How a container ended whose process left no word of it.
+pub(crate) fn lost(wait_status: Option<i32>, now: Timestamp) -> ExitReport {
+    let (exit_code, message) = in_words(wait_status);
+    ExitReport {
+        exit_code,
+        reason: "Error".to_owned(),
+        message,
+        started_at: None,
+        finished_at: now.as_microsecond(),
+    }
+}
+
+/// Microseconds since the Unix epoch. What no calendar holds becomes now.
+fn time(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or_else(|_| Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_leaves_in_peace_is_still_no_success() {
+        assert_eq!(in_words(Some(0)).0, 137);
+        assert_eq!(in_words(None).0, 137);
+        assert_eq!(in_words(Some(libc::SIGKILL)).0, 137);
+        assert_eq!(in_words(Some(libc::SIGSYS)).0, 159);
+        assert_eq!(in_words(Some(134 << 8)).0, 134);
+    }
+}

@@ -1,0 +1,496 @@
+//! The zygote as the agent sees it: found or started, watched, replaced.
+//!
+//! ```text
+//! a socket of this very build? ──connect, List──▶ adopted
+//!          │ no, or no answer                        │
+//!          ▼                                         ▼
+//!        start ──Warm──▶ serves ◀──────────────── serves
+//!          ▲                │ gone
+//!          └── pause ───────┘
+//! ```
+//!
+//! Zygotes of other builds are told to retire: they reap what is theirs and
+//! end. A zygote's death harms no sandbox.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    ffi::OsString,
+    hash::{Hash, Hasher},
+    io::{self, ErrorKind, Read, Seek, SeekFrom},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use krustlet_model::Chain;
+use krustlet_protocol::{
+    Caller, DescriptorName, Incoming, PidFd, VERSION, WithZygote, ZygoteNews, ZygoteReply,
+    ZygoteRequest,
+    connection::{self, Answer, CallError},
+    socket,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{PodUser, RuntimeError, record::State, work::blocking};
+
+/// Time for a zygote to build its engine and lock itself; it takes a tenth of
+/// a second, on the slowest boards a few.
+const WARM_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time for a living zygote to answer; it does nothing that takes long.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time that a new sandbox waits for a zygote that is being replaced.
+const WAIT_LIMIT: Duration = Duration::from_secs(15);
+
+/// Pauses before a zygote that died is replaced: at once, then ever slower.
+const PAUSES: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+];
+
+/// A zygote that lived this long is not one that dies at each start.
+const SETTLED: Duration = Duration::from_mins(1);
+
+/// The first number of the three descriptors a zygote is started with.
+const FIRST: RawFd = 3;
+
+/// Why no zygote could be started.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum StartError {
+    #[error("no command to start a zygote with")]
+    NoCommand,
+
+    #[error("cannot prepare its files")]
+    Files(#[source] io::Error),
+
+    #[error("cannot run {}", .command.display())]
+    Spawn {
+        command: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error("it ended before it was ready; its last words: {words:?}")]
+    Ended { words: String },
+
+    #[error("it was not ready within {limit:?}")]
+    TooSlow { limit: Duration },
+}
+
+/// A living zygote and our connection to it.
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    pub(crate) caller: Caller<WithZygote>,
+    incoming: Incoming<WithZygote>,
+    process: PidFd,
+    /// Set if we are its parent and must reap it.
+    child: Option<Child>,
+    /// What came before anybody listened.
+    early: Vec<ZygoteNews>,
+}
+
+/// How zygotes are found and started.
+#[derive(Clone, Debug)]
+pub(crate) struct Nursery {
+    command: Vec<OsString>,
+    state: State,
+    socket: PathBuf,
+}
+
+impl Nursery {
+    /// Names the zygote's socket after the protocol's version and the program
+    /// file: the artifacts of another build would not load.
+    pub(crate) fn new(command: Vec<OsString>, state: State) -> Result<Self, StartError> {
+        let program = PathBuf::from(command.first().ok_or(StartError::NoCommand)?);
+        let mut build = DefaultHasher::new();
+        command.hash(&mut build);
+        match std::fs::metadata(&program) {
+            Ok(file) => (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec())
+                .hash(&mut build),
+            Err(source) => return Err(StartError::Spawn { command: program, source }),
+        }
+        let name = format!("{VERSION}-{:08x}.zygote.sock", build.finish() >> 32);
+        let socket = state.root().join(name);
+        Ok(Self { command, state, socket })
+    }
+
+    /// The zygote that an earlier agent of this build left, if it is in order.
+    pub(crate) async fn adopt(&self) -> Option<Zygote> {
+        let path = self.socket.clone();
+        let socket = blocking(move || socket::connect(&path)).await.ok()?;
+        let (caller, mut incoming) = connection::connection(socket).ok()?;
+        let process = PidFd::of_peer(caller.socket()).ok()?;
+        let mut early = Vec::new();
+        match ask(&caller, &mut incoming, &mut early, ZygoteRequest::List).await {
+            Ok(Answer { reply: ZygoteReply::Sandboxes { .. }, .. }) => {
+                Some(Zygote { caller, incoming, process, child: None, early })
+            }
+            other => {
+                tracing::warn!(answer = ?other, "the zygote found is out of order; it is replaced");
+                // Its sandboxes live on; they are asked on their own sockets.
+                let _ = process.kill();
+                None
+            }
+        }
+    }
+
+    /// Starts a zygote and waits until it is ready.
+    pub(crate) async fn start(&self) -> Result<Zygote, StartError> {
+        let this = self.clone();
+        let files = blocking(move || this.files()).await.map_err(StartError::Files)?;
+        let mut child = self.spawn(&files)?;
+        // The child has its own; ours would keep the connection open for ever.
+        let Files { ours, theirs, .. } = files;
+        drop(theirs);
+        let (caller, incoming) = connection::connection(ours).map_err(StartError::Files)?;
+        let process = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .ok_or(ErrorKind::NotFound)
+            .map_err(io::Error::from)
+            .and_then(PidFd::open)
+            .map_err(StartError::Files)?;
+        let mut zygote = Zygote { caller, incoming, process, child: None, early: Vec::new() };
+        match timeout(WARM_LIMIT, zygote.incoming.next()).await {
+            Ok(Ok(Some(ZygoteNews::Warm { version }))) => {
+                tracing::info!(pid = child.id(), version, "the zygote is ready");
+                zygote.child = Some(child);
+                Ok(zygote)
+            }
+            Ok(Ok(Some(ZygoteNews::Exited { .. }) | None) | Err(_)) => {
+                let _ = child.start_kill();
+                let _ = timeout(ANSWER_LIMIT, child.wait()).await;
+                Err(StartError::Ended { words: last_words(&self.state.zygote_log_path()) })
+            }
+            Err(_) => {
+                let _ = child.start_kill();
+                let _ = timeout(ANSWER_LIMIT, child.wait()).await;
+                Err(StartError::TooSlow { limit: WARM_LIMIT })
+            }
+        }
+    }
+
+    /// Tells the zygotes of other builds to fork no more.
+    pub(crate) async fn retire_others(&self) {
+        let state = self.state.clone();
+        let all = match blocking(move || state.zygotes()).await {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for other zygotes");
+                return;
+            }
+        };
+        for path in all.into_iter().filter(|path| *path != self.socket) {
+            let connecting = path.clone();
+            let told = match blocking(move || socket::connect(&connecting)).await {
+                Ok(socket) => retire(socket).await,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    // Nobody is there any more.
+                    let _ = blocking(move || std::fs::remove_file(path)).await;
+                    continue;
+                }
+                Err(error) => Err(CallError::Send(error)),
+            };
+            match told {
+                Ok(()) => tracing::info!(socket = %path.display(), "an older zygote retires"),
+                Err(error) => {
+                    tracing::warn!(socket = %path.display(), error = %Chain(&error),
+                        "cannot tell an older zygote to retire");
+                }
+            }
+        }
+    }
+
+    fn files(&self) -> io::Result<Files> {
+        let (ours, theirs) = socket::pair()?;
+        Ok(Files {
+            ours,
+            theirs,
+            listener: socket::bind(&self.socket)?,
+            journal: self.state.journal()?,
+            log: self.state.zygote_log()?,
+        })
+    }
+
+    fn spawn(&self, files: &Files) -> Result<Child, StartError> {
+        let (program, arguments) = self.command.split_first().ok_or(StartError::NoCommand)?;
+        let failed = |source| StartError::Spawn { command: PathBuf::from(program), source };
+        let given = [&files.theirs, &files.listener, &files.journal].map(AsRawFd::as_raw_fd);
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(files.log.try_clone().map_err(failed)?)
+            .stderr(files.log.try_clone().map_err(failed)?);
+        // SAFETY: between fork and exec only system calls that allocate
+        // nothing are made, on descriptors that stay open meanwhile.
+        unsafe { command.pre_exec(move || place(given)) };
+        command.spawn().map_err(failed)
+    }
+}
+
+/// What a zygote is started with.
+struct Files {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    listener: OwnedFd,
+    journal: OwnedFd,
+    log: std::fs::File,
+}
+
+/// Puts descriptors at the numbers from [`FIRST`] on, open after exec. Runs in
+/// the child.
+fn place(given: [RawFd; 3]) -> io::Result<()> {
+    let check = |result: libc::c_int| {
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    };
+    let mut free = [0; 3];
+    for (to, from) in free.iter_mut().zip(given) {
+        // First out of the way: one may stand where another is to go.
+        // SAFETY: plain numbers go in and out.
+        *to = check(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, FIRST + 3) })?;
+    }
+    for (number, from) in (FIRST..).zip(free) {
+        // SAFETY: as above; what stood there is a close-on-exec descriptor of
+        // the agent's or the standard library's, which ends with exec anyway.
+        check(unsafe { libc::dup2(from, number) })?;
+    }
+    Ok(())
+}
+
+/// One exchange while nobody else reads; news is kept.
+async fn ask(
+    caller: &Caller<WithZygote>,
+    incoming: &mut Incoming<WithZygote>,
+    early: &mut Vec<ZygoteNews>,
+    request: ZygoteRequest,
+) -> Result<Answer<ZygoteReply>, CallError> {
+    let mut call = std::pin::pin!(caller.call(request, Vec::new(), ANSWER_LIMIT));
+    loop {
+        tokio::select! {
+            biased;
+            // `next` is cancel-safe, and the call goes on in the next round.
+            answer = &mut call => return answer,
+            news = incoming.next() => match news {
+                Ok(Some(news)) => early.push(news),
+                // The call ends with the connection.
+                Ok(None) | Err(_) => return call.await,
+            },
+        }
+    }
+}
+
+async fn retire(socket: OwnedFd) -> Result<(), CallError> {
+    let (caller, mut incoming) = connection::connection(socket).map_err(CallError::Send)?;
+    ask(&caller, &mut incoming, &mut Vec::new(), ZygoteRequest::Retire).await.map(drop)
+}
+
+fn last_words(log: &Path) -> String {
+    const WORDS: u64 = 1024;
+    let read = || -> io::Result<String> {
+        let mut file = std::fs::File::open(log)?;
+        let from = file.metadata()?.len().saturating_sub(WORDS);
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.take(WORDS).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    read().unwrap_or_default()
+}
+
+/// How the rest of the runtime reaches whichever zygote lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Zygotes(pub(crate) watch::Receiver<Option<Caller<WithZygote>>>);
+
+/// A new process.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    pub(crate) pid: i32,
+    pub(crate) process: PidFd,
+}
+
+impl Zygotes {
+    /// Has a sandbox forked.
+    pub(crate) async fn fork(
+        &self,
+        id: String,
+        user: PodUser,
+        control: OwnedFd,
+        status: OwnedFd,
+    ) -> Result<Forked, RuntimeError> {
+        let mut zygotes = self.0.clone();
+        let caller = match timeout(WAIT_LIMIT, zygotes.wait_for(Option::is_some)).await {
+            Ok(Ok(zygote)) => zygote.clone(),
+            Ok(Err(_)) => return Err(RuntimeError::Stopping),
+            Err(_) => None,
+        };
+        let caller = caller.ok_or(RuntimeError::NoZygote { limit: WAIT_LIMIT })?;
+        let PodUser { uid, gid, groups } = user;
+        let request = ZygoteRequest::RunSandbox { id, uid, gid, groups };
+        let given = vec![(DescriptorName::Control, control), (DescriptorName::Status, status)];
+        let mut answer = caller
+            .call(request, given, ANSWER_LIMIT)
+            .await
+            // Not the sandbox died here but the zygote, and another comes.
+            .map_err(RuntimeError::Call)?;
+        match (answer.reply, answer.fds.pop()) {
+            (ZygoteReply::Forked { pid }, Some((DescriptorName::PidFd, fd))) => {
+                Ok(Forked { pid, process: PidFd::from(fd) })
+            }
+            (ZygoteReply::Failed(failure), _) => Err(RuntimeError::Refused(failure)),
+            (other, _) => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+        }
+    }
+
+    /// Has the zygote fork no more, and end once its sandboxes have.
+    pub(crate) async fn retire(&self) -> Result<(), RuntimeError> {
+        let Some(caller) = self.0.borrow().clone() else {
+            return Ok(());
+        };
+        match caller.call(ZygoteRequest::Retire, Vec::new(), ANSWER_LIMIT).await {
+            // Gone is more than was asked for.
+            Ok(_) | Err(CallError::Gone) => Ok(()),
+            Err(error) => Err(RuntimeError::Call(error)),
+        }
+    }
+}
+
+/// A sandbox that a zygote has reaped.
+pub(crate) type Reaped = (String, i32);
+
+/// Keeps a zygote alive until stopped, and passes on what it reaps.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) nursery: Nursery,
+    pub(crate) zygote: Zygote,
+    pub(crate) publish: watch::Sender<Option<Caller<WithZygote>>>,
+    pub(crate) healthy: watch::Sender<bool>,
+    pub(crate) reaped: mpsc::Sender<Reaped>,
+    /// Cancelled when the zygote is to end for good.
+    pub(crate) retired: CancellationToken,
+}
+
+impl Keeper {
+    /// Ends when stopped; the zygote goes on.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let Self { nursery, mut zygote, publish, healthy, reaped, retired } = self;
+        let mut deaths = 0_usize;
+        loop {
+            publish.send_replace(Some(zygote.caller.clone()));
+            healthy.send_replace(true);
+            let since = tokio::time::Instant::now();
+            tokio::select! {
+                biased;
+                // Dropping `watch` loses no news but what the journal has too.
+                () = stop.cancelled() => return,
+                () = watch_one(&mut zygote, &reaped) => {}
+            }
+            publish.send_replace(None);
+            // One that only let us go, because we read too slowly, stays the
+            // parent of its sandboxes.
+            if !zygote.process.has_ended().unwrap_or(true)
+                && let Some(again) = nursery.adopt().await
+            {
+                zygote = Zygote { child: zygote.child, ..again };
+                continue;
+            }
+            healthy.send_replace(false);
+            zygote.bury().await;
+            if retired.is_cancelled() {
+                return;
+            }
+            deaths = if since.elapsed() > SETTLED { 0 } else { deaths };
+            tracing::warn!("the zygote is gone; another is started");
+            zygote = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = retired.cancelled() => return,
+                zygote = replace(&nursery, &mut deaths) => zygote,
+            };
+        }
+    }
+}
+
+/// Starts zygotes until one is ready.
+async fn replace(nursery: &Nursery, deaths: &mut usize) -> Zygote {
+    loop {
+        sleep(PAUSES[(*deaths).min(PAUSES.len() - 1)]).await;
+        *deaths += 1;
+        match nursery.start().await {
+            Ok(zygote) => return zygote,
+            Err(error) => tracing::error!(error = %Chain(&error), "cannot start a zygote"),
+        }
+    }
+}
+
+/// Passes on news until the connection ends.
+async fn watch_one(zygote: &mut Zygote, reaped: &mpsc::Sender<Reaped>) {
+    for news in std::mem::take(&mut zygote.early) {
+        pass_on(news, reaped).await;
+    }
+    loop {
+        match zygote.incoming.next().await {
+            Ok(Some(news)) => pass_on(news, reaped).await,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "the connection to the zygote failed");
+                return;
+            }
+        }
+    }
+}
+
+async fn pass_on(news: ZygoteNews, reaped: &mpsc::Sender<Reaped>) {
+    match news {
+        ZygoteNews::Warm { .. } => {}
+        // Fails only when the runtime stops.
+        ZygoteNews::Exited { id, wait_status, .. } => {
+            let _ = reaped.send((id, wait_status)).await;
+        }
+    }
+}
+
+impl Zygote {
+    /// The sandboxes it has, by id.
+    pub(crate) async fn list(&mut self) -> Result<Vec<(String, i32)>, CallError> {
+        let Self { caller, incoming, early, .. } = self;
+        match ask(caller, incoming, early, ZygoteRequest::List).await?.reply {
+            ZygoteReply::Sandboxes { running } => Ok(running),
+            other => {
+                tracing::warn!(?other, "the zygote does not list its sandboxes");
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Makes sure that it is gone, and reaps it if it is ours.
+    async fn bury(&mut self) {
+        // A zygote that lost its connection and lives would fork for nobody.
+        if let Err(error) = self.process.kill() {
+            tracing::warn!(%error, "cannot kill the old zygote");
+        }
+        if let Some(child) = &mut self.child {
+            match timeout(ANSWER_LIMIT, child.wait()).await {
+                Ok(Ok(status)) => tracing::info!(%status, "the zygote ended"),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot wait for the old zygote"),
+                Err(_) => tracing::warn!("the old zygote does not end"),
+            }
+        }
+    }
+}
