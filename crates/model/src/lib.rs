@@ -5,6 +5,7 @@
 //! Tasks in the other crates observe, ask a rule of this crate, and do what it
 //! says.
 
+pub mod admission;
 pub mod chain;
 pub mod downward;
 pub mod env;

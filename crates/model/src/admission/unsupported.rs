@@ -1,0 +1,151 @@
+//! Fields of a pod that this version does not honour.
+//!
+//! Such a field is refused by its name; none is passed over in silence. Three
+//! kinds of fields are accepted though nothing is done for them:
+//!
+//! - what the sandbox gives anyway, such as dropped capabilities, seccomp,
+//!   `allowPrivilegeEscalation: false`, `runAsNonRoot`;
+//! - permissions that a WebAssembly program has no means to use, such as
+//!   `allowPrivilegeEscalation: true`;
+//! - what concerns the scheduler and the controllers, not the node.
+//!
+//! CPU and `ephemeral-storage` limits are accepted: the scheduler and the
+//! admission count them, as on a kubelet with `cpuCFSQuota: false` and
+//! `localStorageCapacityIsolation: false`.
+
+mod containers;
+mod security;
+mod volumes;
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::Rejection;
+
+/// Fields that a message names; of more it gives the number.
+const NAMED: usize = 10;
+
+/// A field that is not honoured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// Where it stands: `spec.containers[main].livenessProbe`.
+    pub field: String,
+    /// Why it is refused, and where that helps what to do.
+    pub why: String,
+}
+
+/// Printed `field: why`.
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.why)
+    }
+}
+
+/// Every field of a pod that this version does not honour, in the order of the
+/// spec.
+#[must_use]
+pub fn unsupported(pod: &Pod) -> Vec<Unsupported> {
+    let mut found = Found::default();
+    if let Some(spec) = &pod.spec {
+        of_spec(spec, &mut found);
+        security::of_pod(spec, &mut found);
+        volumes::of_pod(spec, &mut found);
+        containers::of_pod(spec, &mut found);
+    }
+    found.list
+}
+
+/// Refuses a pod with any such field.
+///
+/// The reason is the one by which kubelet says that a node lacks a feature
+/// which a pod needs. Source: `PodFeatureUnsupported` in
+/// `pkg/kubelet/lifecycle/handlers.go`.
+pub(super) fn check(pod: &Pod) -> Result<(), Rejection> {
+    let list = unsupported(pod);
+    if list.is_empty() {
+        return Ok(());
+    }
+    let mut message: Vec<_> = list.iter().take(NAMED).map(ToString::to_string).collect();
+    if list.len() > NAMED {
+        message.push(format!("and {} more", list.len() - NAMED));
+    }
+    Err(Rejection::new("PodFeatureUnsupported", message.join("; ")))
+}
+
+/// What was found so far, and where the search stands.
+#[derive(Debug, Default)]
+struct Found {
+    list: Vec<Unsupported>,
+    prefix: String,
+}
+
+impl Found {
+    /// Goes on with the fields of another part of the pod.
+    fn at(&mut self, prefix: String) {
+        self.prefix = prefix;
+    }
+
+    /// Notes a field if it is used.
+    fn refuse(&mut self, is_used: bool, field: &str, why: &str) {
+        if is_used {
+            let field = format!("{}.{field}", self.prefix);
+            self.list.push(Unsupported { field, why: why.to_owned() });
+        }
+    }
+}
+
+/// Whether a list has anything in it.
+fn has_any<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
+}
+
+const NOT_YET: &str = "not offered by this version";
+
+fn of_spec(spec: &PodSpec, found: &mut Found) {
+    found.at("spec".to_owned());
+    let dns = spec.dns_config.as_ref().is_some_and(|dns| {
+        has_any(dns.nameservers.as_ref())
+            || has_any(dns.options.as_ref())
+            || has_any(dns.searches.as_ref())
+    });
+    let pod_level = spec.resources.as_ref().is_some_and(|resources| {
+        resources.limits.as_ref().is_some_and(|list| !list.is_empty())
+            || resources.requests.as_ref().is_some_and(|list| !list.is_empty())
+            || has_any(resources.claims.as_ref())
+    });
+    found.refuse(dns, "dnsConfig", "names are not resolved by the pod's own rules yet");
+    found.refuse(
+        spec.dns_policy.as_deref() == Some("None"),
+        "dnsPolicy",
+        "None needs dnsConfig, which is not offered yet",
+    );
+    found.refuse(has_any(spec.ephemeral_containers.as_ref()), "ephemeralContainers", NOT_YET);
+    found.refuse(
+        has_any(spec.host_aliases.as_ref()),
+        "hostAliases",
+        "guests have no hosts file yet",
+    );
+    found.refuse(
+        spec.host_ipc == Some(true),
+        "hostIPC",
+        "a WebAssembly program cannot share memory or semaphores with the host",
+    );
+    found.refuse(
+        spec.host_pid == Some(true),
+        "hostPID",
+        "a WebAssembly program cannot see processes",
+    );
+    found.refuse(has_any(spec.resource_claims.as_ref()), "resourceClaims", NOT_YET);
+    found.refuse(pod_level, "resources", "give requests and limits to the containers instead");
+    found.refuse(
+        spec.set_hostname_as_fqdn == Some(true),
+        "setHostnameAsFQDN",
+        "a guest is told the short name only",
+    );
+    found.refuse(
+        spec.share_process_namespace == Some(true),
+        "shareProcessNamespace",
+        "a WebAssembly program cannot see processes",
+    );
+}

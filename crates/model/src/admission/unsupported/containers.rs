@@ -1,0 +1,125 @@
+//! Fields of containers.
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, VolumeMount};
+
+use super::{super::ports::is_any, Found, NOT_YET, has_any, security};
+
+const PROBES: &str = "probes are not offered by this version; leave it out";
+const HOOKS: &str = "hooks are not offered by this version; leave it out";
+const ATTACH: &str = "nothing can be attached to a container in this version; leave it out";
+
+pub(super) fn of_pod(spec: &PodSpec, found: &mut Found) {
+    for (list, containers) in [
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+        ("containers", spec.containers.as_slice()),
+    ] {
+        for container in containers {
+            of_container(&format!("spec.{list}[{}]", container.name), container, found);
+        }
+    }
+}
+
+fn of_container(at: &str, container: &Container, found: &mut Found) {
+    found.at(at.to_owned());
+    found.refuse(
+        container
+            .env
+            .iter()
+            .flatten()
+            .filter_map(|env| env.value_from.as_ref())
+            .any(|source| source.file_key_ref.is_some()),
+        "env.valueFrom.fileKeyRef",
+        NOT_YET,
+    );
+    if let Some(lifecycle) = &container.lifecycle {
+        found.refuse(lifecycle.post_start.is_some(), "lifecycle.postStart", HOOKS);
+        found.refuse(lifecycle.pre_stop.is_some(), "lifecycle.preStop", HOOKS);
+        found.refuse(
+            lifecycle.stop_signal.is_some(),
+            "lifecycle.stopSignal",
+            "a WebAssembly program gets no signals",
+        );
+    }
+    found.refuse(container.liveness_probe.is_some(), "livenessProbe", PROBES);
+    found.refuse(container.readiness_probe.is_some(), "readinessProbe", PROBES);
+    found.refuse(container.startup_probe.is_some(), "startupProbe", PROBES);
+    for port in container.ports.iter().flatten() {
+        of_port(port, found);
+    }
+    resources(container, found);
+    found.refuse(has_any(container.restart_policy_rules.as_ref()), "restartPolicyRules", NOT_YET);
+    found.refuse(container.stdin == Some(true), "stdin", ATTACH);
+    found.refuse(container.tty == Some(true), "tty", ATTACH);
+    let path = container.termination_message_path.as_deref().unwrap_or_default();
+    found.refuse(
+        !matches!(path, "" | "/dev/termination-log"),
+        "terminationMessagePath",
+        "messages are not read from files in this version",
+    );
+    found.refuse(
+        container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
+        "terminationMessagePolicy",
+        "messages are not read from logs in this version; use File",
+    );
+    found.refuse(
+        has_any(container.volume_devices.as_ref()),
+        "volumeDevices",
+        "a WebAssembly program cannot use block devices",
+    );
+    for mount in container.volume_mounts.iter().flatten() {
+        of_mount(mount, found);
+    }
+    if let Some(context) = &container.security_context {
+        found.at(format!("{at}.securityContext"));
+        security::of_container(context, found);
+    }
+}
+
+fn of_port(port: &ContainerPort, found: &mut Found) {
+    let host_port = port.host_port.unwrap_or_default();
+    found.refuse(
+        host_port != 0 && host_port != port.container_port,
+        "ports.hostPort",
+        "pods share the host's address in this version, so it must be the containerPort",
+    );
+    found.refuse(
+        !is_any(port.host_ip.as_deref().unwrap_or_default()),
+        "ports.hostIP",
+        "guests listen on the pod's address only",
+    );
+}
+
+fn resources(container: &Container, found: &mut Found) {
+    let Some(resources) = &container.resources else { return };
+    let names = |list: Option<&std::collections::BTreeMap<String, _>>| {
+        list.into_iter().flat_map(|list| list.keys()).cloned().collect::<Vec<_>>()
+    };
+    let mut asked = names(resources.limits.as_ref());
+    asked.extend(names(resources.requests.as_ref()));
+    asked.sort();
+    asked.dedup();
+    for name in asked {
+        let is_counted = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage");
+        found.refuse(!is_counted, &format!("resources[{name}]"), "this node has none of it");
+    }
+    found.refuse(has_any(resources.claims.as_ref()), "resources.claims", NOT_YET);
+}
+
+fn of_mount(mount: &VolumeMount, found: &mut Found) {
+    let propagation = mount.mount_propagation.as_deref();
+    found.refuse(
+        propagation.is_some_and(|mode| !matches!(mode, "" | "None")),
+        "volumeMounts.mountPropagation",
+        "a guest sees directories, not mounts; use None",
+    );
+    found.refuse(
+        mount.recursive_read_only.as_deref() == Some("Enabled"),
+        "volumeMounts.recursiveReadOnly",
+        "use readOnly; nothing is mounted below a volume",
+    );
+    found.refuse(
+        has_any(mount.bind_mount_options.as_ref()),
+        "volumeMounts.bindMountOptions",
+        NOT_YET,
+    );
+}
