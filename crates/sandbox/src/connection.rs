@@ -1,0 +1,94 @@
+//! One agent's connection, as the control thread has it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, ErrorKind},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use krustlet_protocol::{Frame, Packet, SandboxMessage, SandboxReply, socket};
+use tokio::sync::watch;
+
+/// Messages that may wait for an agent that does not read. Beyond that it is
+/// let go: it asks for everything when it comes back.
+const WAITING: usize = 4096;
+
+/// Descriptor, outbox, and what is to end with it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Never used again, unlike the descriptor's number.
+    pub(crate) number: u64,
+    socket: OwnedFd,
+    waiting: VecDeque<Vec<u8>>,
+    /// Dropped with the connection, which ends its execs.
+    life: watch::Sender<()>,
+}
+
+/// The agent is gone, or is to be let go.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+impl Connection {
+    pub(crate) fn new(number: u64, socket: OwnedFd) -> Self {
+        Self { number, socket, waiting: VecDeque::new(), life: watch::Sender::new(()) }
+    }
+
+    /// Ends when the connection does.
+    pub(crate) fn life(&self) -> watch::Receiver<()> {
+        self.life.subscribe()
+    }
+
+    /// Whether to wake when the agent reads again.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The next packet, if one has come.
+    pub(crate) fn receive(&self) -> Result<Option<Packet>, Gone> {
+        match socket::receive(self.as_fd()) {
+            Ok(Some(packet)) => Ok(Some(packet)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Ok(None) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// Sends an answer, or has it wait.
+    pub(crate) fn reply(&mut self, id: u64, reply: SandboxReply) -> Result<(), Gone> {
+        let frame = Frame { id, descriptors: Vec::new(), body: SandboxMessage::Reply(reply) };
+        // Plain values always have a form in JSON.
+        let bytes = serde_json::to_vec(&frame).map_err(|_| Gone)?;
+        self.send(bytes)
+    }
+
+    /// Sends bytes of a frame, or has them wait.
+    pub(crate) fn send(&mut self, bytes: Vec<u8>) -> Result<(), Gone> {
+        if self.waiting.len() >= WAITING {
+            return Err(Gone);
+        }
+        self.waiting.push_back(bytes);
+        self.flush()
+    }
+
+    /// Sends what waits, as far as the agent takes it.
+    pub(crate) fn flush(&mut self) -> Result<(), Gone> {
+        while let Some(bytes) = self.waiting.front() {
+            match socket::send(self.socket.as_fd(), bytes, &[]) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(error) if is_full(&error) => return Ok(()),
+                Err(_) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The queue of the socket, or the memory for it, is used up for now.
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

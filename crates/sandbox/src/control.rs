@@ -1,0 +1,455 @@
+//! The control thread: answers agents, tells them the news, ticks epochs.
+//!
+//! It never waits for a guest, a disk or an agent, so that no guest can keep it
+//! from hearing a stop. What it knows of containers is in
+//! [`table`](crate::table); guests run elsewhere ([`guests`](crate::guests)).
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc::Receiver},
+    time::{Duration, Instant},
+};
+
+use krustlet_model::{ContainerId, PodUid};
+use krustlet_protocol::{
+    DescriptorName, ExitReport, Failure, Frame, MAX_MESSAGE, Packet, SandboxEvent, SandboxMessage,
+    SandboxReply, SandboxRequest, VERSION, socket,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+    net::SocketFlags,
+};
+
+use crate::{
+    connection::{Connection, Gone},
+    container::{Stop, now},
+    create::{Handed, create},
+    exec::Exec,
+    exit::{Ending, KILLED, STOPPED},
+    guests::{Guests, Order},
+    news::{News, RequestId, Teller, Wake},
+    program::Programs,
+    sandbox::HOST_FAILED,
+    table::Table,
+    ticker::{Ticker, Ticks},
+    warm::Warm,
+    zygote::{nonblocking, refusal},
+};
+
+/// Agents that may be connected at once; see the zygote.
+const CONNECTIONS: usize = 16;
+
+/// Packets taken from one agent before the others get their turn.
+const PACKETS: usize = 32;
+
+/// See the module.
+pub(crate) struct Control<'a> {
+    warm: &'a Warm,
+    listener: OwnedFd,
+    status: File,
+    connections: Vec<Connection>,
+    next_connection: u64,
+    wake: Arc<Wake>,
+    teller: Teller,
+    news: Receiver<News>,
+    ticker: Arc<Ticker>,
+    ticks: Ticks,
+    /// Started with the first container.
+    guests: Option<Guests>,
+    programs: Programs,
+    table: Table,
+    /// `StopPod` requests that wait for the pod's last container.
+    leaving: Vec<(PodUid, RequestId)>,
+    end: Option<i32>,
+}
+
+/// What a request comes to: an answer now, or one that comes with the news.
+enum Answer {
+    Now(SandboxReply),
+    Later,
+}
+
+impl<'a> Control<'a> {
+    /// # Errors
+    ///
+    /// When the control socket cannot be listened on.
+    pub(crate) fn new(warm: &'a Warm, listener: OwnedFd, status: File) -> io::Result<Self> {
+        let wake = Arc::new(Wake::new()?);
+        let (teller, news) = Teller::new(Arc::clone(&wake));
+        let ticker = Arc::new(Ticker::new(Arc::clone(&wake)));
+        nonblocking(&listener)?;
+        // Here and not in the agent: who listens is who SO_PEERPIDFD names.
+        rustix::net::listen(&listener, 16)?;
+        Ok(Self {
+            warm,
+            listener,
+            status,
+            connections: Vec::new(),
+            next_connection: 0,
+            wake,
+            teller,
+            news,
+            ticks: Ticks::new(Arc::clone(&ticker), warm.engine.clone()),
+            ticker,
+            guests: None,
+            programs: Programs::default(),
+            table: Table::default(),
+            leaving: Vec::new(),
+            end: None,
+        })
+    }
+
+    /// Serves until told to shut down; returns the process's exit code.
+    pub(crate) fn run(mut self) -> i32 {
+        while self.end.is_none() {
+            let Ok(ready) = self.wait() else {
+                self.end_all(&Ending::host_failed("it cannot wait for work"));
+                return HOST_FAILED;
+            };
+            self.ticks.woke(Instant::now());
+            if ready.woken {
+                self.wake.heard();
+            }
+            // Also when nothing woke us: news may come at any time.
+            self.hear();
+            for number in ready.connections {
+                self.serve(number);
+            }
+            if ready.knock {
+                self.accept();
+            }
+        }
+        self.end.unwrap_or(HOST_FAILED)
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let mut fds = vec![
+            PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        fds.extend(self.connections.iter().map(|connection| {
+            let more = if connection.is_behind() { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::new(connection, PollFlags::IN | more)
+        }));
+        let timeout = self.ticks.timeout(Instant::now()).map(timespec);
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let woken = ready.next().unwrap_or(false);
+        let knock = ready.next().unwrap_or(false);
+        let numbers = self.connections.iter().map(|connection| connection.number);
+        let connections = numbers.zip(ready).filter_map(|(number, ready)| ready.then_some(number));
+        Ok(Ready { woken, knock, connections: connections.collect() })
+    }
+
+    fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        // A failure is the agent's to notice; dropping one too many tells it.
+        if let Ok(socket) = rustix::net::accept_with(&self.listener, flags)
+            && self.connections.len() < CONNECTIONS
+        {
+            self.next_connection += 1;
+            self.connections.push(Connection::new(self.next_connection, socket));
+        }
+    }
+
+    fn connection(&mut self, number: u64) -> Option<&mut Connection> {
+        self.connections.iter_mut().find(|connection| connection.number == number)
+    }
+
+    /// Ends a connection; its execs end with it, containers go on.
+    fn let_go(&mut self, number: u64) {
+        self.connections.retain(|connection| connection.number != number);
+        self.leaving.retain(|(_, request)| request.connection != number);
+    }
+
+    fn serve(&mut self, number: u64) {
+        for _ in 0..PACKETS {
+            let Some(connection) = self.connection(number) else { return };
+            match connection.flush().and_then(|()| connection.receive()) {
+                Ok(Some(packet)) => self.answer(number, packet),
+                Ok(None) => return,
+                Err(Gone) => return self.let_go(number),
+            }
+        }
+    }
+
+    fn answer(&mut self, number: u64, packet: Packet) {
+        let (frame, answer) = match socket::parse_frame::<SandboxRequest>(&packet) {
+            Ok(Frame { id, descriptors, body }) => {
+                let request = RequestId { connection: number, frame: id };
+                (id, self.carry_out(request, body, &descriptors, packet.fds))
+            }
+            Err(error) => match error.frame_id() {
+                Some(id) => (id, unknown(&packet).unwrap_or_else(|| Err(refusal(&error)))),
+                None => return self.let_go(number),
+            },
+        };
+        match answer {
+            Ok(Answer::Now(reply)) => self.reply(number, frame, reply),
+            Ok(Answer::Later) => {}
+            Err(failure) => self.reply(number, frame, SandboxReply::Failed(failure)),
+        }
+    }
+
+    fn reply(&mut self, number: u64, frame: u64, reply: SandboxReply) {
+        if let Some(connection) = self.connection(number)
+            && connection.reply(frame, reply).is_err()
+        {
+            self.let_go(number);
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        request: RequestId,
+        verb: SandboxRequest,
+        names: &[DescriptorName],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let done = Ok(Answer::Now(SandboxReply::Done));
+        match verb {
+            SandboxRequest::Hello { .. } => {
+                let pid = std::process::id();
+                Ok(Answer::Now(SandboxReply::Hello { version: VERSION, pid }))
+            }
+            SandboxRequest::CreateContainer => {
+                let handed = Handed::sort(names, fds)?;
+                self.guests()?;
+                let check =
+                    |spec: &krustlet_protocol::ContainerSpec| self.table.check_new(&spec.id);
+                let container = create(self.warm, &mut self.programs, &self.teller, handed, check)?;
+                self.table.insert(Arc::new(container));
+                done
+            }
+            SandboxRequest::StartContainer { id } => {
+                let container = self.table.start(&id)?;
+                self.guests()?.order(Order::Start(container))?;
+                done
+            }
+            SandboxRequest::StopContainer { id, grace_ms } => {
+                self.stop(&id, Duration::from_millis(grace_ms))?;
+                done
+            }
+            SandboxRequest::RemoveContainer { id } => {
+                self.table.remove(&id)?;
+                done
+            }
+            SandboxRequest::ListContainers => {
+                let containers = self.table.reports();
+                Ok(Answer::Now(within_a_packet(SandboxReply::Containers { containers })))
+            }
+            SandboxRequest::Stats => {
+                let containers = self.table.stats();
+                Ok(Answer::Now(within_a_packet(SandboxReply::Stats { containers })))
+            }
+            SandboxRequest::Exec { id, args } => {
+                let exec = self.exec(request, &id, args, names, fds)?;
+                self.guests()?.order(Order::Exec(exec))?;
+                Ok(Answer::Later)
+            }
+            SandboxRequest::NextLog { id } => {
+                let [file] = exactly([DescriptorName::NextLog], names, fds)?;
+                if !self.table.container(&id)?.log.hand_next(File::from(file)) {
+                    let message = "it has enough log files in advance".into();
+                    return Err(Failure::Failed { message });
+                }
+                done
+            }
+            SandboxRequest::StopPod { pod } => Ok(self.stop_pod(pod, request)),
+            SandboxRequest::Shutdown => {
+                self.reply(request.connection, request.frame, SandboxReply::Done);
+                self.end_all(&Ending::stopped(KILLED));
+                self.end = Some(0);
+                Ok(Answer::Later)
+            }
+        }
+    }
+
+    /// The guests' thread, which a sandbox without containers does not have.
+    fn guests(&mut self) -> Result<&Guests, Failure> {
+        if self.guests.is_none() {
+            let guests = Guests::start(self.teller.clone(), Arc::clone(&self.ticker));
+            self.guests = Some(guests.map_err(|error| Failure::Failed {
+                message: format!("cannot start the guests' thread: {error}"),
+            })?);
+        }
+        self.guests
+            .as_ref()
+            .ok_or_else(|| Failure::Failed { message: "the guests' thread is gone".into() })
+    }
+
+    fn stop(&mut self, id: &ContainerId, grace: Duration) -> Result<(), Failure> {
+        let container = Arc::clone(self.table.container(id)?);
+        // A period too long to be counted has no end.
+        let stop = match Instant::now().checked_add(grace) {
+            Some(_) if grace.is_zero() => Stop::Now,
+            Some(end) => Stop::By(end),
+            None => Stop::By(Instant::now() + Duration::from_secs(u64::from(u32::MAX))),
+        };
+        container.stop(stop);
+        if self.table.is_created(id)? {
+            // No guest is there to end.
+            let code = if grace.is_zero() { KILLED } else { STOPPED };
+            let exit = Ending::stopped(code).report(None, now());
+            self.ended(id.clone(), exit);
+        }
+        self.ticks.hurry();
+        Ok(())
+    }
+
+    fn stop_pod(&mut self, pod: PodUid, request: RequestId) -> Answer {
+        let unfinished = self.table.clear_pod(&pod);
+        if unfinished.is_empty() {
+            return Answer::Now(SandboxReply::Done);
+        }
+        for container in unfinished {
+            container.stop(Stop::Now);
+        }
+        self.ticks.hurry();
+        self.leaving.push((pod, request));
+        Answer::Later
+    }
+
+    fn exec(
+        &mut self,
+        request: RequestId,
+        id: &ContainerId,
+        args: Vec<String>,
+        names: &[DescriptorName],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Exec, Failure> {
+        let wanted = [DescriptorName::Stdin, DescriptorName::Stdout, DescriptorName::Stderr];
+        let [stdin, stdout, stderr] = exactly(wanted, names, fds)?;
+        let container = Arc::clone(self.table.running(id)?);
+        let gone = || Failure::Failed { message: "the connection is gone".into() };
+        let wanted = self.connection(request.connection).ok_or_else(gone)?.life();
+        Ok(Exec { request, container, args, stdin, stdout, stderr, wanted })
+    }
+
+    /// Takes in what the other threads have told.
+    fn hear(&mut self) {
+        while let Ok(news) = self.news.try_recv() {
+            match news {
+                News::Running { id, at } => {
+                    self.table.ran(&id, at);
+                    self.tell(SandboxEvent::Running { id, at });
+                }
+                News::Exited { id, exit } => self.ended(id, exit),
+                News::LogRotated { id } => self.tell(SandboxEvent::LogRotated { id }),
+                News::ExecEnded { request, outcome } => {
+                    let RequestId { connection, frame } = request;
+                    self.reply(connection, frame, SandboxReply::Exec(outcome));
+                }
+                News::HostFailed { what } => {
+                    self.end_all(&Ending::host_failed(&what));
+                    self.end = Some(HOST_FAILED);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, id: ContainerId, exit: ExitReport) {
+        if !self.table.ended(&id, &exit) {
+            return;
+        }
+        // First what an agent that is not here will read.
+        self.note(&id, &exit);
+        self.tell(SandboxEvent::Exited { id, exit });
+        let mut left = Vec::new();
+        for (pod, request) in std::mem::take(&mut self.leaving) {
+            if self.table.clear_pod(&pod).is_empty() {
+                self.reply(request.connection, request.frame, SandboxReply::Done);
+            } else {
+                left.push((pod, request));
+            }
+        }
+        self.leaving.extend(left);
+    }
+
+    /// One line in the status file, in one write.
+    fn note(&mut self, id: &ContainerId, exit: &ExitReport) {
+        if let Ok(mut line) = serde_json::to_vec(&(id, exit)) {
+            line.push(b'\n');
+            // A full disk: the event and the list still have it.
+            let _ = self.status.write_all(&line);
+        }
+    }
+
+    /// Reports an end for every container that has none, before the process's.
+    fn end_all(&mut self, ending: &Ending) {
+        for container in self.table.unfinished() {
+            let exit = ending.clone().report(container.started_at(), now());
+            self.ended(container.spec.id.clone(), exit);
+        }
+    }
+
+    fn tell(&mut self, event: SandboxEvent) {
+        let frame = Frame { id: 0, descriptors: Vec::new(), body: SandboxMessage::Event(event) };
+        let Ok(bytes) = serde_json::to_vec(&frame) else { return };
+        let mut gone = Vec::new();
+        for connection in &mut self.connections {
+            if connection.send(bytes.clone()).is_err() {
+                gone.push(connection.number);
+            }
+        }
+        for number in gone {
+            self.let_go(number);
+        }
+    }
+}
+
+/// What [`Control::wait`] found.
+struct Ready {
+    woken: bool,
+    knock: bool,
+    connections: Vec<u64>,
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// Takes descriptors of which the verb wants exactly these.
+fn exactly<const N: usize>(
+    wanted: [DescriptorName; N],
+    names: &[DescriptorName],
+    fds: Vec<OwnedFd>,
+) -> Result<[OwnedFd; N], Failure> {
+    let why = || format!("the verb takes the descriptors {wanted:?}, not {names:?}");
+    if names != wanted {
+        return Err(Failure::Malformed { why: why() });
+    }
+    fds.try_into().map_err(|_| Failure::Malformed { why: why() })
+}
+
+/// A list that is too long for a packet is said to be so. 250 containers fit;
+/// more are in one sandbox only where pods share one.
+fn within_a_packet(reply: SandboxReply) -> SandboxReply {
+    // Around the reply there is a frame, of less than 100 bytes.
+    match serde_json::to_vec(&reply) {
+        Ok(bytes) if bytes.len() + 100 <= MAX_MESSAGE => reply,
+        Ok(_) | Err(_) => SandboxReply::Failed(Failure::Failed {
+            message: "more containers than one message can list".into(),
+        }),
+    }
+}
+
+/// Verbs that are not part of the protocol; see [`attacks`](crate::attacks).
+#[cfg(feature = "test-attacks")]
+fn unknown(packet: &Packet) -> Option<Result<Answer, Failure>> {
+    let message = crate::attacks::answer(&packet.bytes)?;
+    Some(Err(Failure::Failed { message }))
+}
+#[cfg(not(feature = "test-attacks"))]
+fn unknown(_: &Packet) -> Option<Result<Answer, Failure>> {
+    None
+}

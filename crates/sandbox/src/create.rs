@@ -1,0 +1,181 @@
+//! Makes a container of a request and the descriptors that came with it.
+
+use std::{fs::File, net::TcpListener, os::fd::OwnedFd};
+
+use krustlet_protocol::{ContainerSpec, DescriptorName, Failure, GuestKind, MAX_SPEC, socket};
+
+use crate::{
+    container::{Container, Parts},
+    log::Log,
+    news::Teller,
+    program::Programs,
+    warm::Warm,
+};
+
+/// The descriptors of `CreateContainer`, by what they are for.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    spec: OwnedFd,
+    artifact: OwnedFd,
+    log: OwnedFd,
+    next_log: Option<OwnedFd>,
+    preopens: Vec<OwnedFd>,
+    listeners: Vec<OwnedFd>,
+}
+
+impl Handed {
+    /// Sorts descriptors by their names.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Malformed`] when one is missing, too many, or of no use here.
+    pub(crate) fn sort(names: &[DescriptorName], fds: Vec<OwnedFd>) -> Result<Self, Failure> {
+        let (mut spec, mut artifact, mut log, mut next_log) = (None, None, None, None);
+        let (mut preopens, mut listeners) = (Vec::new(), Vec::new());
+        for (name, fd) in names.iter().zip(fds) {
+            let single = match name {
+                DescriptorName::Spec => &mut spec,
+                DescriptorName::ArtifactDirectory => &mut artifact,
+                DescriptorName::Log => &mut log,
+                DescriptorName::NextLog => &mut next_log,
+                DescriptorName::Preopen => {
+                    preopens.push(fd);
+                    continue;
+                }
+                DescriptorName::Listener => {
+                    listeners.push(fd);
+                    continue;
+                }
+                DescriptorName::Control
+                | DescriptorName::Status
+                | DescriptorName::Stdin
+                | DescriptorName::Stdout
+                | DescriptorName::Stderr
+                | DescriptorName::PidFd => {
+                    return Err(malformed(format!("create-container has no use for a {name:?}")));
+                }
+            };
+            if single.replace(fd).is_some() {
+                return Err(malformed(format!("two descriptors named {name:?}")));
+            }
+        }
+        let need = |fd: Option<OwnedFd>, name| {
+            fd.ok_or_else(|| malformed(format!("create-container needs a {name:?}")))
+        };
+        Ok(Self {
+            spec: need(spec, DescriptorName::Spec)?,
+            artifact: need(artifact, DescriptorName::ArtifactDirectory)?,
+            log: need(log, DescriptorName::Log)?,
+            next_log,
+            preopens,
+            listeners,
+        })
+    }
+}
+
+fn malformed(why: String) -> Failure {
+    Failure::Malformed { why }
+}
+
+/// Reads the spec, loads and links the program, and puts it all together.
+///
+/// `check` sees the spec before anything is loaded.
+///
+/// # Errors
+///
+/// As [`Programs::get`]; [`Failure::Malformed`] when spec and descriptors do
+/// not fit each other.
+pub(crate) fn create(
+    warm: &Warm,
+    programs: &mut Programs,
+    teller: &Teller,
+    handed: Handed,
+    check: impl FnOnce(&ContainerSpec) -> Result<(), Failure>,
+) -> Result<Container, Failure> {
+    let bytes = socket::read_memfd(handed.spec, MAX_SPEC)
+        .map_err(|error| malformed(format!("cannot read the spec: {error}")))?;
+    let spec: ContainerSpec = serde_json::from_slice(&bytes)
+        .map_err(|error| malformed(format!("cannot understand the spec: {error}")))?;
+    check(&spec)?;
+    fits("preopens", spec.preopens.len(), handed.preopens.len())?;
+    fits("listeners", usize::from(spec.listeners), handed.listeners.len())?;
+    let listener = listener(&spec, handed.listeners)?;
+
+    let program = programs.get(warm, &handed.artifact, &spec.artifact, &spec.guest)?;
+    let log = Log::new(
+        spec.id.clone(),
+        teller.clone(),
+        File::from(handed.log),
+        handed.next_log.map(File::from),
+        spec.log.max_bytes,
+    )
+    .map_err(|error| Failure::Failed { message: format!("cannot use the log: {error}") })?;
+    let (preopens, teller) = (handed.preopens, teller.clone());
+    let container = Container::new(Parts { spec, program, log, preopens, listener, teller });
+    // Directories that cannot be opened are a fault of the start: say so now.
+    container.wasi().map_err(|error| Failure::Failed {
+        message: format!("cannot open the directories of the container: {error:#}"),
+    })?;
+    Ok(container)
+}
+
+fn fits(what: &str, said: usize, came: usize) -> Result<(), Failure> {
+    if said == came {
+        return Ok(());
+    }
+    Err(malformed(format!("the spec has {said} {what}, and {came} descriptors came for them")))
+}
+
+fn listener(spec: &ContainerSpec, fds: Vec<OwnedFd>) -> Result<Option<TcpListener>, Failure> {
+    let mut listeners = fds.into_iter().map(TcpListener::from);
+    let (first, second) = (listeners.next(), listeners.next());
+    match (&spec.guest, first, second) {
+        (GuestKind::Http(_), Some(listener), None) => {
+            listener.set_nonblocking(true).map_err(|error| Failure::Failed {
+                message: format!("cannot use the listener: {error}"),
+            })?;
+            Ok(Some(listener))
+        }
+        (GuestKind::Http(_), _, _) => {
+            Err(malformed("an http program serves on exactly one listener".into()))
+        }
+        (GuestKind::Module { .. } | GuestKind::Command, None, _) => Ok(None),
+        // To take it and never accept would leave clients waiting for ever.
+        (GuestKind::Module { .. } | GuestKind::Command, Some(_), _) => Err(Failure::Failed {
+            message: "only http programs can listen on this node yet; a module or command cannot"
+                .into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fds(count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| File::open("/dev/null").unwrap().into()).collect()
+    }
+
+    #[test]
+    fn descriptors_are_sorted_by_name() {
+        use DescriptorName::{ArtifactDirectory, Listener, Log, NextLog, Preopen, Spec};
+        let names = [Preopen, Spec, ArtifactDirectory, Listener, Log, Preopen, NextLog];
+        let handed = Handed::sort(&names, fds(7)).unwrap();
+        assert_eq!((handed.preopens.len(), handed.listeners.len()), (2, 1));
+        assert!(handed.next_log.is_some());
+        assert!(Handed::sort(&[Spec, ArtifactDirectory, Log], fds(3)).is_ok());
+    }
+
+    #[test]
+    fn descriptors_that_do_not_fit_the_verb_are_refused() {
+        use DescriptorName::{ArtifactDirectory, Log, PidFd, Spec};
+        for names in [
+            &[Spec, Log][..],
+            &[Spec, Spec, ArtifactDirectory, Log],
+            &[Spec, ArtifactDirectory, Log, PidFd],
+        ] {
+            let refused = Handed::sort(names, fds(names.len())).unwrap_err();
+            assert!(matches!(refused, Failure::Malformed { .. }));
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The thread that runs guests, each a future, as its containers are started.
+//!
+//! ```text
+//! control thread ──Order──▶ this thread: a task per container and per exec
+//!                ◀──News──
+//! ```
+//!
+//! One thread, so that a sandbox with one pod stays small; guests yield to each
+//! other at every epoch ([`ticker`](crate::ticker)). File operations and logs
+//! use a few more threads, which end when they have nothing to do.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    io,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use krustlet_protocol::{ExecOutcome, Failure};
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinSet},
+    time::sleep_until,
+};
+
+use crate::{
+    container::{Container, Stop, now},
+    exec::Exec,
+    exit::{Ending, KILLED, STOPPED},
+    http,
+    log::{LogStream, Stream},
+    news::{News, RequestId, Teller},
+    program::Program,
+    run::{Session, run},
+    ticker::{Metered, Ticker},
+};
+
+/// Orders that may wait: starts of a whole dense node at once.
+const ORDERS: usize = 16_384;
+
+/// Threads for calls that block: files of guests, logs. A stalled volume may
+/// hold some of them; what else needs one then waits.
+const BLOCKING_THREADS: usize = 8;
+
+/// How long such a thread waits for more; a guest at work keeps it.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+/// Stack of the threads in bytes, beside which guests have their own. Only
+/// touched pages cost anything.
+const STACK: usize = 1 << 20;
+
+/// What the guests' thread is to do.
+pub(crate) enum Order {
+    Start(Arc<Container>),
+    Exec(Exec),
+}
+
+/// Hands orders to the guests' thread.
+#[derive(Debug)]
+pub(crate) struct Guests {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Guests {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// When the system gives no thread or no descriptors.
+    pub(crate) fn start(teller: Teller, ticker: Arc<Ticker>) -> io::Result<Self> {
+        let (orders, taken) = mpsc::channel(ORDERS);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_keep_alive(KEEP_ALIVE)
+            .thread_stack_size(STACK)
+            .thread_name("blocking")
+            .build()?;
+        let thread = thread::Builder::new().name("guests".into()).stack_size(STACK);
+        thread.spawn(move || {
+            let end = panic::catch_unwind(AssertUnwindSafe(|| {
+                runtime.block_on(Host::new(teller.clone(), ticker).run(taken));
+            }));
+            if let Err(panic) = end {
+                teller.tell(News::HostFailed { what: panic_text(&*panic) });
+            }
+        })?;
+        Ok(Self { orders })
+    }
+
+    /// # Errors
+    ///
+    /// When more orders wait than ever should.
+    pub(crate) fn order(&self, order: Order) -> Result<(), Failure> {
+        self.orders.try_send(order).map_err(|_| Failure::Failed {
+            message: "the sandbox has more to start than it can take".into(),
+        })
+    }
+}
+
+/// What a task was about, and how it ended.
+enum Finished {
+    Container(Arc<Container>, Ending),
+    Exec(RequestId, ExecOutcome),
+}
+
+/// Whose task it is, should it panic.
+enum Owner {
+    Container(Arc<Container>),
+    Exec(RequestId),
+}
+
+struct Host {
+    teller: Teller,
+    ticker: Arc<Ticker>,
+    tasks: JoinSet<Finished>,
+    owners: HashMap<Id, Owner>,
+}
+
+impl Host {
+    fn new(teller: Teller, ticker: Arc<Ticker>) -> Self {
+        Self { teller, ticker, tasks: JoinSet::new(), owners: HashMap::new() }
+    }
+
+    /// Runs until the control thread is gone, and that is until the process is.
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            tokio::select! {
+                biased;
+                // Both are cancel-safe, and no arm awaits in its body. Ends
+                // first: they make room.
+                Some(ended) = self.tasks.join_next_with_id() => self.finish(ended),
+                order = orders.recv() => match order {
+                    Some(order) => self.begin(order),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn begin(&mut self, order: Order) {
+        let ticker = Arc::clone(&self.ticker);
+        let (task, owner) = match order {
+            Order::Start(container) => {
+                let owner = Owner::Container(Arc::clone(&container));
+                let task = self.tasks.spawn(async move {
+                    let ending = run_container(&container, ticker).await;
+                    // The end is told after all output is in the log.
+                    container.log.flush().await;
+                    Finished::Container(container, ending)
+                });
+                (task, owner)
+            }
+            Order::Exec(exec) => {
+                let request = exec.request;
+                let task = self
+                    .tasks
+                    .spawn(async move { Finished::Exec(request, exec.run(ticker).await) });
+                (task, Owner::Exec(request))
+            }
+        };
+        self.owners.insert(task.id(), owner);
+    }
+
+    fn finish(&mut self, ended: Result<(Id, Finished), tokio::task::JoinError>) {
+        let finished = match ended {
+            Ok((task, finished)) => {
+                self.owners.remove(&task);
+                finished
+            }
+            Err(error) => {
+                let Some(owner) = self.owners.remove(&error.id()) else { return };
+                let what = match error.try_into_panic() {
+                    Ok(panic) => panic_text(&*panic),
+                    Err(error) => error.to_string(),
+                };
+                match owner {
+                    Owner::Container(container) => {
+                        Finished::Container(container, Ending::host_failed(&what))
+                    }
+                    Owner::Exec(request) => {
+                        let Ending { code, message, .. } = Ending::host_failed(&what);
+                        Finished::Exec(request, ExecOutcome { exit_code: code, message })
+                    }
+                }
+            }
+        };
+        self.teller.tell(match finished {
+            Finished::Container(container, ending) => {
+                // What still runs beside it ends with it.
+                container.stop(Stop::Ended);
+                let exit = ending.report(container.started_at(), now());
+                News::Exited { id: container.spec.id.clone(), exit }
+            }
+            Finished::Exec(request, outcome) => News::ExecEnded { request, outcome },
+        });
+    }
+}
+
+async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
+    if let Program::Http { linked, limits } = &*container.program {
+        return http::serve(container, linked, limits, ticker).await;
+    }
+    let entered = {
+        let container = Arc::clone(container);
+        move || container.entered()
+    };
+    let session = Session {
+        args: container.spec.args.clone(),
+        stdin: None,
+        stdout: Box::new(LogStream::new(Arc::clone(&container.log), Stream::Stdout)),
+        stderr: Box::new(LogStream::new(Arc::clone(&container.log), Stream::Stderr)),
+    };
+    let guest = run(container, session, entered);
+    let guest = Metered::new(guest, ticker, Arc::clone(&container.usage));
+    tokio::select! {
+        biased;
+        // Dropping the guest ends it: it yields at each epoch and host call.
+        // These programs have no way to hear that they are to stop, so waiting
+        // for the end of the grace period would only take longer.
+        stop = stopped(container) => Ending::stopped(match stop {
+            Stop::By(_) | Stop::No => STOPPED,
+            Stop::Now | Stop::Ended => KILLED,
+        }),
+        ending = guest => ending,
+    }
+}
+
+/// Waits until the container is told to stop.
+pub(crate) async fn stopped(container: &Container) -> Stop {
+    let mut stop = container.stopping();
+    match stop.wait_for(|stop| *stop != Stop::No).await {
+        Ok(stop) => *stop,
+        // The sender is in the container.
+        Err(_) => Stop::Ended,
+    }
+}
+
+/// Waits until the container's time is over: it was told to end at once, or has
+/// ended, or its grace period has passed.
+pub(crate) async fn out_of_time(container: &Container) {
+    let mut stop = container.stopping();
+    loop {
+        let told = *stop.borrow_and_update();
+        let end = match told {
+            Stop::Now | Stop::Ended => return,
+            Stop::By(end) => Some(end),
+            Stop::No => None,
+        };
+        tokio::select! {
+            // Both may be dropped and asked again.
+            changed = stop.changed() => if changed.is_err() { return },
+            () = sleep_until(end.unwrap_or_else(std::time::Instant::now).into()),
+                if end.is_some() => return,
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".into())
+}

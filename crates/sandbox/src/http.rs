@@ -1,0 +1,269 @@
+//! Serves requests with a `wasi:http/incoming-handler` component.
+//!
+//! Each request gets an instance of its own, which ends with it: while nobody
+//! calls, no instance lives. A guest may go on after it has answered, until the
+//! request's time is over.
+//!
+//! ```text
+//! listener ──▶ connection (hyper) ──▶ permit ──▶ instance ──▶ response
+//! stop: no more connections ──▶ open requests finish ──▶ end
+//! ```
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use krustlet_protocol::HttpLimits;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+use wasmtime_wasi_http::{
+    WasiHttpView,
+    p2::{
+        bindings::{
+            ProxyPre,
+            http::types::{ErrorCode, Scheme},
+        },
+        body::HyperOutgoingBody,
+    },
+};
+
+use crate::{
+    container::{Container, Stop},
+    exit::{Ending, KILLED, STOPPED},
+    guests::{out_of_time, stopped},
+    log::{LogStream, Stream},
+    run::{Session, store},
+    state::{Budgeted, ComponentState},
+    ticker::{Metered, Ticker},
+};
+
+/// Connections open at once; most of them wait between requests. A process may
+/// have 20,000 descriptors.
+const CONNECTIONS: usize = 4096;
+
+/// How long a client may take to send a request's head, and how long an idle
+/// connection is kept. nginx's default for the former.
+const HEAD_TIME: Duration = Duration::from_secs(60);
+
+/// Wait after a failed accept: descriptors are short, and others must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+struct Server {
+    container: Arc<Container>,
+    linked: ProxyPre<ComponentState>,
+    ticker: Arc<Ticker>,
+    permits: Arc<Semaphore>,
+    time: Duration,
+    /// The instances at work. They may outlive their connection.
+    requests: Mutex<JoinSet<()>>,
+}
+
+/// Serves until the container is told to stop.
+pub(crate) async fn serve(
+    container: &Arc<Container>,
+    linked: &ProxyPre<ComponentState>,
+    limits: &HttpLimits,
+    ticker: Arc<Ticker>,
+) -> Ending {
+    let listener = container.take_listener().ok_or_else(|| {
+        std::io::Error::other("an http container needs a listener, and none was handed over")
+    });
+    let listener = match listener.and_then(TcpListener::from_std) {
+        Ok(listener) => listener,
+        Err(error) => return Ending::not_started(&error.to_string()),
+    };
+    let server = Arc::new(Server {
+        container: Arc::clone(container),
+        linked: linked.clone(),
+        ticker,
+        permits: Arc::new(Semaphore::new(limits.max_concurrent.max(1) as usize)),
+        time: Duration::from_millis(limits.request_timeout_ms),
+        requests: Mutex::default(),
+    });
+    container.entered();
+
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let stop = loop {
+        tokio::select! {
+            biased;
+            // All may be dropped and asked again.
+            stop = stopped(container) => break stop,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    let connection = Arc::clone(&server).connection(stream);
+                    connections.spawn(graceful.watch(connection));
+                    server.reap();
+                }
+                // A client gone already, or no descriptors left.
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            },
+        }
+    };
+    drop(listener);
+    if matches!(stop, Stop::Now | Stop::Ended) {
+        return Ending::stopped(KILLED);
+    }
+    let finished = async {
+        graceful.shutdown().await;
+        let mut requests = std::mem::take(&mut *server.lock_requests());
+        while requests.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        biased;
+        () = finished => Ending::stopped(STOPPED),
+        () = out_of_time(container) => Ending::stopped(KILLED),
+    }
+}
+
+/// How a request that the guest did not answer is answered.
+fn failed(status: StatusCode, text: &'static str) -> Response<HyperOutgoingBody> {
+    let body = Full::new(Bytes::from_static(text.as_bytes()));
+    let body = body.map_err(|never: Infallible| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+impl Server {
+    fn lock_requests(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of requests that have ended.
+    fn reap(&self) {
+        let mut requests = self.lock_requests();
+        while let Some(ended) = requests.try_join_next() {
+            if let Err(error) = ended {
+                self.complain(&format!("the sandbox failed in a request: {error}"));
+            }
+        }
+    }
+
+    fn complain(&self, what: &str) {
+        let stderr = LogStream::new(Arc::clone(&self.container.log), Stream::Stderr);
+        stderr.push(what.as_bytes());
+    }
+
+    fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+    ) -> impl hyper_util::server::graceful::GracefulConnection<Output = impl Send> + Send + 'static
+    {
+        // Answers are whole when they are written; waiting for more is no gain.
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        builder.http2().timer(TokioTimer::new());
+        builder.serve_connection(TokioIo::new(stream), service).into_owned()
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
+        // Closed never: the semaphore lives as long as the server.
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+            return failed(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        };
+        let end = Instant::now() + self.time;
+        let (reply, answered) = oneshot::channel();
+        let guest = Arc::clone(&self).instance(request, reply, permit, end);
+        let guest =
+            Metered::new(guest, Arc::clone(&self.ticker), Arc::clone(&self.container.usage));
+        self.lock_requests().spawn(async move {
+            // Past its time a guest is dropped, and with it a body half sent.
+            let _ = timeout_at(end, guest).await;
+        });
+        let answer = timeout_at(end, answered).await;
+        self.reap();
+        match answer {
+            Ok(Ok(Reply::Guest(Ok(response)))) => response,
+            Ok(Ok(Reply::Guest(Err(_)))) => {
+                failed(StatusCode::BAD_GATEWAY, "the program refused to answer\n")
+            }
+            Ok(Ok(Reply::BadRequest)) => {
+                failed(StatusCode::BAD_REQUEST, "the request names no host\n")
+            }
+            // Its end of the channel went with the guest.
+            Ok(Err(_)) if Instant::now() < end => {
+                failed(StatusCode::INTERNAL_SERVER_ERROR, "the program failed\n")
+            }
+            Ok(Err(_)) | Err(_) => {
+                failed(StatusCode::GATEWAY_TIMEOUT, "the program took too long\n")
+            }
+        }
+    }
+
+    /// One request, to the end of its instance.
+    async fn instance(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        reply: oneshot::Sender<Reply>,
+        permit: OwnedSemaphorePermit,
+        end: Instant,
+    ) {
+        let stream = |stream| Box::new(LogStream::new(Arc::clone(&self.container.log), stream));
+        let session = Session {
+            args: self.container.spec.args.clone(),
+            stdin: None,
+            stdout: stream(Stream::Stdout),
+            stderr: stream(Stream::Stderr),
+        };
+        let mut wasi = match session.wasi(&self.container) {
+            Ok(wasi) => wasi,
+            Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
+        };
+        let state = ComponentState::new(wasi.build(), self.container.budget());
+        let mut store = store(self.linked.engine(), state, || {});
+        let Ok(incoming) = store.data_mut().http().new_incoming_request(Scheme::Http, request)
+        else {
+            let _ = reply.send(Reply::BadRequest);
+            return;
+        };
+        // The answer goes out as soon as the guest gives it; the guest may run on.
+        let outparam = store.data_mut().http().new_response_outparam_from_callback(move |answer| {
+            // Whoever asked may have left.
+            let _ = reply.send(Reply::Guest(answer));
+        });
+        let called = async {
+            let outparam = outparam?;
+            let instance = self.linked.instantiate_async(&mut store).await?;
+            let handler = instance.wasi_http_incoming_handler();
+            handler.call_handle(&mut store, incoming, outparam).await
+        };
+        let called = called.await;
+        if let Err(error) = called {
+            let denied = store.data_mut().budget().denied();
+            let ending = Ending::of(Err(error), denied, true);
+            if ending.code != 0 && Instant::now() < end {
+                self.complain(&format!("a request failed: {}\n", ending.message));
+            }
+        }
+        drop(permit);
+    }
+}
+
+/// What the client is told.
+enum Reply {
+    Guest(Result<Response<HyperOutgoingBody>, ErrorCode>),
+    BadRequest,
+}

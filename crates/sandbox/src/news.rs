@@ -1,0 +1,88 @@
+//! What guests' threads tell the control thread.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender},
+    },
+};
+
+use krustlet_model::ContainerId;
+use krustlet_protocol::{ExecOutcome, ExitReport};
+use rustix::event::EventfdFlags;
+
+/// News that may wait. The control thread does nothing that lasts, so that the
+/// bound is met only by a burst; who meets it waits for a moment.
+const WAITING: usize = 1024;
+
+/// Something that happened to a guest.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It entered its first function, at this time in microseconds.
+    Running { id: ContainerId, at: i64 },
+    /// It ended.
+    Exited { id: ContainerId, exit: ExitReport },
+    /// Its log moved on to the next file.
+    LogRotated { id: ContainerId },
+    /// The program of an exec ended; `request` says whose it was.
+    ExecEnded { request: RequestId, outcome: ExecOutcome },
+    /// The guests' thread failed; no guest runs any more.
+    HostFailed { what: String },
+}
+
+/// A request that is answered later: its connection, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RequestId {
+    pub(crate) connection: u64,
+    pub(crate) frame: u64,
+}
+
+/// Tells the control thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Teller {
+    news: SyncSender<News>,
+    wake: Arc<Wake>,
+}
+
+impl Teller {
+    /// A way to tell, and the end where the control thread hears.
+    pub(crate) fn new(wake: Arc<Wake>) -> (Self, Receiver<News>) {
+        let (news, heard) = mpsc::sync_channel(WAITING);
+        (Self { news, wake }, heard)
+    }
+
+    pub(crate) fn tell(&self, news: News) {
+        // Nobody hears only when the process is about to end.
+        let _ = self.news.send(news);
+        self.wake.wake();
+    }
+}
+
+/// Wakes the control thread, which polls this descriptor.
+#[derive(Debug)]
+pub(crate) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(rustix::event::eventfd(0, flags)?))
+    }
+
+    pub(crate) fn wake(&self) {
+        // Fails only when it is already as ready as it can be.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Makes it unready again.
+    pub(crate) fn heard(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,268 @@
+//! What a guest's store holds: its view of WASI, and what it may use.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use wasmtime::{
+    ResourceLimiter,
+    component::{HasData, ResourceTable},
+};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p1::WasiP1Ctx};
+use wasmtime_wasi_http::{
+    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
+    WasiHttpView,
+};
+
+/// Bytes of tables one instance may have where no memory limit counts them:
+/// 8 million entries. A table is never larger than its module asks for, but
+/// asking is free.
+const TABLE_BYTES: u64 = 64 << 20;
+
+/// Handles one instance may hold. wasmtime's default is a million, each of
+/// which may be a descriptor or a body; the process has 20,000 descriptors.
+const HANDLES: usize = 100_000;
+
+/// What all instances of a container use together.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    /// Bytes of linear memory and tables now.
+    memory: AtomicU64,
+    /// Processor time of its guests, in nanoseconds.
+    cpu: AtomicU64,
+}
+
+impl Usage {
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn cpu(&self) -> u64 {
+        self.cpu.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn charge_cpu(&self, nanoseconds: u64) {
+        self.cpu.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+}
+
+/// Growth that was refused, and nothing was granted since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    /// Bytes the container would have had.
+    pub(crate) wanted: u64,
+    /// Bytes it may have.
+    pub(crate) limit: u64,
+}
+
+/// One instance's part of its container's [`Usage`]; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    usage: Arc<Usage>,
+    limit: Option<u64>,
+    held: u64,
+    tables: u64,
+    /// The newest grant, which may still fail.
+    granted: u64,
+    denied: Option<Denied>,
+}
+
+impl Budget {
+    /// Nothing used yet; `limit` is in bytes, for the whole container.
+    pub(crate) fn new(usage: Arc<Usage>, limit: Option<u64>) -> Self {
+        Self { usage, limit, held: 0, tables: 0, granted: 0, denied: None }
+    }
+
+    pub(crate) fn denied(&self) -> Option<Denied> {
+        self.denied
+    }
+
+    fn grow(&mut self, more: u64) -> bool {
+        let before = self.usage.memory.fetch_add(more, Ordering::Relaxed);
+        let wanted = before.saturating_add(more);
+        if let Some(limit) = self.limit.filter(|&limit| wanted > limit) {
+            self.usage.memory.fetch_sub(more, Ordering::Relaxed);
+            self.denied = Some(Denied { wanted, limit });
+            return false;
+        }
+        self.held += more;
+        self.granted = more;
+        self.denied = None;
+        true
+    }
+
+    /// The system refused what the budget had granted.
+    fn undo(&mut self) {
+        let granted = std::mem::take(&mut self.granted);
+        self.held -= granted;
+        self.usage.memory.fetch_sub(granted, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        self.usage.memory.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
+impl ResourceLimiter for Budget {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        // Past its own maximum the guest hits no limit of ours.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        Ok(self.grow(desired.saturating_sub(current) as u64))
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.undo();
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        // An entry is a pointer.
+        let more = (desired.saturating_sub(current) as u64).saturating_mul(8);
+        if self.tables.saturating_add(more) > TABLE_BYTES || !self.grow(more) {
+            return Ok(false);
+        }
+        self.tables += more;
+        Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.tables = self.tables.saturating_sub(self.granted);
+        self.undo();
+        Ok(())
+    }
+}
+
+/// A store's data, whatever the kind of guest.
+pub(crate) trait Budgeted: Send + 'static {
+    fn budget(&mut self) -> &mut Budget;
+}
+
+/// The data of a core module's store.
+pub(crate) struct ModuleState {
+    pub(crate) wasi: WasiP1Ctx,
+    pub(crate) budget: Budget,
+}
+
+impl Budgeted for ModuleState {
+    fn budget(&mut self) -> &mut Budget {
+        &mut self.budget
+    }
+}
+
+/// The data of a component's store.
+pub(crate) struct ComponentState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    http: WasiHttpCtx,
+    outgoing: NoOutgoing,
+    budget: Budget,
+}
+
+impl ComponentState {
+    pub(crate) fn new(wasi: WasiCtx, budget: Budget) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES);
+        Self { wasi, table, http: WasiHttpCtx::new(), outgoing: NoOutgoing, budget }
+    }
+}
+
+impl Budgeted for ComponentState {
+    fn budget(&mut self) -> &mut Budget {
+        &mut self.budget
+    }
+}
+
+impl WasiView for ComponentState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for ComponentState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.outgoing, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+impl HasData for ComponentState {
+    type Data<'a> = &'a mut Self;
+}
+
+/// Guests have no network of their own yet: each request they send is refused
+/// with a reason they can print.
+struct NoOutgoing;
+
+type Sent = Result<
+    (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>),
+    HttpError,
+>;
+
+impl WasiHttpHooks for NoOutgoing {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        _: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let why = format!("this node does not carry outgoing requests yet (to {host})");
+        Box::new(std::future::ready(Err(HttpError::InternalError(Some(why)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_container_never_has_more_than_its_limit_and_gives_all_back(
+            steps in prop::collection::vec((0_usize..3, 0_usize..5000, any::<bool>()), 0..60)
+        ) {
+            const LIMIT: u64 = 10_000;
+            let usage = Arc::new(Usage::default());
+            let mut instances: Vec<_> =
+                (0..3).map(|_| Budget::new(Arc::clone(&usage), Some(LIMIT))).collect();
+            for (which, more, fails) in steps {
+                let granted = instances[which].memory_growing(0, more, None).unwrap();
+                prop_assert_eq!(granted, instances[which].denied().is_none());
+                if granted && fails {
+                    instances[which].memory_grow_failed(wasmtime::Error::msg("no memory")).unwrap();
+                }
+                prop_assert!(usage.memory() <= LIMIT);
+            }
+            drop(instances);
+            prop_assert_eq!(usage.memory(), 0);
+        }
+    }
+
+    #[test]
+    fn a_guests_own_maximum_is_no_limit_of_ours() {
+        let mut budget = Budget::new(Arc::default(), Some(100));
+        assert!(!budget.memory_growing(0, 1000, Some(10)).unwrap());
+        assert_eq!(budget.denied(), None);
+    }
+}
