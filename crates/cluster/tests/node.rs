@@ -1,5 +1,7 @@
 //! The Node and its lease, while others delete and overwrite them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
@@ -123,7 +125,7 @@ async fn registration_is_tried_until_it_succeeds() {
     server.fail("POST", "/nodes", 4, Fault::Refuse(500, None));
     server.set_down(true);
     let started = start(&server, well());
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     server.set_down(false);
     server.until("ready", is_ready).await;
     started.running.stop().await;
@@ -151,7 +153,7 @@ async fn an_existing_node_keeps_what_others_gave_it() {
     assert_eq!(condition(&server, "NetworkUnavailable")["status"], "False");
     // A taint that it may not set is no reason to ask again and again.
     let asked = server.count("PATCH", "/nodes/n?");
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(server.count("PATCH", "/nodes/n?"), asked);
     started.running.stop().await;
 }
@@ -181,7 +183,7 @@ async fn an_unchanged_status_is_written_about_every_five_minutes() {
     server.until("ready", is_ready).await;
     tokio::time::sleep(Duration::from_secs(140)).await;
     assert_eq!(server.count("PATCH", "/status"), 0);
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     let written = server.count("PATCH", "/status");
     assert!((11..=13).contains(&written), "{written} in an hour");
     started.running.stop().await;
@@ -211,7 +213,7 @@ async fn a_node_that_was_thought_dead_says_at_once_that_it_lives() {
         condition["status"] = json!("Unknown");
     }
     server.put("nodes", node);
-    tokio::time::sleep(Duration::from_secs(300)).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
     server.set_down(false);
     let before = tokio::time::Instant::now();
     server.until("ready", is_ready).await;

@@ -1,5 +1,7 @@
 //! The pods of a node, as a misbehaving API server tells of them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::sync::Arc;
@@ -118,6 +120,7 @@ async fn what_was_missed_while_the_past_was_forgotten_is_listed() {
 
     // Resuming is refused with 410.
     server.set_down(true);
+    server.until("it is noticed", |server| server.watches("pods") == 2).await;
     server.remove("pods", "ns", "a");
     server.compact();
     server.set_down(false);
@@ -140,7 +143,7 @@ async fn pods_stay_while_the_server_is_away() {
     shows(&mut sets, &["a=1"]).await;
     sets.borrow_and_update();
     server.set_down(true);
-    tokio::time::sleep(std::time::Duration::from_secs(300)).await;
+    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
     assert!(!sets.has_changed().unwrap());
     let asked = server.asked().len();
     assert!(asked < 150, "{asked} requests in five minutes");

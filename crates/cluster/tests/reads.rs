@@ -1,5 +1,7 @@
 //! Objects, tokens, services, reviews and events.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::time::Duration;
@@ -84,7 +86,7 @@ async fn the_last_known_object_stands_while_the_server_is_away() {
     server.set_down(true);
     for _ in 0..10 {
         assert_eq!(value(&objects).await.unwrap(), "1");
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
     }
     server.put("configmaps", config_map("2"));
     server.set_down(false);
@@ -101,7 +103,7 @@ async fn an_object_nobody_asks_for_is_not_asked_for() {
     server.until("a watch", |server| server.watches("configmaps") == 1).await;
     server.end_watches();
     let asked = server.asked().len();
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
     assert_eq!(server.asked().len(), asked);
     assert_eq!(value(&objects).await.unwrap(), "1");
     running.stop().await;
@@ -116,7 +118,7 @@ async fn an_immutable_object_is_not_watched() {
     let (running, objects) = with_objects(&server);
     for _ in 0..30 {
         assert_eq!(value(&objects).await.unwrap(), "1");
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
     }
     assert_eq!(server.asked().len(), 1);
     running.stop().await;
@@ -128,8 +130,9 @@ async fn more_objects_than_may_be_watched_are_read_every_minute() {
     let (running, objects) = with_objects(&server);
     for _ in 0..3 {
         for n in 0..100 {
-            let found = objects.config_map("ns", &format!("c{n}"));
-            assert!(soon("an answer", found).await.unwrap().is_none());
+            let name = format!("c{n}");
+            let found = soon("an answer", objects.config_map("ns", &name)).await.unwrap();
+            assert!(found.is_none());
         }
         tokio::time::sleep(Duration::from_secs(30)).await;
     }
@@ -226,7 +229,7 @@ async fn reviews_are_remembered_as_long_as_the_kubelet_does() {
     let user = reviews.token("good").await.unwrap().unwrap();
     reviews.token("good").await.unwrap();
     assert_eq!(server.count("POST", "/tokenreviews"), 2);
-    tokio::time::advance(Duration::from_secs(120)).await;
+    tokio::time::advance(Duration::from_mins(2)).await;
     reviews.token("good").await.unwrap();
     assert_eq!(server.count("POST", "/tokenreviews"), 3);
 

@@ -1,5 +1,7 @@
 //! Reports of pods, against an API server that refuses, waits and goes away.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};
@@ -166,7 +168,7 @@ async fn a_status_that_is_invalid_is_not_repeated_but_the_next_one_is_written() 
     let (running, writer) = start(&server);
     writer.report(&pod, phase("Pending"));
     server.until("it looks", |server| server.count("GET", "/pods/a") == 1).await;
-    tokio::time::sleep(Duration::from_secs(600)).await;
+    tokio::time::sleep(Duration::from_mins(10)).await;
     assert_eq!(server.count("PATCH", ""), 1);
     writer.report(&pod, phase("Running"));
     server.until("it is written", |server| shown(server, "a") == "Running").await;
@@ -239,7 +241,7 @@ async fn after_an_outage_every_status_is_right_within_thirty_seconds() {
             let status = PodStatus { message: Some(minute.to_string()), ..phase("Running") };
             writer.report(pod, status);
         }
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
     }
     let tries = server.asked().len();
     assert!(tries < 150, "{tries} tries in five minutes");

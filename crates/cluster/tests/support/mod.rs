@@ -32,14 +32,14 @@ use tokio_util::sync::CancellationToken;
 use tower::{BoxError, service_fn};
 
 use store::Store;
-pub use store::{Asked, Place};
+pub(crate) use store::{Asked, Place};
 
 /// How long a test waits for anything; with paused time no time at all.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_hours(1);
 
 /// How a request is answered instead of properly.
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// With this HTTP status, and a Retry-After of so many seconds.
     Refuse(u16, Option<u64>),
     /// With a connection that breaks.
@@ -71,10 +71,10 @@ struct Inner {
 
 /// The server. Cheap to clone.
 #[derive(Clone)]
-pub struct Server(Arc<Inner>);
+pub(crate) struct Server(Arc<Inner>);
 
 impl Server {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Inner {
             store: Mutex::default(),
             faults: Mutex::default(),
@@ -87,7 +87,7 @@ impl Server {
     }
 
     /// A connection to it.
-    pub fn cluster(&self) -> Cluster {
+    pub(crate) fn cluster(&self) -> Cluster {
         let server = self.clone();
         let service = service_fn(move |request: Request<ClientBody>| {
             let server = server.clone();
@@ -107,42 +107,42 @@ impl Server {
     }
 
     /// Creates or replaces an object.
-    pub fn put(&self, resource: &str, object: Value) -> Value {
+    pub(crate) fn put(&self, resource: &str, object: Value) -> Value {
         let object = self.store().put(resource, object);
         self.happened();
         object
     }
 
-    pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
+    pub(crate) fn remove(&self, resource: &str, namespace: &str, name: &str) {
         self.store().remove(&Place::new(resource, namespace, name));
         self.happened();
     }
 
-    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         self.store().get(&Place::new(resource, namespace, name)).cloned()
     }
 
-    pub fn all(&self, resource: &str) -> Vec<Value> {
+    pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
         self.store().all(resource)
     }
 
     /// Everything that was asked, oldest first.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.store().asked.clone()
     }
 
     /// How often something was asked whose path has this part.
-    pub fn count(&self, method: &str, part: &str) -> usize {
+    pub(crate) fn count(&self, method: &str, part: &str) -> usize {
         let matches = |asked: &&Asked| asked.method == method && asked.uri.contains(part);
         self.store().asked.iter().filter(matches).count()
     }
 
     /// How many lists (not watches) were asked of a resource.
-    pub fn lists(&self, resource: &str) -> usize {
+    pub(crate) fn lists(&self, resource: &str) -> usize {
         self.count("GET", &format!("/{resource}?")) - self.watches(resource)
     }
 
-    pub fn watches(&self, resource: &str) -> usize {
+    pub(crate) fn watches(&self, resource: &str) -> usize {
         let part = format!("/{resource}?");
         let matches =
             |asked: &&Asked| asked.uri.contains(&part) && asked.uri.contains("watch=true");
@@ -150,51 +150,58 @@ impl Server {
     }
 
     /// Answers the next requests of this method, whose path has this part, so.
-    pub fn fail(&self, method: &'static str, part: &str, times: usize, fault: Fault) {
+    pub(crate) fn fail(&self, method: &'static str, part: &str, times: usize, fault: Fault) {
         let planned = Planned { method, part: part.to_owned(), times, fault };
         self.0.faults.lock().unwrap().push(planned);
     }
 
     /// Makes the answer to a creation of this resource.
-    pub fn answer(&self, resource: &'static str, hook: impl Fn(Value) -> Value + Send + 'static) {
+    pub(crate) fn answer(
+        &self,
+        resource: &'static str,
+        hook: impl Fn(Value) -> Value + Send + 'static,
+    ) {
         self.0.hooks.lock().unwrap().insert(resource, Box::new(hook));
     }
 
     /// Goes away, with every watch, or comes back.
-    pub fn set_down(&self, down: bool) {
+    pub(crate) fn set_down(&self, down: bool) {
         self.0.down.send_replace(down);
     }
 
     /// Lets writes wait, or go on.
-    pub fn hold(&self, held: bool) {
+    pub(crate) fn hold(&self, held: bool) {
         self.0.held.send_replace(held);
     }
 
     /// Ends every watch in the ordinary way.
-    pub fn end_watches(&self) {
+    pub(crate) fn end_watches(&self) {
         self.0.watches.send_modify(|generation| *generation += 1);
     }
 
     /// Forgets every version but the newest.
-    pub fn compact(&self) {
+    pub(crate) fn compact(&self) {
         self.store().compact();
     }
 
     /// Sends a line to every watch of a resource.
-    pub fn say(&self, resource: &str, line: &Value) {
+    pub(crate) fn say(&self, resource: &str, line: &Value) {
         self.store().say(resource, line);
         self.happened();
     }
 
     /// Waits until this holds.
-    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let mut changed = self.0.changed.subscribe();
         let wait = async {
             while !holds(self) {
                 changed.changed().await.unwrap();
             }
         };
-        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| {
+            let asked: Vec<_> = self.asked().iter().rev().take(5).map(Asked::summary).collect();
+            panic!("never: {what}; asked last: {asked:#?}")
+        });
     }
 
     async fn serve(&self, request: Request<ClientBody>) -> Result<Response<Body>, BoxError> {
@@ -250,6 +257,7 @@ impl Server {
         let answer = self.store().perform(&place, query, asked);
         match answer {
             Ok(object) => ok(&object),
+            Err(409) if asked.method == "POST" => refuse(409, "AlreadyExists", None),
             Err(code) => refusal(code, None),
         }
     }
@@ -303,6 +311,10 @@ fn refusal(code: u16, after: Option<u64>) -> Response<Body> {
         410 => "Expired",
         _ => "",
     };
+    refuse(code, reason, after)
+}
+
+fn refuse(code: u16, reason: &str, after: Option<u64>) -> Response<Body> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure",
         "message": format!("refused with {code}"), "reason": reason, "code": code,
@@ -316,17 +328,17 @@ fn refusal(code: u16, after: Option<u64>) -> Response<Body> {
 }
 
 /// Tasks of the crate, running until the test stops them.
-pub struct Running {
+pub(crate) struct Running {
     tasks: JoinSet<()>,
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Running {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { tasks: JoinSet::new(), stop: CancellationToken::new() }
     }
 
-    pub fn start<F>(&mut self, run: impl FnOnce(CancellationToken) -> F)
+    pub(crate) fn start<F>(&mut self, run: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -334,7 +346,7 @@ impl Running {
     }
 
     /// Stops everything and waits for its end.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         let ended = async {
             while let Some(task) = self.tasks.join_next().await {
@@ -346,6 +358,6 @@ impl Running {
 }
 
 /// Waits for a future with the same patience.
-pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }

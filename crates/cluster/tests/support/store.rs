@@ -6,31 +6,39 @@ use serde_json::{Map, Value, json};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub method: String,
+pub(crate) struct Asked {
+    pub(crate) method: String,
     /// Path and query.
-    pub uri: String,
-    pub body: Value,
+    pub(crate) uri: String,
+    pub(crate) body: Value,
+}
+
+impl Asked {
+    pub(crate) fn summary(&self) -> String {
+        let body = self.body.to_string();
+        let start = &body[..body.floor_char_boundary(300)];
+        format!("{} {} {start}", self.method, self.uri)
+    }
 }
 
 /// Where an object or a collection is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub resource: String,
+pub(crate) struct Place {
+    pub(crate) resource: String,
     /// Empty: all, or none.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Empty: a collection.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 impl Place {
-    pub fn new(resource: &str, namespace: &str, name: &str) -> Self {
+    pub(crate) fn new(resource: &str, namespace: &str, name: &str) -> Self {
         let [resource, namespace, name] = [resource, namespace, name].map(str::to_owned);
         Self { resource, namespace, name }
     }
 
     /// The place of a path, and its subresource.
-    pub fn parse(path: &str) -> (Self, Option<String>) {
+    pub(crate) fn parse(path: &str) -> (Self, Option<String>) {
         let mut parts = path.trim_start_matches('/').split('/');
         if parts.next() == Some("apis") {
             parts.next();
@@ -61,17 +69,17 @@ struct Happened {
 }
 
 #[derive(Debug, Default)]
-pub struct Store {
+pub(crate) struct Store {
     objects: BTreeMap<Place, Value>,
     history: Vec<Happened>,
     version: u64,
     oldest: u64,
     uids: u64,
-    pub asked: Vec<Asked>,
+    pub(crate) asked: Vec<Asked>,
 }
 
 impl Store {
-    pub fn put(&mut self, resource: &str, mut object: Value) -> Value {
+    pub(crate) fn put(&mut self, resource: &str, mut object: Value) -> Value {
         self.version += 1;
         let metadata = object["metadata"].as_object_mut().expect("an object has metadata");
         let text = |field: &str| {
@@ -93,7 +101,7 @@ impl Store {
         object
     }
 
-    pub fn remove(&mut self, place: &Place) -> Option<Value> {
+    pub(crate) fn remove(&mut self, place: &Place) -> Option<Value> {
         let mut object = self.objects.remove(place)?;
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
@@ -106,22 +114,22 @@ impl Store {
         self.history.push(Happened { version: self.version, place, kind, object });
     }
 
-    pub fn get(&self, place: &Place) -> Option<&Value> {
+    pub(crate) fn get(&self, place: &Place) -> Option<&Value> {
         self.objects.get(place)
     }
 
-    pub fn all(&self, resource: &str) -> Vec<Value> {
+    pub(crate) fn all(&self, resource: &str) -> Vec<Value> {
         let ours = self.objects.iter().filter(|(place, _)| place.resource == resource);
         ours.map(|(_, object)| object.clone()).collect()
     }
 
-    pub fn compact(&mut self) {
+    pub(crate) fn compact(&mut self) {
         self.oldest = self.version + 1;
         self.version += 1;
     }
 
     /// A line for watches only.
-    pub fn say(&mut self, resource: &str, line: &Value) {
+    pub(crate) fn say(&mut self, resource: &str, line: &Value) {
         let kind = line["type"].as_str().unwrap().to_owned();
         let place = Place::new(resource, "", "");
         let object = line["object"].clone();
@@ -129,7 +137,7 @@ impl Store {
     }
 
     /// Where a watch begins in the history.
-    pub fn first_line(&self, query: &str) -> Result<usize, u16> {
+    pub(crate) fn first_line(&self, query: &str) -> Result<usize, u16> {
         let since: u64 = parameter(query, "resourceVersion").unwrap_or_default().parse().unwrap();
         if since < self.oldest {
             return Err(410);
@@ -139,7 +147,12 @@ impl Store {
     }
 
     /// The first line at or after `at` that this watch is to have.
-    pub fn line_after(&self, at: usize, place: &Place, query: &str) -> Option<(usize, String)> {
+    pub(crate) fn line_after(
+        &self,
+        at: usize,
+        place: &Place,
+        query: &str,
+    ) -> Option<(usize, String)> {
         let selector = parameter(query, "fieldSelector").unwrap_or_default();
         let found = self.history.iter().enumerate().skip(at).find(|(_, happened)| {
             let said = happened.version == u64::MAX;
@@ -151,7 +164,12 @@ impl Store {
     }
 
     /// Everything but watches.
-    pub fn perform(&mut self, place: &Place, query: &str, asked: &Asked) -> Result<Value, u16> {
+    pub(crate) fn perform(
+        &mut self,
+        place: &Place,
+        query: &str,
+        asked: &Asked,
+    ) -> Result<Value, u16> {
         match (asked.method.as_str(), place.name.is_empty()) {
             ("GET", true) => Ok(self.list(place, query)),
             ("GET", false) => self.objects.get(place).cloned().ok_or(404),
