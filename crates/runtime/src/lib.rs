@@ -33,6 +33,3 @@ pub use mounts::{Handover, MountError};
 pub use task::RuntimeTask;
 pub use verbs::{ExecStreams, Launch};
 pub use zygote::StartError;
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,156 @@
+//! Containers in one sandbox.
+
+use std::{fs, net::TcpListener, time::Duration};
+
+use krustlet_model::PodUid;
+use krustlet_protocol::Failure;
+use krustlet_runtime::{PodEvent, RuntimeError};
+
+use crate::bed::{Bed, exit_code, id, next, preopen};
+
+#[tokio::test]
+async fn a_container_runs_and_its_end_is_told() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.exec("a", 1, &["exit", "5"]).await.unwrap();
+    assert_eq!(exit_code(&mut events, 1).await, 5);
+
+    let pod = PodUid::new("a");
+    // One that has ended need not be stopped.
+    bed.runtime.stop_container(&pod, &id(1), Duration::ZERO).await.unwrap();
+    bed.runtime.remove_container(&pod, &id(1)).await.unwrap();
+    bed.runtime.remove_container(&pod, &id(1)).await.unwrap();
+    let again = bed.runtime.start_container(&pod, &id(1)).await.unwrap_err();
+    assert!(matches!(again, RuntimeError::NoContainer { .. }), "{again}");
+
+    bed.stop_pod("a").await;
+    assert_eq!(next(&mut events).await, None);
+    assert!(bed.sandboxes().is_empty());
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn directories_are_handed_over_in_order_and_as_writable_as_said() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    let mut launch = bed.launch("a", 1);
+    for (name, writable) in [("one", true), ("two", false)] {
+        fs::create_dir(bed.path(name)).unwrap();
+        launch.spec.preopens.push(preopen(writable));
+        launch.mounts.push(bed.path(name));
+    }
+    launch.spec.listeners = 1;
+    launch.listeners.push(TcpListener::bind("127.0.0.1:0").unwrap());
+    bed.runtime.create_container(launch).await.unwrap();
+    bed.runtime.start_container(&PodUid::new("a"), &id(1)).await.unwrap();
+    assert!(matches!(next(&mut events).await, Some(PodEvent::Running { .. })));
+
+    for (index, code) in [("0", 0), ("1", rustix::io::Errno::ROFS.raw_os_error())] {
+        let (outcome, _) = bed.exec("a", 1, &["touch", index]).await.unwrap();
+        assert_eq!(outcome.exit_code, code, "directory {index}");
+    }
+    assert!(bed.path("one/touched").exists());
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_description_is_refused_here() {
+    let bed = Bed::new().await;
+    let _events = bed.run("a").await;
+    let mut launch = bed.launch("a", 1);
+    launch.spec.preopens.push(preopen(true));
+    let error = bed.runtime.create_container(launch).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Mismatch { given: 0, named: 1, .. }), "{error}");
+    assert!(!error.is_transient());
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_is_refused_leaves_nothing_behind() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    let mut launch = bed.launch("a", 1);
+    launch.spec.args = vec!["unlinkable".into()];
+    let error = bed.runtime.create_container(launch).await.unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::Refused(Failure::Unlinkable { message }) if message == "no such import"),
+        "{error}"
+    );
+    let containers = bed.sandboxes()[0].join("containers");
+    assert_eq!(fs::read_dir(containers).unwrap().count(), 0);
+    let logs: Vec<_> = fs::read_dir(bed.path("logs/a")).unwrap().collect();
+    assert_eq!(logs.len(), 1, "the log stays, what waits beside it does not: {logs:?}");
+    // The same id may be tried again.
+    bed.start("a", 1, &mut events).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_reads_no_events_can_still_ask_and_loses_none() {
+    const CONTAINERS: u8 = 120;
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    let pod = PodUid::new("a");
+    for digit in 0..CONTAINERS {
+        bed.runtime.create_container(bed.launch("a", digit)).await.unwrap();
+        bed.runtime.start_container(&pod, &id(digit)).await.unwrap();
+        bed.runtime.stop_container(&pod, &id(digit), Duration::ZERO).await.unwrap();
+    }
+    for digit in 0..CONTAINERS {
+        let running = next(&mut events).await;
+        assert!(
+            matches!(&running, Some(PodEvent::Running { id: of, .. }) if *of == id(digit)),
+            "{running:?}"
+        );
+        assert_eq!(exit_code(&mut events, digit).await, 143);
+    }
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_full_log_is_renamed_and_another_supplied() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.exec("a", 1, &["log", "first"]).await.unwrap();
+    for text in ["second", "third"] {
+        let (outcome, _) = bed.exec("a", 1, &["rotate", text]).await.unwrap();
+        assert_eq!(outcome.exit_code, 0, "there was a log to go on with");
+        assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
+    }
+    assert_eq!(logs(&bed), ["third\n", "first\n", "second\n"]);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+/// What is in the pod's logs: the current one first, then by age.
+pub(crate) fn logs(bed: &Bed) -> Vec<String> {
+    let entries = fs::read_dir(bed.path("logs/a")).unwrap();
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.unwrap())
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn stats_are_those_of_the_pod() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    let stats = bed.runtime.stats(&PodUid::new("a")).await.unwrap();
+    assert_eq!(stats.len(), 1);
+    assert_eq!((stats[0].id.clone(), stats[0].memory_bytes), (id(1), 1));
+    let none = bed.runtime.stats(&PodUid::new("b")).await.unwrap_err();
+    assert!(matches!(none, RuntimeError::NoSandbox { .. }), "{none}");
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
