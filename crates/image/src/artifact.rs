@@ -255,8 +255,14 @@ mod tests {
 
     #[test]
     fn what_is_no_program_is_refused() {
-        assert!(matches!(described(b"\x7fELF").unwrap_err(), ArtifactError::NotWasm(NotWasm::Precompiled)));
-        assert!(matches!(described(b"(module)").unwrap_err(), ArtifactError::NotWasm(NotWasm::Text)));
+        assert!(matches!(
+            described(b"\x7fELF").unwrap_err(),
+            ArtifactError::NotWasm(NotWasm::Precompiled)
+        ));
+        assert!(matches!(
+            described(b"(module)").unwrap_err(),
+            ArtifactError::NotWasm(NotWasm::Text)
+        ));
         assert!(matches!(described(&[0; 1001]).unwrap_err(), ArtifactError::TooBig { .. }));
         let cut = b"\0asm\x0d\0\x01\0\x0a\x05\x01";
         assert!(matches!(described(cut).unwrap_err(), ArtifactError::Read(_)));

@@ -110,7 +110,10 @@ pub(crate) struct Assembly<'a> {
 
 impl Assembly<'_> {
     /// Fetches what `root` describes. The lease keeps the content until a record does.
-    pub(crate) async fn run(&mut self, root: RawDocument) -> Result<(Fetched, Lease), ContentError> {
+    pub(crate) async fn run(
+        &mut self,
+        root: RawDocument,
+    ) -> Result<(Fetched, Lease), ContentError> {
         let digest = root.digest.clone();
         let (manifest, manifest_digest) = self.manifest(root).await?;
         let config = self.config(&manifest).await?;
@@ -127,7 +130,10 @@ impl Assembly<'_> {
     }
 
     /// The manifest for this node, through an index if there is one.
-    async fn manifest(&mut self, mut document: RawDocument) -> Result<(Manifest, Digest), ContentError> {
+    async fn manifest(
+        &mut self,
+        mut document: RawDocument,
+    ) -> Result<(Manifest, Digest), ContentError> {
         // An index may point to an index once: tools wrap an image's index in a layout's.
         for _ in 0..3 {
             self.bytes += document.bytes.len() as u64;
@@ -145,14 +151,14 @@ impl Assembly<'_> {
 
     /// How to run the image; empty for artifacts, which do not say.
     async fn config(&mut self, manifest: &Manifest) -> Result<ImageConfig, ContentError> {
+        self.allow("the configuration", manifest.config.size, DOCUMENT_LIMIT)?;
+        self.bytes += manifest.config.size;
         if !format::has_image_config(manifest) {
             return Ok(ImageConfig::default());
         }
-        self.allow("the configuration", manifest.config.size, DOCUMENT_LIMIT)?;
         let file = self.fetch(&manifest.config).await?;
         let bytes = spawn_blocking(move || std::fs::read(file.path())).await;
         let bytes = self.stored(flatten(bytes))?;
-        self.bytes += manifest.config.size;
         ImageConfig::parse(&bytes).map_err(|source| self.document_error(source))
     }
 
@@ -250,7 +256,10 @@ impl Assembly<'_> {
         match &mut self.source {
             Source::Registry(session) => {
                 let sink = file.reopen();
-                let sink = sink.map_err(|source| ContentError::Store { image: image(), source: source.into() })?;
+                let sink = sink.map_err(|source| ContentError::Store {
+                    image: image(),
+                    source: source.into(),
+                })?;
                 session
                     .blob(blob, sink)
                     .await
@@ -259,14 +268,18 @@ impl Assembly<'_> {
             }
             Source::Layout(layout) => {
                 let (layout, blob) = (layout.clone(), blob.clone());
-                let copied = spawn_blocking(move || Ok(layout.blob(&blob, file.as_file()).map(|()| file)));
+                let copied =
+                    spawn_blocking(move || Ok(layout.blob(&blob, file.as_file()).map(|()| file)));
                 self.stored(flatten(copied.await))?
                     .map_err(|source| ContentError::Layout { image: image(), source })
             }
         }
     }
 
-    fn allow_layers<'b>(&mut self, layers: impl Iterator<Item = &'b Descriptor>) -> Result<(), ContentError> {
+    fn allow_layers<'b>(
+        &mut self,
+        layers: impl Iterator<Item = &'b Descriptor>,
+    ) -> Result<(), ContentError> {
         for layer in layers {
             self.allow("a layer", layer.size, self.limits.blob_bytes)?;
             self.bytes = self.bytes.saturating_add(layer.size);

@@ -12,8 +12,8 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
 /// Standard alphabet; files written by hand often lack the padding.
@@ -99,7 +99,8 @@ impl Credential {
     }
 
     pub(crate) fn new(key: &str, login: Login) -> Result<Self, CredentialError> {
-        let scope = Scope::parse(key).ok_or_else(|| CredentialError::Key { key: key.to_owned() })?;
+        let scope =
+            Scope::parse(key).ok_or_else(|| CredentialError::Key { key: key.to_owned() })?;
         Ok(Self { scope, login })
     }
 
@@ -207,7 +208,11 @@ impl Scope {
         let mut parts = repository.split('/');
         self.port.as_deref() == port
             && self.host.split('.').count() == host.split('.').count()
-            && self.host.split('.').zip(host.split('.')).all(|(glob, label)| label_matches(glob, label))
+            && self
+                .host
+                .split('.')
+                .zip(host.split('.'))
+                .all(|(glob, label)| label_matches(glob, label))
             && self.path.iter().all(|part| parts.next() == Some(part))
     }
 }

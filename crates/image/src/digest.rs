@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_checked_is_refused() {
-        for text in ["", "sha256", "sha256:", "sha256:ABCD", ":00", "sha256:../../../../etc/passwd"] {
+        for text in ["", "sha256", "sha256:", "sha256:ABCD", ":00", "sha256:../../../../etc/passwd"]
+        {
             assert!(matches!(text.parse::<Digest>(), Err(DigestError::Malformed { .. })), "{text}");
         }
         let upper = Digest::of(b"").to_string().to_uppercase().replace("SHA256", "sha256");

@@ -71,7 +71,10 @@ pub(crate) async fn credentials(
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => {
-            return Err(DockerConfigError::Read { path: path.to_owned(), source: Arc::new(source) });
+            return Err(DockerConfigError::Read {
+                path: path.to_owned(),
+                source: Arc::new(source),
+            });
         }
     };
     let unusable = |source| DockerConfigError::Parse { path: path.to_owned(), source };

@@ -22,10 +22,8 @@ const WASM_LAYERS: [&str; 3] = [
 ];
 
 /// Configurations that say how to run the program.
-const IMAGE_CONFIGS: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
+const IMAGE_CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 /// What only Spin applications have.
 const SPIN_LAYERS: [&str; 3] = [
@@ -74,7 +72,9 @@ pub enum FormatError {
          run it on a node with SpinKube (https://www.spinkube.dev)"
     )]
     Spin { image: String },
-    #[error("image {image:?} has {count} WebAssembly layers; this node cannot tell which is its program")]
+    #[error(
+        "image {image:?} has {count} WebAssembly layers; this node cannot tell which is its program"
+    )]
     ManyPrograms { image: String, count: usize },
     #[error("image {image:?} holds no WebAssembly: its content is of kind {kinds}")]
     NotAnImage { image: String, kinds: String },
@@ -95,13 +95,15 @@ pub(crate) fn choose<'a>(image: &str, index: &'a Index) -> Result<&'a Descriptor
             platform.os.eq_ignore_ascii_case(os)
                 && platform.architecture.eq_ignore_ascii_case(architecture)
         };
-        let found = index.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(is_this));
+        let found =
+            index.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(is_this));
         if let Some(entry) = found {
             return Ok(entry);
         }
     }
     // An image that crun runs says so beside its platform.
-    if let Some(entry) = index.manifests.iter().find(|entry| is_compat(entry.annotations.as_ref())) {
+    if let Some(entry) = index.manifests.iter().find(|entry| is_compat(entry.annotations.as_ref()))
+    {
         return Ok(entry);
     }
     // Artifacts often name no platform: then their own content has to tell. Attestations,
@@ -110,7 +112,8 @@ pub(crate) fn choose<'a>(image: &str, index: &'a Index) -> Result<&'a Descriptor
         return Ok(entry);
     }
     let known = |platform: &&Platform| platform.os != "unknown";
-    let found: Vec<_> = index.manifests.iter().filter_map(|entry| entry.platform.as_ref()).collect();
+    let found: Vec<_> =
+        index.manifests.iter().filter_map(|entry| entry.platform.as_ref()).collect();
     let found: Vec<_> = found.into_iter().filter(known).cloned().collect();
     if found.is_empty() {
         return Err(FormatError::EmptyIndex { image: image.to_owned() });

@@ -34,7 +34,9 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn new(records: Vec<Record>) -> Self {
-        Self { records: records.into_iter().map(|record| (record.reference.clone(), record)).collect() }
+        Self {
+            records: records.into_iter().map(|record| (record.reference.clone(), record)).collect(),
+        }
     }
 
     /// What a reference means. A digest is also known if any tag of its repository means it.

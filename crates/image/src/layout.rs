@@ -80,9 +80,7 @@ impl Layout {
                 bytes,
                 content_type: Some(OCI_INDEX.to_owned()),
             }),
-            (None, many) => {
-                Err(LayoutError::Ambiguous { count: many.len(), name: tag.to_owned() })
-            }
+            (None, many) => Err(LayoutError::Ambiguous { count: many.len(), name: tag.to_owned() }),
         }
     }
 
@@ -123,7 +121,9 @@ impl Layout {
     fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>, LayoutError> {
         let failed = |source| LayoutError::Read { path: path.to_owned(), source: Arc::new(source) };
         let mut bytes = Vec::new();
-        File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+        File::open(path)
+            .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+            .map_err(failed)?;
         if bytes.len() as u64 > limit {
             return Err(failed(io::ErrorKind::FileTooLarge.into()));
         }

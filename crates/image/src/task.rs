@@ -360,7 +360,11 @@ fn finish_removal(
         (None, Ok(())) => {}
         // Nobody waits for this one; what is left is swept at the next open.
         (None, Err(error)) => {
-            tracing::warn!(image = reference, error = &error as &dyn std::error::Error, "cannot forget an image");
+            tracing::warn!(
+                image = reference,
+                error = &error as &dyn std::error::Error,
+                "cannot forget an image"
+            );
         }
     }
 }

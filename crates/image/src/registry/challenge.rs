@@ -40,7 +40,8 @@ fn parse_header(header: &str) -> Vec<Challenge> {
         rest = rest.trim_start_matches([',', ' ', '\t']);
         if scheme.eq_ignore_ascii_case("bearer") {
             if let Some(realm) = parameters.remove("realm") {
-                let mut given = |name| parameters.remove(name).filter(|text: &String| !text.is_empty());
+                let mut given =
+                    |name| parameters.remove(name).filter(|text: &String| !text.is_empty());
                 let (service, scope) = (given("service"), given("scope"));
                 challenges.push(Challenge::Bearer { realm, service, scope });
             }
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn several_ways_are_told_apart_and_tokens_come_first() {
-        let one = r#"Basic realm="x", charset="UTF-8", Bearer realm="https://a", error=invalid_token"#;
+        let one =
+            r#"Basic realm="x", charset="UTF-8", Bearer realm="https://a", error=invalid_token"#;
         let bearer =
             Challenge::Bearer { realm: "https://a".to_owned(), service: None, scope: None };
         assert_eq!(parse([one].into_iter()), [bearer.clone(), Challenge::Basic]);

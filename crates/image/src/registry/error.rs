@@ -89,7 +89,9 @@ impl RequestError {
         match self {
             Self::Unreachable { .. } | Self::Stalled { .. } | Self::Broken { .. } => true,
             // Request Timeout, Too Early, Too Many Requests, and what gateways say.
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
+            Self::Status { status, .. } => {
+                matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
+            }
             Self::Tls { .. }
             | Self::Denied { .. }
             | Self::NotFound { .. }

@@ -4,7 +4,9 @@
 //! (`Range`); one that gives other bytes than the digest says is an error, and the next
 //! place that has the image is asked.
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE,
+};
 use reqwest::{Method, Response, StatusCode};
 use tokio::fs::File;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
@@ -134,7 +136,12 @@ async fn document(
     for kind in ACCEPTED {
         headers.append(ACCEPT, HeaderValue::from_static(kind));
     }
-    let ask = Ask { method: Method::GET, url: access.url(&format!("manifests/{name}"))?, headers, body: None };
+    let ask = Ask {
+        method: Method::GET,
+        url: access.url(&format!("manifests/{name}"))?,
+        headers,
+        body: None,
+    };
     let mut retry = Retry::new(&http.limits);
     loop {
         match document_once(http, access, &ask, digest).await {
@@ -257,7 +264,12 @@ async fn fetch_rest(
         let range = format!("bytes={}-", sink.received);
         headers.extend(HeaderValue::from_str(&range).map(|range| (RANGE, range)));
     }
-    let ask = Ask { method: Method::GET, url: access.url(&format!("blobs/{}", blob.digest))?, headers, body: None };
+    let ask = Ask {
+        method: Method::GET,
+        url: access.url(&format!("blobs/{}", blob.digest))?,
+        headers,
+        body: None,
+    };
     let response = http.ask(access, &ask).await;
     let host = access.endpoint.host.clone();
     let stored = |error| RequestError::store(&host, error);

@@ -50,7 +50,10 @@ pub(crate) fn is_forbidden(address: IpAddr) -> bool {
     }
     match address {
         IpAddr::V4(address) => {
-            address.is_link_local() || address.is_unspecified() || address.is_multicast() || address.is_broadcast()
+            address.is_link_local()
+                || address.is_unspecified()
+                || address.is_multicast()
+                || address.is_broadcast()
         }
         IpAddr::V6(address) => {
             address.is_unicast_link_local() || address.is_unspecified() || address.is_multicast()
@@ -91,7 +94,8 @@ pub(crate) fn next_hop(from: &Url, location: Option<&str>, hops: usize) -> Resul
     if hops >= HOP_LIMIT {
         return Err(GuardError::TooMany);
     }
-    let to = location.and_then(|location| from.join(location).ok()).ok_or(GuardError::NoLocation)?;
+    let to =
+        location.and_then(|location| from.join(location).ok()).ok_or(GuardError::NoLocation)?;
     check_step(from, &to)?;
     Ok(to)
 }
@@ -143,8 +147,18 @@ mod tests {
     #[test]
     fn metadata_and_link_local_addresses_are_never_asked_however_they_are_written() {
         for host in [
-            "169.254.169.254", "169.254.1.1", "0.0.0.0", "[fe80::1]", "[::ffff:169.254.169.254]", "[::]",
-            "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16", "2852039166", "0xa9fea9fe", "[ff02::1]",
+            "169.254.169.254",
+            "169.254.1.1",
+            "0.0.0.0",
+            "[fe80::1]",
+            "[::ffff:169.254.169.254]",
+            "[::]",
+            "[fd00:ec2::254]",
+            "100.100.100.200",
+            "168.63.129.16",
+            "2852039166",
+            "0xa9fea9fe",
+            "[ff02::1]",
         ] {
             let to = url(&format!("https://{host}/x"));
             assert!(check_host(&to).is_err(), "{host} was allowed");
@@ -166,7 +180,10 @@ mod tests {
         assert!(matches!(step("https://[::ffff:127.0.0.1]/x"), Err(GuardError::Loopback { .. })));
         let local = url("http://127.0.0.1:5000/");
         assert_eq!(check_step(&local, &url("http://localhost:6000/")), Ok(()));
-        assert!(matches!(check_step(&local, &url("file:///etc/passwd")), Err(GuardError::Scheme { .. })));
+        assert!(matches!(
+            check_step(&local, &url("file:///etc/passwd")),
+            Err(GuardError::Scheme { .. })
+        ));
     }
 
     #[test]

@@ -12,7 +12,9 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{
+    AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use reqwest::{Body, Certificate, Client, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
 use url::Url;
@@ -58,7 +60,11 @@ impl fmt::Debug for Access {
 }
 
 impl Access {
-    pub(crate) fn new(endpoint: Endpoint, purpose: Purpose, credential: Option<Credential>) -> Self {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        purpose: Purpose,
+        credential: Option<Credential>,
+    ) -> Self {
         // An access token needs no negotiation; anything else waits to be asked for.
         let authorization = match credential.as_ref().map(Credential::login) {
             Some(Login::Registry(token)) => bearer(token),
@@ -148,7 +154,11 @@ impl Http {
 
     /// Asks once, logging in and following redirects as needed. Any status but success
     /// is an error.
-    pub(crate) async fn ask(&self, access: &mut Access, ask: &Ask) -> Result<Response, RequestError> {
+    pub(crate) async fn ask(
+        &self,
+        access: &mut Access,
+        ask: &Ask,
+    ) -> Result<Response, RequestError> {
         let response = self.follow(access, ask).await?;
         let response = if response.status() == StatusCode::UNAUTHORIZED
             && self.log_in(access, &response).await?
@@ -256,7 +266,8 @@ impl Http {
         scope: Option<String>,
     ) -> Result<String, RequestError> {
         let host = &access.endpoint.host;
-        let answer = |what: &str| RequestError::Answer { host: host.clone(), what: what.to_owned() };
+        let answer =
+            |what: &str| RequestError::Answer { host: host.clone(), what: what.to_owned() };
         let mut realm = Url::parse(realm).map_err(|_| answer("its token server has no address"))?;
         guard::check_step(&access.endpoint.base, &realm)
             .map_err(|source| RequestError::Guarded { host: host.clone(), source })?;
@@ -271,8 +282,8 @@ impl Http {
         fields.extend(service.map(|service| ("service", service)));
         // A scope may hold several, each a parameter of its own.
         fields.extend(scope.split_whitespace().map(|scope| ("scope", scope.to_owned())));
-        let is_near =
-            guard::is_same_origin(&realm, &access.endpoint.base) || is_loopback(&access.endpoint.base);
+        let is_near = guard::is_same_origin(&realm, &access.endpoint.base)
+            || is_loopback(&access.endpoint.base);
         let client = if is_near { &self.named } else { &self.led };
         let request = if let Some(Login::Identity(token)) = login {
             let mut form = url::form_urlencoded::Serializer::new(String::new());

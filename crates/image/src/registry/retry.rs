@@ -45,12 +45,7 @@ impl<'a> Retry<'a> {
 
 /// The wait after the `failed`-th failure. None if the registry asks for more patience
 /// than a pull has: then the pod's own back-off is the better place to wait.
-fn wait(
-    limits: &PullLimits,
-    failed: u32,
-    asked: Option<Duration>,
-    share: f64,
-) -> Option<Duration> {
+fn wait(limits: &PullLimits, failed: u32, asked: Option<Duration>, share: f64) -> Option<Duration> {
     let doubled = limits.backoff.saturating_mul(1 << failed.saturating_sub(1).min(16));
     let own = doubled.min(limits.backoff_limit).mul_f64(share);
     match asked {

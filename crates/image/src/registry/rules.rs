@@ -219,7 +219,8 @@ mod tests {
     #[test]
     fn mistakes_in_the_configuration_are_found() {
         for place in ["ftp://h.io", "", "/x", "user@h.io", "h.io/x?y", "h.io:port"] {
-            let rules = RegistryRules { mirrors: vec![mirror("a.io", &[place])], ..Default::default() };
+            let rules =
+                RegistryRules { mirrors: vec![mirror("a.io", &[place])], ..Default::default() };
             assert!(rules.check().is_err(), "{place:?} was accepted");
         }
     }

@@ -79,9 +79,15 @@ impl Store {
     /// Opens the store, sweeps what a crash left, and returns the images that are whole.
     pub(crate) fn open(root: &Path) -> Result<(Self, Vec<Record>), OpenError> {
         let io = |source| OpenError::Io { path: root.to_owned(), source };
-        for folder in ["blobs/sha256", "blobs/sha512", "roots/sha256", "roots/sha512", "records", "tmp"] {
+        for folder in
+            ["blobs/sha256", "blobs/sha512", "roots/sha256", "roots/sha512", "records", "tmp"]
+        {
             // Images may be private, and some come with credentials: for the owner only.
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(folder)).map_err(io)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(root.join(folder))
+                .map_err(io)?;
         }
         let lock = File::options()
             .create(true)
@@ -247,7 +253,8 @@ impl Store {
 
     /// Deletes content that no record names: its pull did not get as far as the record.
     fn sweep_unnamed(&self, records: &[Record]) -> io::Result<()> {
-        let named: HashSet<_> = records.iter().map(|record| self.path(&record.content.key())).collect();
+        let named: HashSet<_> =
+            records.iter().map(|record| self.path(&record.content.key())).collect();
         for kind in ["blobs", "roots"] {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 for entry in fs::read_dir(self.0.root.join(kind).join(algorithm.name()))? {
@@ -273,7 +280,11 @@ impl Store {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    }
 }
 
 /// A rename lasts only once its directory is on disk.

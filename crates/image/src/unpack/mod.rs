@@ -21,8 +21,8 @@ use tar::EntryType;
 
 pub use self::budget::Overrun;
 use self::budget::{Budget, Meter};
-pub use self::path::PathError;
 use self::path::Name;
+pub use self::path::PathError;
 use self::tree::Tree;
 use crate::digest::Digest;
 use crate::format::Compression;
@@ -49,7 +49,9 @@ pub enum UnpackError {
         #[source]
         source: PathError,
     },
-    #[error("the archive holds {name:?}, which is a {kind}; only files, directories and links are allowed")]
+    #[error(
+        "the archive holds {name:?}, which is a {kind}; only files, directories and links are allowed"
+    )]
     Kind { name: String, kind: &'static str },
     #[error("the archive is too large to unpack")]
     TooBig {

@@ -74,7 +74,8 @@ impl Tree {
         let place = self.place(parent)?;
         self.remove_at(&place, name)?;
         let mode = if mode & 0o100 == 0 { 0o644 } else { 0o755 };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode);
         let file = rustix::fs::openat(&place.directory, name, flags, mode)?;
         // The process' own mask has no say in an image.
@@ -96,7 +97,12 @@ impl Tree {
     }
 
     /// Gives a regular file a second name.
-    pub(crate) fn hard_link(&mut self, parent: &Path, name: &OsStr, target: &Path) -> io::Result<()> {
+    pub(crate) fn hard_link(
+        &mut self,
+        parent: &Path,
+        name: &OsStr,
+        target: &Path,
+    ) -> io::Result<()> {
         let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
         let Some(target_name) = target.file_name() else {
             return Err(refused("it is a hard link to a directory"));
@@ -151,7 +157,11 @@ impl Tree {
             so_far.push(part);
             place = match self.existing(&so_far) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    rustix::fs::mkdirat(&place.directory, part, Mode::from_raw_mode(DIRECTORY_MODE))?;
+                    rustix::fs::mkdirat(
+                        &place.directory,
+                        part,
+                        Mode::from_raw_mode(DIRECTORY_MODE),
+                    )?;
                     self.existing(&so_far)?
                 }
                 result => result?,
@@ -198,7 +208,10 @@ impl Tree {
 
     fn clear_place(&mut self, place: &Place, depth: usize) -> io::Result<()> {
         if depth > DEPTH_LIMIT {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "directories are nested too deep"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "directories are nested too deep",
+            ));
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(&place.directory, ".", flags, Mode::empty())?;
