@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Algorithm, Hasher};
@@ -220,7 +221,6 @@ fn open_inside(root: &Path, path: &Path) -> io::Result<Option<(File, PathBuf)>> 
     // A pipe or device cannot be in an image; not to wait on one costs nothing.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    use rustix::io::Errno;
     let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), inside) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG | Errno::INVAL) => {

@@ -110,15 +110,15 @@ async fn file(
     let artifact = flatten(described)
         .map_err(|source| store_error(image, source))?
         .map_err(|source| ImportError::Artifact { path: path.to_owned(), source })?;
-    let content = StoredContent::Module { blob: artifact.layer.clone(), size: artifact.size };
-    let key = content.key();
+    let stored = StoredContent::Module { blob: artifact.layer.clone(), size: artifact.size };
+    let key = stored.key();
     let lease = context.store.holds().take(&key);
     let _fetching = context.store.lock(&format!("{key:?}")).await;
     let fetched = Fetched {
         digest: Digest::of(&artifact.manifest),
         bytes: artifact.size + (artifact.config.len() + artifact.manifest.len()) as u64,
         config: ProgramConfig::default(),
-        content,
+        content: stored,
     };
     let size = artifact.size;
     if !context.store.is_present(&fetched.content) {

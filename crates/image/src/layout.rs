@@ -62,7 +62,7 @@ impl Layout {
     /// without a name are one image for several platforms.
     pub(crate) fn root(&self, tag: &str, name: &str) -> Result<RawDocument, LayoutError> {
         let path = self.path.join("index.json");
-        let bytes = self.read(&path, DOCUMENT_LIMIT)?;
+        let bytes = read(&path, DOCUMENT_LIMIT)?;
         let Document::Index(index) = Document::parse(&bytes, Some(OCI_INDEX))? else {
             return Err(LayoutError::NotALayout { path: self.path.clone() });
         };
@@ -86,7 +86,7 @@ impl Layout {
 
     /// Reads a manifest or index.
     pub(crate) fn document(&self, entry: &Descriptor) -> Result<RawDocument, LayoutError> {
-        let bytes = self.read(&self.blob_path(&entry.digest), DOCUMENT_LIMIT)?;
+        let bytes = read(&self.blob_path(&entry.digest), DOCUMENT_LIMIT)?;
         let mut hasher = Hasher::new(entry.digest.algorithm());
         hasher.update(&bytes);
         check(entry, bytes.len() as u64, hasher)?;
@@ -117,18 +117,18 @@ impl Layout {
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path.join("blobs").join(digest.algorithm().name()).join(digest.hex())
     }
+}
 
-    fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>, LayoutError> {
-        let failed = |source| LayoutError::Read { path: path.to_owned(), source: Arc::new(source) };
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
-            .map_err(failed)?;
-        if bytes.len() as u64 > limit {
-            return Err(failed(io::ErrorKind::FileTooLarge.into()));
-        }
-        Ok(bytes)
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LayoutError> {
+    let failed = |source| LayoutError::Read { path: path.to_owned(), source: Arc::new(source) };
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(failed(io::ErrorKind::FileTooLarge.into()));
     }
+    Ok(bytes)
 }
 
 fn check(blob: &Descriptor, size: u64, hasher: Hasher) -> Result<(), LayoutError> {

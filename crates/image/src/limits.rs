@@ -48,7 +48,7 @@ impl Default for PullLimits {
             unpacked_entries: 200_000,
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
-            total: Duration::from_secs(30 * 60),
+            total: Duration::from_mins(30),
             attempts: 5,
             backoff: Duration::from_millis(500),
             // The kubelet's own back-off between pulls takes over from there.

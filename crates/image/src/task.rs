@@ -371,7 +371,7 @@ fn finish_removal(
 
 fn image_of(context: &Context, record: &Record, lease: Lease) -> Image {
     let path = context.store.path(&record.content.key());
-    let content = match &record.content {
+    let kept = match &record.content {
         StoredContent::Module { blob, .. } => Content::Module { path, digest: blob.to_string() },
         StoredContent::RootFs { .. } => Content::RootFs { path },
     };
@@ -381,7 +381,7 @@ fn image_of(context: &Context, record: &Record, lease: Lease) -> Image {
         digest: record.digest.to_string(),
         bytes: record.bytes,
         config: record.config.clone(),
-        content,
+        content: kept,
         lease,
     }
 }

@@ -73,9 +73,7 @@ impl RequestError {
         if let Some(source) = cause::<GuardError>(&error) {
             return Self::Guarded { host, source: source.clone() };
         }
-        // The TLS library reports bad certificates and handshakes as invalid data.
-        let is_tls = error.is_connect()
-            && cause::<io::Error>(&error).is_some_and(|io| io.kind() == io::ErrorKind::InvalidData);
+        let is_tls = cause::<rustls::Error>(&error).is_some();
         let source = Arc::new(error);
         if is_tls { Self::Tls { host, source } } else { Self::Unreachable { host, source } }
     }

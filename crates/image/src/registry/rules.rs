@@ -105,12 +105,12 @@ impl RegistryRules {
 
     fn endpoint(&self, place: &str, rest: &str, is_named: bool) -> Result<Endpoint, EndpointError> {
         let bad = || EndpointError { given: place.to_owned() };
-        let (scheme, bare) = match place.split_once("://") {
-            Some((scheme @ ("http" | "https"), bare)) => (Some(scheme), bare),
+        let (scheme, address) = match place.split_once("://") {
+            Some((scheme @ ("http" | "https"), address)) => (Some(scheme), address),
             Some(_) => return Err(bad()),
             None => (None, place),
         };
-        let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+        let (host, path) = address.split_once('/').unwrap_or((address, ""));
         let mut repository = path.trim_matches('/').to_owned();
         if !repository.is_empty() && !rest.is_empty() {
             repository.push('/');

@@ -35,10 +35,7 @@ pub(crate) async fn blob(
 ) -> Result<(), RequestError> {
     let mut retry = Retry::new(&http.limits);
     loop {
-        let error = match blob_once(http, access, digest, source).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = blob_once(http, access, digest, source).await else { return Ok(()) };
         if !retry.again(&error).await {
             return Err(error);
         }
@@ -63,9 +60,9 @@ async fn blob_once(
     headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     let url = access.url("blobs/uploads/")?;
     let begin = Ask { method: Method::POST, url, headers, body: None };
-    let begun = http.ask(access, &begin).await?;
+    let answer = http.ask(access, &begin).await?;
     let host = access.endpoint.host.clone();
-    let location = begun.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let mut url = guard::next_hop(&begin.url, location, 0)
         .map_err(|source| RequestError::Guarded { host: host.clone(), source })?;
     url.query_pairs_mut().append_pair("digest", &digest.to_string());
@@ -100,10 +97,7 @@ pub(crate) async fn manifest(
     let ask = Ask { method: Method::PUT, url, headers, body: Some(bytes.to_vec()) };
     let mut retry = Retry::new(&http.limits);
     loop {
-        let error = match http.ask(access, &ask).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = http.ask(access, &ask).await else { return Ok(()) };
         if !retry.again(&error).await {
             return Err(error);
         }

@@ -105,10 +105,9 @@ pub(crate) fn contained_target(depth: usize, target: &[u8]) -> Result<PathBuf, P
     for part in Path::new(OsStr::from_bytes(target)).components() {
         match part {
             Component::Normal(part) => down.push(part),
-            Component::CurDir => {}
             // The parent of the root is the root.
             Component::ParentDir if down.pop().is_none() => up = depth.min(up + 1),
-            Component::ParentDir => {}
+            Component::CurDir | Component::ParentDir => {}
             Component::RootDir | Component::Prefix(_) => up = depth,
         }
     }

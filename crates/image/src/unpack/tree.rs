@@ -4,10 +4,11 @@
 //! the kernel as if the root were `/` (`openat2` with `RESOLVE_IN_ROOT`): links of lower
 //! layers are followed inside, and there is no outside. Nobody else writes here meanwhile.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,11 @@ pub(crate) struct Tree {
     /// Where the root is, as the kernel shows it.
     path: PathBuf,
     /// What the layer at hand has put, as true paths: whiteouts are for lower layers only.
-    fresh: HashSet<PathBuf>,
+    /// Ordered, so that what is below a path is found without looking at all of it.
+    fresh: BTreeSet<PathBuf>,
+    /// Directories in which nothing of lower layers is left. A layer that clears one again
+    /// and again costs no more than one that does it once.
+    cleared: HashSet<PathBuf>,
 }
 
 /// An open directory of the tree and its true path below the root.
@@ -45,7 +50,7 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
         let path = path_of(root.as_fd())?;
-        let tree = Self { root, path, fresh: HashSet::new() };
+        let tree = Self { root, path, fresh: BTreeSet::new(), cleared: HashSet::new() };
         // It is made private first; guests are other users.
         rustix::fs::chmod(&tree.path, Mode::from_raw_mode(DIRECTORY_MODE))?;
         Ok(tree)
@@ -54,6 +59,7 @@ impl Tree {
     /// Begins the next layer.
     pub(crate) fn next_layer(&mut self) {
         self.fresh.clear();
+        self.cleared.clear();
     }
 
     /// Makes a directory, or keeps the one that is there.
@@ -132,11 +138,7 @@ impl Tree {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        if self.fresh.contains(&place.path.join(name)) {
-            // Also in this layer: what it puts stays, what was below goes.
-            return self.clear_at(&place, name, 0);
-        }
-        self.remove_at(&place, name)
+        self.remove_lower(&place, name, 0)
     }
 
     /// Deletes all that lower layers have in a directory.
@@ -187,7 +189,9 @@ impl Tree {
             None => Ok(()),
             Some(FileType::Directory) => {
                 let full = place.path.join(name);
-                self.fresh.retain(|path| !path.starts_with(&full));
+                while let Some(below) = self.first_fresh(&full).cloned() {
+                    self.fresh.remove(&below);
+                }
                 // Does not follow links, and nobody else is writing here.
                 std::fs::remove_dir_all(self.path.join(full))
             }
@@ -207,6 +211,9 @@ impl Tree {
     }
 
     fn clear_place(&mut self, place: &Place, depth: usize) -> io::Result<()> {
+        if self.cleared.contains(&place.path) {
+            return Ok(());
+        }
         if depth > DEPTH_LIMIT {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -224,23 +231,26 @@ impl Tree {
             }
         }
         for name in names {
-            if self.fresh.contains(&place.path.join(&name)) {
-                self.clear_at(place, &name, depth)?;
-            } else {
-                self.remove_lower(place, &name)?;
-            }
+            self.remove_lower(place, &name, depth)?;
         }
+        self.cleared.insert(place.path.clone());
         Ok(())
     }
 
-    /// A directory that this layer only passed through is not its own, but what it put
-    /// below is.
-    fn remove_lower(&mut self, place: &Place, name: &OsStr) -> io::Result<()> {
-        let full = place.path.join(name);
-        if self.fresh.iter().any(|path| path.starts_with(&full)) {
-            return self.clear_at(place, name, 0);
+    /// Deletes what lower layers have under a name. What this layer has put there or
+    /// below stays, with the directories that lead to it.
+    fn remove_lower(&mut self, place: &Place, name: &OsStr, depth: usize) -> io::Result<()> {
+        if self.first_fresh(&place.path.join(name)).is_some() {
+            return self.clear_at(place, name, depth);
         }
         self.remove_at(place, name)
+    }
+
+    /// Something that this layer has put at a path or below it. Paths are ordered part by
+    /// part, so that whatever is below a path follows it.
+    fn first_fresh(&self, path: &Path) -> Option<&PathBuf> {
+        let range = (Bound::Included(path), Bound::Unbounded);
+        self.fresh.range::<Path, _>(range).next().filter(|found| found.starts_with(path))
     }
 }
 

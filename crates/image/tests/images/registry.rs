@@ -46,7 +46,6 @@ pub(crate) enum Fault {
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
 }
@@ -194,11 +193,7 @@ async fn serve(State((address, content)): State<Shared>, request: Request) -> Re
     let full = parts.uri.path_and_query().map_or_else(|| path.clone(), ToString::to_string);
     let body = to_bytes(body, 64 << 20).await.unwrap_or_default();
     let mut content = content.lock().unwrap();
-    content.seen.push(Seen {
-        method: parts.method.clone(),
-        path: full.clone(),
-        headers: parts.headers.clone(),
-    });
+    content.seen.push(Seen { path: full.clone(), headers: parts.headers.clone() });
     if path == "/token" {
         return token(&content.login, &parts.headers);
     }
