@@ -2,7 +2,7 @@
 //!
 //! | its record | its socket | it is |
 //! |---|---|---|
-//! | sound | accepts; same process; answers | alive: adopted |
+//! | sound | accepts; same process; answers | alive: adopted (by its files, if its list is too long for a message) |
 //! | sound | refuses, or it is of another boot | dead: its exits are gathered |
 //! | sound | another process, or no answer | killed, then as dead |
 //! | none or broken | any | killed and forgotten: nobody was told of it |
@@ -127,7 +127,8 @@ struct Living {
     caller: Caller<WithSandbox>,
     process: PidFd,
     reading: Reading,
-    reports: Vec<ContainerReport>,
+    /// None if there are more than it can list in one message.
+    reports: Option<Vec<ContainerReport>>,
 }
 
 async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Living> {
@@ -159,7 +160,12 @@ async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Livi
     match asked.await {
         Ok(SandboxReply::Containers { containers }) => {
             let reading = Reading { incoming, early };
-            Some(Living { caller, process, reading, reports: containers })
+            Some(Living { caller, process, reading, reports: Some(containers) })
+        }
+        Ok(SandboxReply::Failed(failure)) => {
+            tracing::warn!(sandbox = id, %failure, "does not list its containers; its files do");
+            let reading = Reading { incoming, early };
+            Some(Living { caller, process, reading, reports: None })
         }
         other => {
             tracing::error!(sandbox = id, answer = ?other, "does not answer as it should; it is killed");
@@ -173,6 +179,10 @@ async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Livi
 impl Living {
     async fn adopt(self, common: Common, found: Found, record: SandboxRecord) -> Adoption {
         let Self { caller, process, reading, reports } = self;
+        let reports = match reports {
+            Some(reports) => reports,
+            None => written(&common, &found).await,
+        };
         // Those whose creation was not finished are nowhere but on disk.
         let (there, gone): (Vec<_>, Vec<_>) = found
             .containers
@@ -187,6 +197,26 @@ impl Living {
         let sandbox = Sandbox::adopted((found.id, record), common, caller, process);
         Adoption::new(sandbox, Some(reading), found.pods, there, reports)
     }
+}
+
+/// What the files tell of a living sandbox's containers: those that have not
+/// ended run since they were made, but for the moment in between.
+async fn written(common: &Common, found: &Found) -> Vec<ContainerReport> {
+    let (state, id) = (common.state.clone(), found.id.clone());
+    let exits = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
+        tracing::warn!(sandbox = found.id, %error, "cannot read its status file");
+        Vec::new()
+    });
+    let mut exits: HashMap<_, _> = exits.into_iter().collect();
+    let report = |one: &ContainerRecord| ContainerReport {
+        id: one.id.clone(),
+        pod: one.pod.clone(),
+        state: match exits.remove(&one.id) {
+            Some(exit) => RunState::Exited(exit),
+            None => RunState::Running { started_at: one.created_at },
+        },
+    };
+    found.containers.iter().map(report).collect()
 }
 
 async fn dead(common: Common, found: Found, record: SandboxRecord) -> Adoption {

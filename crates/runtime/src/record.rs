@@ -58,6 +58,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) id: ContainerId,
     pub(crate) pod: PodUid,
     pub(crate) log: PathBuf,
+    /// In microseconds since the Unix epoch.
+    pub(crate) created_at: i64,
 }
 
 /// What the directory tells of one sandbox.
@@ -378,6 +380,7 @@ mod tests {
             id: ContainerId::from_bytes([7; 32]),
             pod: pod.clone(),
             log: "/x/0.log".into(),
+            created_at: 5,
         };
         state.put_record(&id, &record).unwrap();
         state.put_pod(&id, &pod).unwrap();
@@ -386,8 +389,8 @@ mod tests {
         let found = state.found().unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].record, Some(record));
-        assert_eq!(found[0].pods, [pod.clone()]);
-        assert_eq!(found[0].containers, [container.clone()]);
+        assert_eq!(found[0].pods, std::slice::from_ref(&pod));
+        assert_eq!(found[0].containers, std::slice::from_ref(&container));
         assert_eq!(found[1].record, None);
 
         state.remove_container(&id, &container.id).unwrap();

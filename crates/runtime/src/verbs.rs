@@ -104,6 +104,7 @@ impl Sandbox {
                 id: launch.spec.id.clone(),
                 pod: launch.spec.pod.clone(),
                 log: launch.log.clone(),
+                created_at: jiff::Timestamp::now().as_microsecond(),
             };
             let given = open_all(launch, &log, &common)?;
             let put = common.state.put_container(&of, &record);

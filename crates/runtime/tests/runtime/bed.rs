@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::stand_in;
 
 /// A test that hangs must fail here, by name, not in the runner's limit.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
 /// One agent after another over the same state directory.
 pub(crate) struct Bed {

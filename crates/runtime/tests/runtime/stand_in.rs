@@ -201,7 +201,8 @@ fn sandbox() {
     if let (Some(control), Some(status)) = (handed(3), handed(4)) {
         alarm();
         rustix::net::listen(&control, 4).unwrap();
-        Sandbox { control, status: status.into(), agents: vec![], containers: vec![] }.run();
+        Sandbox { control, status: status.into(), agents: vec![], containers: vec![], many: false }
+            .run();
     }
 }
 
@@ -210,6 +211,8 @@ struct Sandbox {
     status: File,
     agents: Vec<OwnedFd>,
     containers: Vec<Container>,
+    /// Whether it acts as if it had more containers than it can list.
+    many: bool,
 }
 
 struct Container {
@@ -279,6 +282,9 @@ impl Sandbox {
                 self.find(&id)?;
                 self.containers.retain(|one| one.spec.id != id);
                 Ok(SandboxReply::Done)
+            }
+            SandboxRequest::ListContainers if self.many => {
+                Err(Failure::Failed { message: "too many".into() })
             }
             SandboxRequest::ListContainers => {
                 let report = |one: &Container| ContainerReport {
@@ -373,6 +379,7 @@ impl Sandbox {
                 end(9);
             }
             "die" => end(number()),
+            "many" => self.many = true,
             "hang" => loop {
                 thread::park();
             },

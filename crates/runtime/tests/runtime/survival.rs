@@ -94,6 +94,27 @@ async fn the_next_agent_takes_over_what_runs() {
 }
 
 #[tokio::test]
+async fn a_sandbox_with_more_containers_than_it_can_list_is_taken_over_by_its_files() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.start("a", 2, &mut events).await;
+    bed.exec("a", 1, &["many"]).await.unwrap();
+    bed.exec("a", 2, &["exit", "6"]).await.unwrap();
+    let (bed, mut adopted) = bed.agent_leaves().await.agent_returns().await;
+    let mut adopted = adopted.remove(0);
+    assert!(adopted.alive);
+    adopted.containers.sort_by(|a, b| a.id.cmp(&b.id));
+    let mut states = adopted.containers.iter().map(|one| &one.state);
+    assert!(matches!(states.next(), Some(RunState::Running { .. })));
+    assert!(matches!(states.next(), Some(RunState::Exited(exit)) if exit.exit_code == 6));
+    bed.exec("a", 1, &["exit", "7"]).await.unwrap();
+    assert_eq!(exit_code(&mut adopted.events, 1).await, 7);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn the_next_agent_learns_what_ended_meanwhile() {
     let bed = Bed::new().await;
     let mut events = bed.run("a").await;
