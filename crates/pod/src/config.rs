@@ -1,0 +1,143 @@
+//! How pods are run on this node.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::restarts::Backoff;
+use krustlet_protocol::HttpLimits;
+use krustlet_volume::VolumeOwner;
+
+use crate::{
+    checkpoint::PodDirectories,
+    clock::Clock,
+    environment::NodeView,
+    logs::LogPlaces,
+    outside::{Domain, Outside},
+    users::{Allotted, UserRange},
+    view::Views,
+};
+
+/// Who shares a sandbox, as a node or a RuntimeClass says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// A process for each pod.
+    Pod,
+    /// One for the pods of a namespace.
+    Namespace,
+    /// One for all pods of the node.
+    Node,
+}
+
+/// How pods are run on this node.
+#[derive(Clone, Debug)]
+pub struct PodsConfig {
+    /// Checkpoints and volumes: a directory for each pod.
+    pub pods: PathBuf,
+    /// Logs.
+    pub logs: LogPlaces,
+    /// Bytes of one log file; kubelet's `containerLogMaxSize`.
+    pub log_max_bytes: u64,
+    /// User ids for sandboxes.
+    pub users: UserRange,
+    /// Whether the agent may give files to other users; false for one that is
+    /// not root, whose sandboxes run as its own user does.
+    pub is_privileged: bool,
+    /// Who shares a sandbox when the pod names no RuntimeClass.
+    pub isolation: Isolation,
+    /// What the names of RuntimeClasses stand for.
+    pub classes: BTreeMap<String, Isolation>,
+    /// Addresses of pods; the node's, as long as pods share it.
+    pub pod_ips: Vec<IpAddr>,
+    /// Addresses of the node, its own family first.
+    pub host_ips: Vec<IpAddr>,
+    /// Bounds of http guests.
+    pub http: HttpLimits,
+    /// The longest wait between restarts; kubelet's
+    /// `crashLoopBackOff.maxContainerRestartPeriod`.
+    pub max_restart_backoff: Duration,
+    /// How often volumes of objects are looked at, give or take a tenth.
+    pub refresh: Duration,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+impl PodsConfig {
+    /// The usual, for an agent with its state below `root` and its logs in
+    /// `logs`, on a node with these addresses.
+    #[must_use]
+    pub fn new(root: PathBuf, logs: LogPlaces, ips: Vec<IpAddr>) -> Self {
+        Self {
+            pods: root.join("pods"),
+            logs,
+            log_max_bytes: 10 << 20,
+            users: UserRange::default(),
+            is_privileged: rustix::process::geteuid().is_root(),
+            isolation: Isolation::Pod,
+            classes: BTreeMap::from([
+                ("wasm".to_owned(), Isolation::Pod),
+                ("wasm-dense".to_owned(), Isolation::Namespace),
+            ]),
+            pod_ips: ips.clone(),
+            host_ips: ips,
+            // What wasmtime's own `serve` does with a component of wasi:http 0.2
+            // has no bound; one node holds many.
+            http: HttpLimits { max_concurrent: 128, request_timeout_ms: 60_000 },
+            max_restart_backoff: Backoff::MAX,
+            refresh: Duration::from_mins(1),
+            clock: Clock::system(),
+        }
+    }
+
+    /// Whom a pod shares its sandbox with.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if its RuntimeClass is not one of [`PodsConfig::classes`].
+    pub fn domain(&self, pod: &Pod) -> Result<Domain, String> {
+        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+        let isolation = match class.filter(|class| !class.is_empty()) {
+            None => self.isolation,
+            Some(class) => *self.classes.get(class).ok_or_else(|| {
+                let known: Vec<&str> = self.classes.keys().map(String::as_str).collect();
+                format!(
+                    "RuntimeClass {class:?} is not offered by this node, which has: {}",
+                    known.join(", "),
+                )
+            })?,
+        };
+        Ok(match isolation {
+            Isolation::Pod => Domain::Pod,
+            Isolation::Namespace => {
+                Domain::Namespace(pod.metadata.namespace.clone().unwrap_or_default())
+            }
+            Isolation::Node => Domain::Node,
+        })
+    }
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: PodsConfig,
+    pub(crate) outside: Outside,
+    pub(crate) directories: PodDirectories,
+    pub(crate) views: Arc<Views>,
+}
+
+impl Context {
+    /// Who must be able to use a pod's files.
+    pub(crate) fn volume_owner(&self, user: &Allotted) -> VolumeOwner {
+        if self.config.is_privileged {
+            VolumeOwner { uid: user.user.uid, gid: user.volume_group }
+        } else {
+            VolumeOwner::current()
+        }
+    }
+
+    /// What of the node goes into pods.
+    pub(crate) fn node(&self) -> NodeView {
+        let node = self.outside.objects.node();
+        let node = node.borrow().clone();
+        NodeView::new(node.as_deref(), &self.config.pod_ips, &self.config.host_ips)
+    }
+}

@@ -1,0 +1,468 @@
+//! One container of a pod: what was seen of it, and what may be done next.
+//!
+//! ```text
+//!            ┌───────────── restarts ──────────────┐
+//!            ▼                                     │
+//! Idle ──▶ Launching ──▶ Created ──▶ Entered ──▶ ended ──▶ Over
+//!   ▲          │            │
+//!   └─ failed ─┴────────────┘
+//! ```
+//!
+//! No I/O: the worker does, and tells a [`Slot`] what came of it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::{
+    ContainerId, ContainerName, PodKey, PodUid,
+    observed::{ContainerKind, ContainerObserved, ContainerState, Terminated},
+    restarts::{self, Backoff, RestartPolicy, after_exit, crash_loop_message},
+};
+use krustlet_protocol::ExitReport;
+use tokio::{task::AbortHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    checkpoint::ContainerNote,
+    clock::Clock,
+    order::{Stage, Standing},
+    outside::PulledImage,
+    pulls,
+    words::waiting,
+};
+
+/// The wait after a container could not be made for the first time; it doubles.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The longest such wait. Kubelet looks at a pod again after at most one
+/// minute (`syncFrequency`).
+const LAST_RETRY: Duration = Duration::from_mins(1);
+
+/// Where an image is, from one container's point of view.
+pub(crate) enum ImageState {
+    /// To be asked for when the container is due.
+    Wanted,
+    /// It is being asked for.
+    Asked(AbortHandle),
+    /// It is on this node.
+    Here(Arc<dyn PulledImage>),
+    /// It could not be had.
+    Failed(pulls::Failed),
+}
+
+impl fmt::Debug for ImageState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wanted => f.write_str("Wanted"),
+            Self::Asked(_) => f.write_str("Asked"),
+            Self::Here(image) => f.debug_tuple("Here").field(&image.id()).finish(),
+            Self::Failed(failed) => f.debug_tuple("Failed").field(failed).finish(),
+        }
+    }
+}
+
+/// How far the newest run is.
+#[derive(Debug)]
+pub(crate) enum Run {
+    /// There is none, or it has ended; the next may begin at this moment.
+    Idle { due: Instant },
+    /// Its code is being loaded.
+    Launching { id: ContainerId, abort: AbortHandle, before: Before },
+    /// Its code is loaded. It is entered once the checkpoint of this number,
+    /// which names it, is on disk.
+    Created { id: ContainerId, needs: u64, before: Before },
+    /// It is being entered, or runs. `asked` is when it was told to stop at last.
+    Entered { id: ContainerId, stop_by: Option<Instant> },
+    /// It has ended, or never was, and there will be no other.
+    Over,
+}
+
+/// What was seen before a launch, to go back to if it fails.
+#[derive(Clone, Debug)]
+pub(crate) struct Before {
+    id: Option<ContainerId>,
+    restart_count: u32,
+}
+
+/// What follows from an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It will not run again.
+    Over,
+    /// It runs again at once.
+    Restart,
+    /// It runs again after a wait.
+    BackOff,
+}
+
+/// One container.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) seen: ContainerObserved,
+    pub(crate) image: ImageState,
+    pub(crate) run: Run,
+    /// The run before, which still lies in the sandbox with its descriptors.
+    pub(crate) leftover: Option<Leftover>,
+    /// Whether it was begun in the sandbox that is there now.
+    pub(crate) has_begun: bool,
+    /// Cancelled when the newest run has ended; for readers of its log.
+    pub(crate) ended: CancellationToken,
+    policy: RestartPolicy,
+    restarts: Backoff,
+    pulls: Backoff,
+    /// The wait after the next failure to make the container.
+    retry: Duration,
+    /// Whether the newest run's end was seen.
+    has_ended: bool,
+    /// The wait from that end to the next run.
+    pause: Duration,
+}
+
+/// An ended run that its sandbox has not forgotten.
+#[derive(Clone, Debug)]
+pub(crate) struct Leftover {
+    pub(crate) id: ContainerId,
+    /// The checkpoint that holds its end; before it is on disk, the sandbox's
+    /// record is the only one.
+    pub(crate) needs: u64,
+    pub(crate) is_asked: bool,
+}
+
+impl Slot {
+    /// All containers of a pod that nothing has been done for.
+    pub(crate) fn all_of(pod: &Pod, max_backoff: Duration) -> Vec<Self> {
+        let has_init = restarts::containers(pod).any(|(kind, _)| kind != ContainerKind::App);
+        let reason = if has_init { waiting::INITIALIZING } else { waiting::CREATING };
+        restarts::containers(pod)
+            .map(|(kind, container)| Self {
+                seen: ContainerObserved {
+                    name: ContainerName::new(&container.name),
+                    kind,
+                    image: container.image.clone().unwrap_or_default(),
+                    image_id: String::new(),
+                    id: None,
+                    restart_count: 0,
+                    state: ContainerState::Waiting {
+                        reason: reason.to_owned(),
+                        message: String::new(),
+                    },
+                    last: None,
+                    started: false,
+                    ready: false,
+                },
+                image: ImageState::Wanted,
+                run: Run::Idle { due: Instant::now() },
+                leftover: None,
+                has_begun: false,
+                ended: CancellationToken::new(),
+                policy: RestartPolicy::of_container(pod, container),
+                restarts: Backoff::restarts().with_max(max_backoff),
+                pulls: Backoff::pulls(),
+                retry: FIRST_RETRY,
+                has_ended: false,
+                pause: Duration::ZERO,
+            })
+            .collect()
+    }
+
+    /// Takes over what an earlier agent saw.
+    pub(crate) fn resume(&mut self, seen: ContainerObserved, note: ContainerNote) {
+        self.seen = seen;
+        self.restarts = note.backoff;
+        self.has_ended = note.has_ended;
+        self.has_begun = note.has_begun;
+        self.pause = note.pause;
+        if self.has_ended {
+            self.ended.cancel();
+        }
+    }
+
+    pub(crate) fn note(&self) -> ContainerNote {
+        ContainerNote {
+            backoff: self.restarts.clone(),
+            has_ended: self.has_ended,
+            has_begun: self.has_begun,
+            pause: self.pause,
+        }
+    }
+
+    /// The run that has not ended, if there is one.
+    pub(crate) fn live(&self) -> Option<&ContainerId> {
+        match &self.run {
+            Run::Launching { id, .. } | Run::Created { id, .. } | Run::Entered { id, .. } => {
+                Some(id)
+            }
+            Run::Idle { .. } | Run::Over => None,
+        }
+    }
+
+    /// Whether the newest run was begun and its end is not known.
+    pub(crate) fn is_open(&self) -> bool {
+        self.seen.id.is_some() && !self.has_ended
+    }
+
+    pub(crate) fn standing(&self, now: Instant) -> Standing {
+        let stage = match &self.run {
+            Run::Over => match self.last_exit() {
+                Some(0) => Stage::Succeeded,
+                Some(_) | None => Stage::Failed,
+            },
+            Run::Entered { .. } if self.seen.started => Stage::Started,
+            Run::Launching { .. } | Run::Created { .. } | Run::Entered { .. } => Stage::Starting,
+            Run::Idle { due } => {
+                let is_here = matches!(self.image, ImageState::Here(_));
+                // A port of the run before is free once that is forgotten.
+                if *due <= now && is_here && self.leftover.is_none() {
+                    Stage::Due
+                } else {
+                    Stage::Held
+                }
+            }
+        };
+        Standing { kind: self.seen.kind, stage, has_begun: self.has_begun }
+    }
+
+    /// Whether its image is to be asked for.
+    pub(crate) fn wants_image(&self, now: Instant) -> bool {
+        let is_due = matches!(self.run, Run::Idle { due } if due <= now);
+        is_due
+            && match &self.image {
+                ImageState::Wanted => true,
+                ImageState::Failed(failed) => failed.retry_at <= now,
+                ImageState::Asked(_) | ImageState::Here(_) => false,
+            }
+    }
+
+    /// When it next needs to be looked at, if nothing happens before.
+    pub(crate) fn wake(&self, now: Instant) -> Option<Instant> {
+        match (&self.run, &self.image) {
+            (Run::Idle { due }, _) if *due > now => Some(*due),
+            (Run::Idle { .. }, ImageState::Failed(failed)) => Some(failed.wake()),
+            _ => None,
+        }
+    }
+
+    fn last_exit(&self) -> Option<i32> {
+        match &self.seen.state {
+            ContainerState::Terminated(end) => Some(end.exit_code),
+            ContainerState::Waiting { .. } => self.seen.last.as_ref().map(|end| end.exit_code),
+            ContainerState::Running { .. } => None,
+        }
+    }
+
+    /// Shows why it does not run. An end that stood there becomes the last one.
+    pub(crate) fn wait_for(&mut self, reason: impl Into<String>, message: impl Into<String>) {
+        let state = ContainerState::Waiting { reason: reason.into(), message: message.into() };
+        self.show(state);
+    }
+
+    fn show(&mut self, state: ContainerState) {
+        let old = std::mem::replace(&mut self.seen.state, state);
+        if let ContainerState::Terminated(end) = old {
+            self.seen.last = Some(end);
+        }
+    }
+
+    /// Takes note of a failed pull; it is tried again after a wait.
+    pub(crate) fn pull_failed(&mut self, failure: crate::outside::ImageFailure, clock: &Clock) {
+        let wait = self.pulls.next(clock.now());
+        self.wait_for(failure.reason, failure.message.clone());
+        self.image = ImageState::Failed(pulls::Failed::new(failure, Instant::now(), wait));
+    }
+
+    /// Turns `ErrImagePull` into `ImagePullBackOff` when its moment has come;
+    /// says whether it did.
+    pub(crate) fn show_back_off(&mut self, now: Instant) -> bool {
+        let ImageState::Failed(failed) = &mut self.image else { return false };
+        if failed.shown_as_error_until.is_none_or(|until| until > now) {
+            return false;
+        }
+        failed.shown_as_error_until = None;
+        let (reason, message) = failed.back_off(&self.seen.image);
+        self.wait_for(reason, message);
+        true
+    }
+
+    /// The image is on this node.
+    pub(crate) fn image_is_here(&mut self, image: Arc<dyn PulledImage>) {
+        image.id().clone_into(&mut self.seen.image_id);
+        self.pulls = Backoff::pulls();
+        self.image = ImageState::Here(image);
+    }
+
+    /// The number of the run that a launch would begin.
+    pub(crate) fn next_restart_count(&self) -> u32 {
+        self.seen.restart_count + u32::from(self.seen.id.is_some())
+    }
+
+    /// A run begins.
+    pub(crate) fn launch(&mut self, id: ContainerId, abort: AbortHandle) {
+        let before = Before { id: self.seen.id.clone(), restart_count: self.seen.restart_count };
+        self.seen.restart_count = self.next_restart_count();
+        self.seen.id = Some(id.clone());
+        self.has_ended = false;
+        self.ended = CancellationToken::new();
+        self.run = Run::Launching { id, abort, before };
+    }
+
+    /// The code of the run is loaded. `needs` is the checkpoint that names it.
+    pub(crate) fn created(&mut self, created: &ContainerId, needs: u64) -> bool {
+        match &self.run {
+            Run::Launching { id, before, .. } if id == created => {
+                self.retry = FIRST_RETRY;
+                self.run = Run::Created { id: id.clone(), needs, before: before.clone() };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The guest is being entered.
+    pub(crate) fn enter(&mut self) {
+        if let Run::Created { id, .. } = &self.run {
+            self.has_begun = true;
+            self.run = Run::Entered { id: id.clone(), stop_by: None };
+        }
+    }
+
+    /// The run came to nothing before its guest was entered: it does not count.
+    pub(crate) fn undo_launch(&mut self) {
+        let (Run::Launching { before, .. } | Run::Created { before, .. }) = &self.run else {
+            return;
+        };
+        if let Run::Launching { abort, .. } = &self.run {
+            abort.abort();
+        }
+        self.seen.id = before.id.clone();
+        self.seen.restart_count = before.restart_count;
+        self.has_ended = self.seen.id.is_some();
+        self.ended.cancel();
+        self.run = Run::Idle { due: Instant::now() };
+    }
+
+    /// The container could not be made: shows why and waits before the next try.
+    pub(crate) fn launch_failed(&mut self, reason: &str, message: &str) {
+        self.undo_launch();
+        self.wait_for(reason, message);
+        // Asked for again each time, as kubelet does.
+        self.image = ImageState::Wanted;
+        self.run = Run::Idle { due: Instant::now() + self.retry };
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
+    /// The guest was entered.
+    pub(crate) fn running(&mut self, id: &ContainerId, at: Timestamp) -> bool {
+        if self.live() != Some(id) {
+            return false;
+        }
+        self.show(ContainerState::Running { started_at: at });
+        // There are no probes yet; without them, what runs is ready.
+        self.seen.started = true;
+        self.seen.ready = true;
+        true
+    }
+
+    /// The run has ended. None if it is not the newest or its end is known.
+    pub(crate) fn exited(
+        &mut self,
+        end: Terminated,
+        needs: u64,
+        may_restart: bool,
+        clock: &Clock,
+        pod: (&PodKey, &PodUid),
+    ) -> Option<After> {
+        if end.id.is_none() || end.id != self.seen.id || self.has_ended {
+            return None;
+        }
+        self.has_ended = true;
+        self.ended.cancel();
+        self.seen.started = false;
+        self.seen.ready = false;
+        self.leftover = end.id.clone().map(|id| Leftover { id, needs, is_asked: false });
+        let (code, finished_at) = (end.exit_code, end.finished_at);
+        self.show(ContainerState::Terminated(end));
+        if !may_restart || !after_exit(self.policy, self.seen.kind, code) {
+            self.run = Run::Over;
+            return Some(After::Over);
+        }
+        let wait = self.restarts.next(finished_at);
+        self.pause = wait;
+        self.image = ImageState::Wanted;
+        self.run = Run::Idle { due: clock.instant(finished_at, wait) };
+        if wait.is_zero() {
+            return Some(After::Restart);
+        }
+        let message = crash_loop_message(wait, self.seen.name.as_str(), pod.0, pod.1);
+        self.wait_for(waiting::CRASH_LOOP, message);
+        Some(After::BackOff)
+    }
+
+    /// No other run will begin.
+    pub(crate) fn halt(&mut self) {
+        if let ImageState::Asked(abort) = &self.image {
+            abort.abort();
+            self.image = ImageState::Wanted;
+        }
+        self.undo_launch();
+        if matches!(self.run, Run::Idle { .. }) {
+            self.run = Run::Over;
+        }
+    }
+
+    /// Decides anew whether a container that does not run will, as after a
+    /// restart of the agent.
+    pub(crate) fn reconsider(&mut self, is_over: bool, clock: &Clock) {
+        let restarts = match (&self.seen.state, self.last_exit()) {
+            (_, None) => true,
+            (_, Some(code)) => after_exit(self.policy, self.seen.kind, code),
+        };
+        if is_over || !restarts {
+            self.run = Run::Over;
+            return;
+        }
+        let end = match &self.seen.state {
+            ContainerState::Terminated(end) => Some(end),
+            ContainerState::Waiting { .. } | ContainerState::Running { .. } => {
+                self.seen.last.as_ref()
+            }
+        };
+        let due = end.map_or_else(Instant::now, |end| clock.instant(end.finished_at, self.pause));
+        self.run = Run::Idle { due };
+    }
+
+    /// An earlier agent's run that no sandbox knows: it does not count as begun.
+    pub(crate) fn never_made(&mut self) {
+        self.has_ended = true;
+        self.ended.cancel();
+        self.run = Run::Idle { due: Instant::now() };
+    }
+
+    /// An earlier agent's run whose code is loaded and whose guest was not
+    /// entered.
+    pub(crate) fn was_created(&mut self, id: ContainerId, needs: u64) {
+        let before = Before { id: self.seen.id.clone(), restart_count: self.seen.restart_count };
+        self.run = Run::Created { id, needs, before };
+    }
+
+    /// Has an init container that is over run again: its sandbox is a new one.
+    pub(crate) fn repeat(&mut self) {
+        if self.seen.kind == ContainerKind::Init && matches!(self.run, Run::Over) {
+            self.image = ImageState::Wanted;
+            self.run = Run::Idle { due: Instant::now() };
+        }
+    }
+}
+
+/// A sandbox's report in the words of a status.
+pub(crate) fn terminated(id: &ContainerId, exit: ExitReport) -> Terminated {
+    let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH);
+    Terminated {
+        exit_code: exit.exit_code,
+        reason: exit.reason,
+        message: exit.message,
+        started_at: exit.started_at.map(time),
+        finished_at: time(exit.finished_at),
+        id: Some(id.clone()),
+    }
+}

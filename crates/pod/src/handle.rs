@@ -1,0 +1,163 @@
+//! What others ask of the pods: the server, the local socket, the command line.
+
+use std::{sync::Arc, time::Duration};
+
+use krustlet_model::{ContainerName, Grace, PodKey, PodUid};
+use krustlet_protocol::{ExecOutcome, StatsReport};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    outside::{ExecStreams, PodRuntime, Refused},
+    view::{PodView, Views},
+};
+
+/// What may wait for the task: requests of people, one after the other.
+pub(crate) const QUEUE: usize = 16;
+
+/// What the task is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A pod is to stop, and to stay.
+    Stop {
+        uid: PodUid,
+        /// Its own period if none is given.
+        grace: Option<Grace>,
+    },
+}
+
+/// Asks for pods. Cheap to clone.
+#[derive(Clone)]
+pub struct Pods {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) views: Arc<Views>,
+    pub(crate) runtime: Arc<dyn PodRuntime>,
+}
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pods").finish_non_exhaustive()
+    }
+}
+
+/// Why nothing could be asked of a container.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum AskError {
+    #[error("pod {key} does not exist")]
+    NoPod { key: PodKey },
+
+    #[error("pod {key} has no container {name:?}")]
+    NoContainer { key: PodKey, name: String },
+
+    #[error("container {name:?} of pod {key} is not running")]
+    NotRunning { key: PodKey, name: ContainerName },
+
+    #[error("pod {key} did not end: the agent is stopping")]
+    Stopping { key: PodKey },
+
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+impl Pods {
+    /// Every pod of this node, also those that are over.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<PodView>> {
+        self.views.all()
+    }
+
+    /// The pod of this name.
+    #[must_use]
+    pub fn get(&self, key: &PodKey) -> Option<Arc<PodView>> {
+        self.views.get(key)
+    }
+
+    /// The pod of this uid.
+    #[must_use]
+    pub fn by_uid(&self, uid: &PodUid) -> Option<Arc<PodView>> {
+        self.views.by_uid(uid)
+    }
+
+    /// Tells whenever a pod has become another one, or is gone.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.views.changes()
+    }
+
+    /// Runs a container's program once more, beside it, and waits for its end.
+    /// Without a name, the pod's first container.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`] if there is no such container or it does not run.
+    pub async fn exec(
+        &self,
+        key: &PodKey,
+        container: Option<&str>,
+        args: Vec<String>,
+        streams: ExecStreams,
+    ) -> Result<ExecOutcome, AskError> {
+        let view = self.view(key)?;
+        let found = view.container(container).ok_or_else(|| AskError::NoContainer {
+            key: key.clone(),
+            name: container.unwrap_or_default().to_owned(),
+        })?;
+        let Some(id) = found.id.clone().filter(|_| found.is_running) else {
+            return Err(AskError::NotRunning { key: key.clone(), name: found.name.clone() });
+        };
+        Ok(self.runtime.exec(view.uid.clone(), id, args, streams).await?)
+    }
+
+    /// Stops a pod without removing it, giving it `grace` (whole seconds,
+    /// rounded up, at least one) or its own period, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError::NoPod`]; [`AskError::Stopping`] if the agent stops first.
+    pub async fn stop(&self, key: &PodKey, grace: Option<Duration>) -> Result<(), AskError> {
+        // Before the view is read, lest a change be missed.
+        let mut changes = self.views.changes();
+        let uid = self.view(key)?.uid.clone();
+        let stopping = || AskError::Stopping { key: key.clone() };
+        let grace = grace.map(|grace| {
+            let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+            Grace::from_seconds(i64::try_from(seconds).unwrap_or(i64::MAX))
+        });
+        let command = Command::Stop { uid: uid.clone(), grace };
+        self.commands.send(command).await.map_err(|_| stopping())?;
+        loop {
+            if self.views.by_uid(&uid).is_none_or(|view| view.is_over) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = self.commands.closed() => return Err(stopping()),
+                told = changes.changed() => told.map_err(|_| stopping())?,
+            }
+        }
+    }
+
+    /// What each running container of a pod uses.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`] if there is no such pod, or its sandbox does not answer.
+    pub async fn stats(&self, key: &PodKey) -> Result<Vec<(ContainerName, StatsReport)>, AskError> {
+        let view = self.view(key)?;
+        if !view.containers.iter().any(|container| container.is_running) {
+            return Ok(Vec::new());
+        }
+        let reports = self.runtime.stats(view.uid.clone()).await?;
+        let named = reports.into_iter().filter_map(|report| {
+            let of = view.containers.iter().find(|container| {
+                container.is_running && container.id.as_ref() == Some(&report.id)
+            })?;
+            Some((of.name.clone(), report))
+        });
+        Ok(named.collect())
+    }
+
+    fn view(&self, key: &PodKey) -> Result<Arc<PodView>, AskError> {
+        self.views.get(key).ok_or_else(|| AskError::NoPod { key: key.clone() })
+    }
+}

@@ -1,0 +1,201 @@
+//! Making one container: everything it needs is gathered, then handed to the
+//! sandbox, which loads its code. Entering the guest is left to the worker.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use krustlet_image::ProgramConfig;
+use krustlet_model::{
+    Chain, ContainerId, ContainerName, PodKey, PodUid, env,
+    objects::ObjectRefs,
+    quantity::{self, QuantityError},
+};
+use krustlet_protocol::{ContainerSpec, GuestKind, Limits, LogLimits, Preopen};
+use krustlet_volume::{VolumeError, VolumeMountDir, Volumes};
+use tokio::task::{JoinError, spawn_blocking};
+
+use crate::{
+    config::Context,
+    environment::{self, Call},
+    guest::{EntryError, guest_kind},
+    listeners::{self, ListenError},
+    objects,
+    outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
+    words::waiting,
+};
+
+/// A container to be made.
+pub(crate) struct LaunchOrder {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) container: Container,
+    pub(crate) key: PodKey,
+    pub(crate) uid: PodUid,
+    pub(crate) id: ContainerId,
+    pub(crate) restart_count: u32,
+    /// The run before, whose log was linked.
+    pub(crate) previous: Option<ContainerId>,
+    pub(crate) image: Arc<dyn PulledImage>,
+    pub(crate) volumes: Volumes,
+    /// What the environments of the pod refer to.
+    pub(crate) refs: ObjectRefs,
+}
+
+/// A container that was made.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// The run before, whose log was linked.
+    pub(crate) previous: Option<ContainerId>,
+}
+
+/// Why a container was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    #[error(transparent)]
+    Objects(#[from] ObjectFailure),
+    #[error("the services of the cluster are not known: the agent is stopping")]
+    Services,
+    #[error(transparent)]
+    Environment(#[from] env::EnvError),
+    #[error(transparent)]
+    Load(#[from] LoadFailure),
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    #[error(transparent)]
+    Mounts(#[from] VolumeError),
+    #[error(transparent)]
+    Limit(#[from] QuantityError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Sandbox(#[from] Refused),
+    #[error("the work was broken off")]
+    Broken(#[from] JoinError),
+}
+
+impl LaunchError {
+    /// The waiting reason of the container.
+    ///
+    /// Source: kubelet, `startContainer` in
+    /// `pkg/kubelet/kuberuntime/kuberuntime_container.go`.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Objects(_)
+            | Self::Services
+            | Self::Environment(_)
+            | Self::Mounts(_)
+            | Self::Limit(_) => waiting::CREATE_CONFIG,
+            Self::Load(failure) => failure.reason,
+            Self::Entry(_) | Self::Listen(_) | Self::Sandbox(_) | Self::Broken(_) => {
+                waiting::CREATE
+            }
+        }
+    }
+
+    /// What people are to read.
+    pub(crate) fn text(&self) -> String {
+        Chain(self).to_string()
+    }
+}
+
+/// Makes the container.
+pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> {
+    let LaunchOrder { context, pod, container, uid, key, .. } = &order;
+    let outside = &context.outside;
+
+    // Kubelet starts no pod before it has read the services once: a guest that
+    // lacks their variables would lack them for its whole life.
+    let mut services = outside.objects.services();
+    let services = match services.wait_for(Option::is_some).await {
+        Ok(services) => services.clone().unwrap_or_default(),
+        Err(_) => return Err(LaunchError::Services),
+    };
+    let found = objects::fetch(&*outside.objects, order.refs.clone()).await?;
+    let node = context.node();
+    let config = order.image.config();
+    let call = environment::call(pod, container, config, &found, &services, &node)?;
+
+    let program = order.image.program(call.argv0.clone()).await?;
+    let guest = guest_kind(&program.shape, program.entry.as_deref(), context.config.http.clone())?;
+
+    let mounts = mounts(&order, &call).await?;
+    let mut listeners = Vec::new();
+    if let GuestKind::Http(_) = guest {
+        let port = listeners::http_port(container)?;
+        let ip = context.config.pod_ips.first().ok_or(ListenError::NoAddress)?;
+        listeners.push(listeners::listen(*ip, port)?);
+    }
+
+    let (preopens, directories) = preopens(&program, &mounts);
+    let name = ContainerName::new(&container.name);
+    let spec = ContainerSpec {
+        id: order.id.clone(),
+        pod: uid.clone(),
+        guest,
+        artifact: program.file.clone(),
+        args: call.args,
+        env: call.env,
+        working_directory: working_directory(container, config),
+        preopens,
+        // There is at most one.
+        listeners: u16::from(!listeners.is_empty()),
+        limits: Limits { memory_bytes: memory_limit(container)? },
+        log: LogLimits { max_bytes: context.config.log_max_bytes },
+        name: name.clone(),
+    };
+    let launch = Launch {
+        spec,
+        artifact_directory: program.directory.clone(),
+        log: context.config.logs.run(key, uid, &name, order.restart_count),
+        mounts: directories,
+        listeners,
+    };
+    outside.runtime.create_container(launch).await?;
+    // Until here, for the sandbox has everything open now: the directories that
+    // lead through descriptors, and the artifact.
+    drop(mounts);
+    drop(program);
+    Ok(Launched { previous: order.previous })
+}
+
+async fn mounts(order: &LaunchOrder, call: &Call) -> Result<Vec<VolumeMountDir>, LaunchError> {
+    if order.container.volume_mounts.as_ref().is_none_or(Vec::is_empty) {
+        return Ok(Vec::new());
+    }
+    let (volumes, pod) = (order.volumes.clone(), Arc::clone(&order.pod));
+    let container = order.container.clone();
+    let env: BTreeMap<String, String> = call.own_env.iter().cloned().collect();
+    let look = move || {
+        let expand = |text: &str| env::expand(text, |name| env.get(name).cloned());
+        volumes.mounts(&pod, &container, &expand)
+    };
+    Ok(spawn_blocking(look).await??)
+}
+
+/// What the guest may open: the image's root file system, if it has one, and
+/// the volumes.
+fn preopens(program: &Program, mounts: &[VolumeMountDir]) -> (Vec<Preopen>, Vec<PathBuf>) {
+    let root = program.root.iter().map(|root| {
+        // All containers of an image share it, so nobody may write to it.
+        (Preopen { guest_path: "/".to_owned(), writable: false }, root.clone())
+    });
+    let mounts = mounts.iter().map(|mount| {
+        let preopen = Preopen { guest_path: mount.guest.clone(), writable: mount.writable };
+        (preopen, mount.host.clone())
+    });
+    root.chain(mounts).unzip()
+}
+
+fn working_directory(container: &Container, image: &ProgramConfig) -> Option<String> {
+    let own = container.working_dir.clone().filter(|directory| !directory.is_empty());
+    own.or_else(|| image.working_dir.clone()).filter(|directory| !directory.is_empty())
+}
+
+/// `limits.memory` in bytes.
+fn memory_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
+    let resources = container.resources.as_ref();
+    let Some(limit) = resources.and_then(|all| all.limits.as_ref()?.get("memory")) else {
+        return Ok(None);
+    };
+    Ok(u64::try_from(quantity::bytes(limit)?).ok())
+}

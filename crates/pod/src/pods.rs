@@ -1,0 +1,431 @@
+//! All pods of the node: one task for each, and who gets one.
+//!
+//! A pod that is new is admitted beside those that run, the oldest first, and
+//! given a user. One of the same name as a pod that still ends waits for it.
+//! What an earlier agent left is taken up at once, before the source has told
+//! anything: containers go on, and restart by their policies. But nothing is
+//! taken for removed before the source has told all that it has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use krustlet_model::{
+    Chain, Grace, PodKey, PodUid,
+    admission::{NodeFacts, Rejection, admit},
+    observed::PodFailure,
+    status::Phase,
+};
+use krustlet_volume::{VolumeOwner, Volumes};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{Id, JoinError, JoinSet, spawn_blocking},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    checkpoint::{Checkpoint, CheckpointError, PodDirectories},
+    config::{Context, PodsConfig},
+    handle::{Command, Pods, QUEUE},
+    outside::{About, Adopted, Domain, EventType, Outside, PodUser},
+    users::{self, Allotted, UserError, Users},
+    view::Views,
+    worker::{End, Start, Wanted, Worker, key_of},
+};
+
+/// The pods that this node is to run.
+#[derive(Clone, Debug, Default)]
+pub struct WantedPods {
+    /// Whether every source has told all that it has. Before that, a pod that
+    /// is missing means nothing.
+    pub synced: bool,
+    /// The newest state of each pod.
+    pub pods: Arc<BTreeMap<PodUid, Arc<Pod>>>,
+}
+
+/// Why pods cannot be run at all.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum OpenError {
+    #[error("cannot take up the pods of the agent before this one")]
+    Checkpoints(#[from] CheckpointError),
+
+    #[error("the work was broken off")]
+    Broken(#[from] JoinError),
+
+    #[error("cannot use the directory of the logs")]
+    Logs(#[source] std::io::Error),
+}
+
+/// Runs the pods. Ends when told; the pods' guests go on.
+#[derive(Debug)]
+pub struct PodsTask {
+    context: Arc<Context>,
+    wanted: watch::Receiver<WantedPods>,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    commands: mpsc::Receiver<Command>,
+    users: Users,
+    entries: BTreeMap<PodUid, Entry>,
+    /// Pods whose checkpoints cannot be read: whether they have run is unknown.
+    damaged: BTreeSet<PodUid>,
+    /// What was left without a checkpoint, and is removed first.
+    strays: BTreeSet<PodUid>,
+    workers: JoinSet<End>,
+    uids: HashMap<Id, PodUid>,
+    stop_workers: CancellationToken,
+}
+
+/// A pod that has a task.
+#[derive(Debug)]
+struct Entry {
+    key: PodKey,
+    wanted: watch::Sender<Wanted>,
+    /// Whether it counts when another pod asks for room.
+    is_admitted: bool,
+    user: Allotted,
+    /// Whether its task died once already.
+    is_broken: bool,
+}
+
+/// Takes up what an earlier agent left and gets ready to run pods.
+///
+/// `adopted` is what the runtime found. The task acts only when it is run.
+///
+/// # Errors
+///
+/// [`OpenError`] if the directories cannot be read, or were written by a newer
+/// agent.
+pub async fn open(
+    config: PodsConfig,
+    outside: Outside,
+    adopted: Vec<Adopted>,
+    wanted: watch::Receiver<WantedPods>,
+) -> Result<(Pods, PodsTask), OpenError> {
+    let directories = PodDirectories::new(config.pods.clone());
+    let (places, read) = (config.logs.clone(), directories.clone());
+    let loaded = spawn_blocking(move || {
+        places.sweep_links().map_err(OpenError::Logs)?;
+        Ok::<_, OpenError>(read.load()?)
+    })
+    .await??;
+
+    let (commands, received) = mpsc::channel(QUEUE);
+    let views = Arc::new(Views::default());
+    let pods = Pods { commands, views: Arc::clone(&views), runtime: Arc::clone(&outside.runtime) };
+    let mut task = PodsTask {
+        node: outside.objects.node(),
+        users: Users::new(config.users),
+        context: Arc::new(Context { config, outside, directories, views }),
+        wanted,
+        commands: received,
+        entries: BTreeMap::new(),
+        damaged: BTreeSet::new(),
+        strays: BTreeSet::new(),
+        workers: JoinSet::new(),
+        uids: HashMap::new(),
+        stop_workers: CancellationToken::new(),
+    };
+    let mut adopted: BTreeMap<PodUid, Adopted> =
+        adopted.into_iter().map(|adopted| (adopted.pod.clone(), adopted)).collect();
+    let mut resumed = Vec::new();
+    for (uid, found) in loaded {
+        match found {
+            Ok(Some(checkpoint)) => resumed.push((adopted.remove(&uid), uid, checkpoint)),
+            Ok(None) => drop(task.strays.insert(uid)),
+            Err(error @ CheckpointError::Newer { .. }) => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(%uid, error = %Chain(&error), "a pod's checkpoint is lost");
+                task.damaged.insert(uid.clone());
+                task.strays.insert(uid);
+            }
+        }
+    }
+    task.strays.extend(adopted.into_keys());
+    for (adopted, uid, checkpoint) in resumed {
+        task.take_up(uid, checkpoint, adopted);
+    }
+    Ok((pods, task))
+}
+
+impl PodsTask {
+    /// Runs pods until stopped. The guests go on when it has ended, and their
+    /// checkpoints are on disk.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.remove_strays().await;
+        loop {
+            self.look();
+            // Cancel-safe: channels and set keep what was not taken.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = self.workers.join_next_with_id() => self.take_end(ended),
+                Some(command) = self.commands.recv() => self.obey(command),
+                changed = self.wanted.changed() => {
+                    // No source is left: the agent is about to stop.
+                    if changed.is_err() {
+                        stop.cancelled().await;
+                        break;
+                    }
+                }
+                Ok(()) = self.node.changed() => {}
+            }
+        }
+        self.stop_workers.cancel();
+        while self.workers.join_next().await.is_some() {}
+    }
+
+    /// Ends sandboxes and removes files that no checkpoint speaks of: none of
+    /// their guests was entered, or it is not known what became of them.
+    async fn remove_strays(&mut self) {
+        for uid in std::mem::take(&mut self.strays) {
+            let stopped = self.context.outside.runtime.stop_pod_sandbox(uid.clone()).await;
+            if let Err(error) = stopped {
+                tracing::error!(%uid, %error, "cannot end a sandbox that nobody knows");
+            }
+            let directory = self.context.directories.of(&uid);
+            let directories = self.context.directories.clone();
+            let is_damaged = self.damaged.contains(&uid);
+            let of = uid.clone();
+            let removed = spawn_blocking(move || {
+                // Whose they are does not matter for their removal.
+                Volumes::new(&directory, VolumeOwner::current())
+                    .tear_down()
+                    .map_err(|error| Chain(&error).to_string())?;
+                // A damaged checkpoint says at least that there was a pod.
+                if is_damaged {
+                    return Ok(());
+                }
+                directories.remove(&of).map_err(|error| Chain(&error).to_string())
+            });
+            if let Ok(Err(error)) = removed.await {
+                tracing::error!(%uid, error, "cannot remove what is left of a pod");
+            }
+        }
+    }
+
+    /// Goes on with a pod of an earlier agent.
+    fn take_up(&mut self, uid: PodUid, checkpoint: Checkpoint, adopted: Option<Adopted>) {
+        self.users.keep(&checkpoint.user);
+        let wanted = Wanted {
+            pod: Arc::new(checkpoint.pod.clone()),
+            is_known: false,
+            is_gone: false,
+            stop: None,
+        };
+        let start = Start::Resumed(Box::new(checkpoint), adopted.map(Box::new));
+        self.begin(uid, wanted, start, true);
+    }
+
+    /// Compares what is wanted with what has a task.
+    fn look(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        for (uid, entry) in &self.entries {
+            let pod = wanted.pods.get(uid);
+            entry.wanted.send_if_modified(|told| match pod {
+                Some(pod) if !told.is_known || !Arc::ptr_eq(pod, &told.pod) => {
+                    told.pod = Arc::clone(pod);
+                    told.is_known = true;
+                    true
+                }
+                None if wanted.synced && !told.is_gone => {
+                    told.is_gone = true;
+                    true
+                }
+                Some(_) | None => false,
+            });
+        }
+        if wanted.synced {
+            self.forget_damaged(&wanted);
+        }
+        let mut new: Vec<(&PodUid, &Arc<Pod>)> =
+            wanted.pods.iter().filter(|(uid, _)| !self.entries.contains_key(*uid)).collect();
+        // Kubelet's order after a restart; the uid makes it the same each time.
+        new.sort_by_key(|(uid, pod)| (pod.metadata.creation_timestamp.clone(), *uid));
+        for (uid, pod) in new {
+            let key = key_of(pod);
+            // Its name is not free yet.
+            if self.entries.values().any(|entry| entry.key == key) {
+                continue;
+            }
+            if let Some((start, is_admitted)) = self.start_of(uid, pod) {
+                let wanted =
+                    Wanted { pod: Arc::clone(pod), is_known: true, is_gone: false, stop: None };
+                self.begin(uid.clone(), wanted, start, is_admitted);
+            }
+        }
+    }
+
+    /// Damaged checkpoints whose pods the source does not have are of no use.
+    fn forget_damaged(&mut self, wanted: &WantedPods) {
+        let gone: Vec<PodUid> =
+            self.damaged.iter().filter(|uid| !wanted.pods.contains_key(*uid)).cloned().collect();
+        for uid in gone {
+            self.damaged.remove(&uid);
+            if let Err(error) = self.context.directories.remove(&uid) {
+                tracing::error!(%uid, error = %Chain(&error), "cannot remove a damaged checkpoint");
+            }
+        }
+    }
+
+    /// What a new pod begins with, and whether it takes room. None: it has to
+    /// wait until the node is known.
+    fn start_of(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> Option<(Start, bool)> {
+        if self.damaged.contains(uid) {
+            let failure = PodFailure {
+                reason: "CheckpointLost".to_owned(),
+                message: "the node's record of this pod is damaged, so that it is not known \
+                          whether the pod has run"
+                    .to_owned(),
+            };
+            return Some((Start::Broken(nobody(), failure), false));
+        }
+        let phase = pod.status.as_ref().and_then(|status| Phase::parse(status.phase.as_deref()?));
+        if phase.is_some_and(Phase::is_terminal) {
+            return Some((Start::Ended(nobody()), false));
+        }
+        if pod.metadata.deletion_timestamp.is_some() {
+            // It will not run, so that it needs no room.
+            return Some((Start::Fresh(nobody()), false));
+        }
+        let node = self.node.borrow_and_update().clone()?;
+        match self.admit(pod, &node) {
+            Ok(user) => Some((Start::Fresh(user), true)),
+            Err(rejection) => {
+                let message = rejection.message.clone();
+                tracing::info!(pod = %key_of(pod), reason = rejection.reason, message, "refused");
+                let events = &self.context.outside.events;
+                events.record(About::Pod(pod), EventType::Warning, &rejection.reason, message);
+                Some((Start::Refused(nobody(), rejection.into_failure()), false))
+            }
+        }
+    }
+
+    fn admit(&mut self, pod: &Pod, node: &Node) -> Result<Allotted, Rejection> {
+        let others: Vec<Arc<Pod>> = self
+            .entries
+            .iter()
+            .filter(|(uid, entry)| {
+                let view = self.context.views.by_uid(uid);
+                entry.is_admitted && view.is_none_or(|view| !view.is_over)
+            })
+            .map(|(_, entry)| Arc::clone(&entry.wanted.borrow().pod))
+            .collect();
+        admit(pod, &facts(node), others.iter().map(|pod| &**pod))?;
+        let unsupported = |message| Rejection { reason: UNSUPPORTED.to_owned(), message };
+        let domain = self.context.config.domain(pod).map_err(unsupported)?;
+        self.allot(domain, pod).map_err(|error| unsupported(error.to_string()))
+    }
+
+    fn allot(&mut self, domain: Domain, pod: &Pod) -> Result<Allotted, UserError> {
+        let asked = users::asked(pod)?;
+        if self.context.config.is_privileged {
+            return self.users.allot(domain, &asked);
+        }
+        // Without privilege there is but one user to run as: the agent's own.
+        let VolumeOwner { uid, gid } = VolumeOwner::current();
+        let user = PodUser { uid, gid, groups: Vec::new() };
+        Ok(Allotted { domain, from_range: false, user, volume_group: gid })
+    }
+
+    fn begin(&mut self, uid: PodUid, wanted: Wanted, start: Start, is_admitted: bool) {
+        let key = key_of(&wanted.pod);
+        let user = start.user().clone();
+        let (wanted, told) = watch::channel(wanted);
+        self.spawn(uid.clone(), told, start);
+        let entry = Entry { key, wanted, is_admitted, user, is_broken: false };
+        self.entries.insert(uid, entry);
+    }
+
+    fn spawn(&mut self, uid: PodUid, told: watch::Receiver<Wanted>, start: Start) {
+        let context = Arc::clone(&self.context);
+        let stop = self.stop_workers.clone();
+        let of = uid.clone();
+        let handle = self
+            .workers
+            .spawn(async move { Worker::new(context, of, told, start).run(stop).await });
+        self.uids.insert(handle.id(), uid);
+    }
+
+    fn take_end(&mut self, ended: Result<(Id, End), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(uid) = self.uids.remove(&id) else { return };
+        match ended {
+            Ok((_, End::Gone(user))) => {
+                self.users.release(&user);
+                self.damaged.remove(&uid);
+                self.entries.remove(&uid);
+                self.context.views.remove(&uid);
+            }
+            Ok((_, End::Stopped)) => {}
+            Err(error) => self.take_panic(&uid, &error),
+        }
+    }
+
+    /// A defect that one pod met is that pod's failure: it is stopped and
+    /// reported, once.
+    fn take_panic(&mut self, uid: &PodUid, error: &JoinError) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        tracing::error!(pod = %entry.key, %error, "the task of a pod died");
+        if std::mem::replace(&mut entry.is_broken, true) {
+            return;
+        }
+        let failure = PodFailure {
+            reason: "AgentError".to_owned(),
+            message: format!("the node agent met a defect while it ran this pod: {error}"),
+        };
+        let (told, user) = (entry.wanted.subscribe(), entry.user.clone());
+        self.spawn(uid.clone(), told, Start::Broken(user, failure));
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Stop { uid, grace } => {
+                let Some(entry) = self.entries.get(&uid) else { return };
+                entry.wanted.send_modify(|told| {
+                    let own = told
+                        .pod
+                        .spec
+                        .as_ref()
+                        .and_then(|spec| spec.termination_grace_period_seconds);
+                    let asked = grace.unwrap_or_else(|| Grace::from_seconds(own.unwrap_or(30)));
+                    told.stop = Some(told.stop.map_or(asked, |old| old.min(asked)));
+                });
+            }
+        }
+    }
+}
+
+/// Kubelet's reason for what a node does not offer.
+const UNSUPPORTED: &str = "PodFeatureUnsupported";
+
+/// The user of pods that run nothing. Source: `overflowuid` of Linux.
+fn nobody() -> Allotted {
+    const NOBODY: u32 = 65534;
+    Allotted {
+        domain: Domain::Pod,
+        from_range: false,
+        user: PodUser { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
+        volume_group: NOBODY,
+    }
+}
+
+/// What admission must know of a node.
+fn facts(node: &Node) -> NodeFacts {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    NodeFacts {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        os: labels.get("kubernetes.io/os").cloned().unwrap_or_default(),
+        labels,
+        taints: node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+        allocatable: node
+            .status
+            .as_ref()
+            .and_then(|status| status.allocatable.clone())
+            .unwrap_or_default(),
+    }
+}

@@ -1,0 +1,331 @@
+//! Which user a pod's sandbox runs as.
+//!
+//! A process per pod needs a user per pod, so that an escaped guest meets
+//! nobody else's files. The number comes from a range that nothing else on the
+//! machine may use; it is kept in the pod's checkpoint. A pod may ask for its
+//! own (`runAsUser`). Pods of a shared sandbox share its user.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
+use krustlet_model::restarts;
+use serde::{Deserialize, Serialize};
+
+use crate::outside::{Domain, PodUser};
+
+/// The user ids that may be given to sandboxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserRange {
+    /// The first id; not 0.
+    pub first: u32,
+    /// How many there are; at least as many as pods.
+    pub count: u32,
+}
+
+impl Default for UserRange {
+    /// One million ids from 2,000,000,000: above what distributions, `systemd`
+    /// (up to 1,879,048,191) and `subuid` files hand out, below 2^31, where
+    /// some file systems stop.
+    fn default() -> Self {
+        Self { first: 2_000_000_000, count: 1_000_000 }
+    }
+}
+
+/// Why there is no user for a pod.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum UserError {
+    #[error("all {count} user ids for sandboxes are taken")]
+    Exhausted { count: u32 },
+
+    #[error("{field} {given} is not a user or group id that a sandbox may have")]
+    Invalid { field: &'static str, given: i64 },
+
+    #[error(
+        "containers {first} and {other} ask for different users, but a pod's containers share one sandbox"
+    )]
+    Mixed { first: String, other: String },
+
+    #[error(
+        "{field} has no effect in a sandbox that several pods share; leave it out or use a RuntimeClass with a sandbox per pod"
+    )]
+    Shared { field: &'static str },
+}
+
+/// `runAsUser` and `runAsGroup` as a container has them.
+type GivenIds = (Option<i64>, Option<i64>);
+
+/// What a pod asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// `runAsUser`.
+    pub uid: Option<u32>,
+    /// `runAsGroup`.
+    pub gid: Option<u32>,
+    /// `fsGroup`: owns the volumes, and the process is in it.
+    pub fs_group: Option<u32>,
+    /// `supplementalGroups`.
+    pub groups: Vec<u32>,
+}
+
+/// A user as it was given to a pod; part of the pod's checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allotted {
+    /// Which sandbox it is for.
+    pub domain: Domain,
+    /// Whether the id comes from the range, and so is to be kept from others.
+    pub from_range: bool,
+    /// The user.
+    pub user: PodUser,
+    /// The group that owns the pod's volumes.
+    pub volume_group: u32,
+}
+
+/// Reads what a pod asks for.
+///
+/// User 0 is never given: `runAsUser: 0` counts as not asked, since a guest
+/// cannot tell and the sandbox must not be root.
+///
+/// # Errors
+///
+/// [`UserError`] for ids out of range, and for containers of different minds.
+pub fn asked(pod: &Pod) -> Result<Asked, UserError> {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let mut asked = of_pod(context)?;
+    let mut first: Option<(&str, GivenIds)> = None;
+    for (_, container) in restarts::containers(pod) {
+        let own = container.security_context.as_ref();
+        let uid = own.and_then(|own| own.run_as_user).or_else(|| context?.run_as_user);
+        let gid = own.and_then(|own| own.run_as_group).or_else(|| context?.run_as_group);
+        match first {
+            None => first = Some((&container.name, (uid, gid))),
+            Some((name, ids)) if ids != (uid, gid) => {
+                return Err(UserError::Mixed {
+                    first: name.to_owned(),
+                    other: container.name.clone(),
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some((_, (uid, gid))) = first {
+        asked.uid = id("runAsUser", uid)?.filter(|&uid| uid != 0);
+        asked.gid = id("runAsGroup", gid)?.filter(|&gid| gid != 0);
+    }
+    Ok(asked)
+}
+
+fn of_pod(context: Option<&PodSecurityContext>) -> Result<Asked, UserError> {
+    let Some(context) = context else { return Ok(Asked::default()) };
+    let mut groups = Vec::new();
+    for &given in context.supplemental_groups.iter().flatten() {
+        groups.extend(id("supplementalGroups", Some(given))?);
+    }
+    Ok(Asked { fs_group: id("fsGroup", context.fs_group)?, groups, uid: None, gid: None })
+}
+
+fn id(field: &'static str, given: Option<i64>) -> Result<Option<u32>, UserError> {
+    let Some(given) = given else { return Ok(None) };
+    match u32::try_from(given) {
+        // The last one means "no change" to the kernel.
+        Ok(id) if id != u32::MAX => Ok(Some(id)),
+        Ok(_) | Err(_) => Err(UserError::Invalid { field, given }),
+    }
+}
+
+/// The ids that are taken.
+#[derive(Debug)]
+pub struct Users {
+    range: UserRange,
+    /// Who has which id of the range, and how many pods share it.
+    taken: BTreeMap<u32, (Domain, usize)>,
+    /// Where the search goes on, so that an id is not soon used again.
+    next: u32,
+}
+
+impl Users {
+    /// No id is taken.
+    #[must_use]
+    pub fn new(range: UserRange) -> Self {
+        Self { range, taken: BTreeMap::new(), next: range.first.max(1) }
+    }
+
+    /// Takes note of a user that was given by an earlier agent.
+    pub fn keep(&mut self, allotted: &Allotted) {
+        if allotted.from_range {
+            let holder = self.taken.entry(allotted.user.uid);
+            holder.or_insert_with(|| (allotted.domain.clone(), 0)).1 += 1;
+        }
+    }
+
+    /// Gives a pod its user.
+    ///
+    /// # Errors
+    ///
+    /// [`UserError::Exhausted`] if none is free, [`UserError::Shared`] if the
+    /// pod asks for its own in a shared sandbox.
+    pub fn allot(&mut self, domain: Domain, asked: &Asked) -> Result<Allotted, UserError> {
+        let shared = match domain {
+            Domain::Pod => None,
+            Domain::Namespace(_) | Domain::Node => Some(&domain),
+        };
+        if let Some(domain) = shared {
+            for (field, is_given) in [
+                ("runAsUser", asked.uid.is_some()),
+                ("runAsGroup", asked.gid.is_some()),
+                ("fsGroup", asked.fs_group.is_some()),
+                ("supplementalGroups", !asked.groups.is_empty()),
+            ] {
+                if is_given {
+                    return Err(UserError::Shared { field });
+                }
+            }
+            let holder = self.taken.iter_mut().find(|(_, (holder, _))| holder == domain);
+            if let Some((&uid, (_, pods))) = holder {
+                *pods += 1;
+                return Ok(allotted(domain.clone(), uid, true, asked));
+            }
+        }
+        if let Some(uid) = asked.uid {
+            return Ok(allotted(domain, uid, false, asked));
+        }
+        let uid = self.free().ok_or(UserError::Exhausted { count: self.range.count })?;
+        self.taken.insert(uid, (domain.clone(), 1));
+        Ok(allotted(domain, uid, true, asked))
+    }
+
+    /// Takes a user back.
+    pub fn release(&mut self, allotted: &Allotted) {
+        if !allotted.from_range {
+            return;
+        }
+        if let Some((_, pods)) = self.taken.get_mut(&allotted.user.uid) {
+            *pods = pods.saturating_sub(1);
+            if *pods == 0 {
+                self.taken.remove(&allotted.user.uid);
+            }
+        }
+    }
+
+    fn free(&mut self) -> Option<u32> {
+        let first = self.range.first.max(1);
+        let end = self.range.first.saturating_add(self.range.count);
+        let found = (self.next..end)
+            .chain(first..self.next.min(end))
+            .find(|uid| !self.taken.contains_key(uid))?;
+        self.next = found + 1;
+        Some(found)
+    }
+}
+
+fn allotted(domain: Domain, uid: u32, from_range: bool, asked: &Asked) -> Allotted {
+    let gid = asked.gid.unwrap_or(uid);
+    let mut groups = asked.groups.clone();
+    groups.extend(asked.fs_group);
+    groups.sort_unstable();
+    groups.dedup();
+    // Group 0 opens root's files.
+    groups.retain(|&group| group != 0 && group != gid);
+    Allotted {
+        domain,
+        from_range,
+        user: PodUser { uid, gid, groups },
+        volume_group: asked.fs_group.filter(|&group| group != 0).unwrap_or(gid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const RANGE: UserRange = UserRange { first: 1000, count: 3 };
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_pod_gets_the_user_it_asks_for() {
+        let pod = pod(json!({
+            "securityContext": {"runAsUser": 7, "runAsGroup": 8, "fsGroup": 9, "supplementalGroups": [0, 5]},
+            "containers": [{"name": "a"}, {"name": "b", "securityContext": {"runAsUser": 7}}],
+        }));
+        let mut users = Users::new(RANGE);
+        let given = users.allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
+        assert_eq!(given.user, PodUser { uid: 7, gid: 8, groups: vec![5, 9] });
+        assert_eq!((given.volume_group, given.from_range), (9, false));
+    }
+
+    #[test]
+    fn root_is_never_given() {
+        let pod = pod(json!({
+            "securityContext": {"runAsUser": 0, "runAsGroup": 0, "fsGroup": 0},
+            "containers": [{"name": "a"}],
+        }));
+        let given = Users::new(RANGE).allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
+        assert_eq!(given.user, PodUser { uid: 1000, gid: 1000, groups: vec![] });
+        assert_eq!(given.volume_group, 1000);
+    }
+
+    #[test]
+    fn containers_of_one_pod_are_of_one_mind() {
+        let pod = pod(json!({"containers": [
+            {"name": "a", "securityContext": {"runAsUser": 7}},
+            {"name": "b"},
+        ]}));
+        assert!(matches!(asked(&pod), Err(UserError::Mixed { .. })));
+        let pod = self::pod(json!({"containers": [
+            {"name": "a", "securityContext": {"runAsUser": -7}},
+        ]}));
+        assert!(matches!(asked(&pod), Err(UserError::Invalid { .. })));
+    }
+
+    #[test]
+    fn pods_of_a_shared_sandbox_share_its_user() {
+        let mut users = Users::new(RANGE);
+        let domain = Domain::Namespace("n".to_owned());
+        let a = users.allot(domain.clone(), &Asked::default()).unwrap();
+        let b = users.allot(domain.clone(), &Asked::default()).unwrap();
+        assert_eq!(a.user, b.user);
+        users.release(&a);
+        let other = users.allot(Domain::Pod, &Asked::default()).unwrap();
+        assert_ne!(other.user.uid, b.user.uid);
+        let own = Asked { uid: Some(7), ..Asked::default() };
+        assert!(matches!(users.allot(domain, &own), Err(UserError::Shared { field: "runAsUser" })));
+    }
+
+    #[test]
+    fn a_range_ends() {
+        let mut users = Users::new(RANGE);
+        let all: Vec<_> =
+            (0..3).map(|_| users.allot(Domain::Pod, &Asked::default()).unwrap()).collect();
+        let error = users.allot(Domain::Pod, &Asked::default()).unwrap_err();
+        assert_eq!(error, UserError::Exhausted { count: 3 });
+        users.release(&all[1]);
+        assert_eq!(users.allot(Domain::Pod, &Asked::default()).unwrap().user.uid, 1001);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_pods_have_one_user(steps in prop::collection::vec((any::<bool>(), 0_usize..4), 0..60)) {
+            let mut users = Users::new(UserRange { first: 5, count: 4 });
+            let mut held: Vec<Allotted> = Vec::new();
+            for (take, which) in steps {
+                if take {
+                    if let Ok(new) = users.allot(Domain::Pod, &Asked::default()) {
+                        prop_assert!(held.iter().all(|old| old.user.uid != new.user.uid));
+                        prop_assert!((5..9).contains(&new.user.uid));
+                        held.push(new);
+                    } else {
+                        prop_assert_eq!(held.len(), 4);
+                    }
+                } else if which < held.len() {
+                    users.release(&held.swap_remove(which));
+                }
+            }
+        }
+    }
+}

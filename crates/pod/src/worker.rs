@@ -1,0 +1,469 @@
+//! The task of one pod.
+//!
+//! ```text
+//! wanted pod ─┐                        ┌─▶ jobs: pull, set up, launch, stop, save …
+//! news ───────┼─▶ observe ─▶ decide ─▶ act                       │
+//! jobs done ──┤       ▲         │                                │
+//! time ───────┘       └─────────┼────────────────────────────────┘
+//!                               └─▶ one status, if it is another one
+//! ```
+//!
+//! The task owns everything that is known of the pod, never waits for anything
+//! but the next of these four, and so hears of a deletion during a pull. What
+//! is to be done is decided in [`decide`](crate::decide) and
+//! [`order`](crate::order); starting is in `start.rs`, stopping and cleaning up
+//! in `stop.rs`, what jobs and sandboxes tell in `observe.rs`, reporting in
+//! `report.rs`, going on where an earlier agent was in `resume.rs`.
+
+mod observe;
+mod report;
+mod resume;
+mod start;
+mod stop;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::{
+    Grace, PodKey, PodUid,
+    observed::{PodFailure, PodObserved},
+    time::from_api_time,
+};
+use krustlet_volume::Volumes;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::observe::Done;
+pub(crate) use self::resume::Start;
+use crate::{
+    config::Context,
+    containers::Slot,
+    decide::{Action, Desired, Facts, Phase, decide},
+    order::{self, Standing},
+    outside::{About, EventType, PodEvents},
+    users::Allotted,
+    words,
+};
+
+/// What is asked of a pod, newest state.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The pod as its source has it.
+    pub(crate) pod: Arc<Pod>,
+    /// Whether the source has it: false for one that an earlier agent left, as
+    /// long as the source has not told what it has.
+    pub(crate) is_known: bool,
+    /// Whether the source has it no more.
+    pub(crate) is_gone: bool,
+    /// Whether it was told to stop without being removed, and how soon.
+    pub(crate) stop: Option<Grace>,
+}
+
+/// How a worker ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Nothing is left of the pod; its user may be given to another.
+    Gone(Allotted),
+    /// The agent stops; the pod goes on without it.
+    Stopped,
+}
+
+/// Whether the sandbox is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sandbox {
+    /// There is none; one may be made from this moment on.
+    None { from: Instant },
+    /// It is being made.
+    Making,
+    /// It is there.
+    Up,
+    /// It is being ended.
+    Stopping,
+    /// It could not be ended; the next try may begin at this moment.
+    Stuck { from: Instant },
+    /// It has been ended for good.
+    Stopped,
+}
+
+impl Sandbox {
+    /// Whether the runtime may be told to end it. Also where none is known: one
+    /// may have been made and not told of.
+    fn may_be_stopped(self, now: Instant) -> bool {
+        match self {
+            Self::None { .. } | Self::Up => true,
+            Self::Stuck { from } => from <= now,
+            Self::Making | Self::Stopping | Self::Stopped => false,
+        }
+    }
+}
+
+/// Whether the volumes are in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    /// They are not; the next try may begin at this moment.
+    Missing { from: Instant },
+    /// They are being set up.
+    Setting,
+    /// They are, and are looked at again at this moment, if ever.
+    Set { refresh: Option<Instant> },
+    /// They are in place and being brought up to date.
+    Refreshing,
+    /// They are being removed.
+    Removing,
+    /// They have been removed.
+    Removed,
+}
+
+impl Files {
+    fn are_set(self) -> bool {
+        match self {
+            Self::Set { .. } | Self::Refreshing => true,
+            Self::Missing { .. } | Self::Setting | Self::Removing | Self::Removed => false,
+        }
+    }
+}
+
+/// How far the pod's removal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    NotAsked,
+    /// The source is being told.
+    Telling,
+    /// The source has been told; it may try again at this moment if it failed.
+    Failed {
+        from: Instant,
+    },
+    Told,
+    /// Checkpoint and logs are being removed.
+    Forgetting,
+    Forgotten,
+}
+
+/// Checkpoints by number. A change that must be on disk raises `wanted`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Saves {
+    wanted: u64,
+    in_flight: Option<u64>,
+    done: u64,
+    /// When a change that can wait is written, if there is one.
+    lazily: Option<Instant>,
+    /// When the next try may begin, after one that failed.
+    retry: Option<Instant>,
+    /// Whether nothing is written: the pod never ran here.
+    is_off: bool,
+}
+
+/// One pod's task.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    context: Arc<Context>,
+    uid: PodUid,
+    key: PodKey,
+    pod: Arc<Pod>,
+    wanted: watch::Receiver<Wanted>,
+    user: Allotted,
+    volumes: Volumes,
+
+    phase: Phase,
+    slots: Vec<Slot>,
+    started_at: Timestamp,
+    failure: Option<PodFailure>,
+    sandbox: Sandbox,
+    /// Failures to make a sandbox in a row.
+    sandbox_failures: u32,
+    files: Files,
+    /// Failures to set volumes up in a row.
+    files_failures: u32,
+    removal: Removal,
+    /// When what still runs is to be gone.
+    stop_by: Option<Instant>,
+    /// When the whole sandbox is ended because something will not.
+    kill_at: Option<Instant>,
+
+    events: Option<PodEvents>,
+    jobs: JoinSet<Done>,
+    saves: Saves,
+    reported: report::Reported,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        uid: PodUid,
+        wanted: watch::Receiver<Wanted>,
+        start: Start,
+    ) -> Self {
+        let pod = Arc::clone(&wanted.borrow().pod);
+        let key = key_of(&pod);
+        let owner = context.volume_owner(start.user());
+        let volumes = Volumes::new(&context.directories.of(&uid), owner);
+        let slots = Slot::all_of(&pod, context.config.max_restart_backoff);
+        let told = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        let started_at = told.map_or_else(|| context.config.clock.now(), from_api_time);
+        let now = Instant::now();
+        let mut worker = Self {
+            uid,
+            key,
+            pod,
+            wanted,
+            user: start.user().clone(),
+            volumes,
+            phase: Phase::Starting,
+            slots,
+            started_at,
+            failure: None,
+            sandbox: Sandbox::None { from: now },
+            sandbox_failures: 0,
+            files: Files::Missing { from: now },
+            files_failures: 0,
+            removal: Removal::NotAsked,
+            stop_by: None,
+            kill_at: None,
+            events: None,
+            jobs: JoinSet::new(),
+            saves: Saves::default(),
+            reported: report::Reported::new(now),
+            context,
+        };
+        worker.resume(start);
+        worker
+    }
+
+    /// Runs the pod until nothing is left of it or the agent stops. In the
+    /// latter case its guests go on.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> End {
+        loop {
+            self.step();
+            if self.removal == Removal::Forgotten {
+                return End::Gone(self.user);
+            }
+            let wake = self.wake();
+            // Cancel-safe: the channels and the set keep what was not taken.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = self.wanted.changed() => {
+                    // The sender is the owner of this task and outlives it.
+                    if changed.is_err() {
+                        break;
+                    }
+                    self.take_wanted();
+                }
+                event = next(&mut self.events) => self.take_event(event),
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => self.take_done(done),
+                    // The pod fails with its job; the owner of this task sees it.
+                    Err(error) if error.is_panic() => {
+                        std::panic::resume_unwind(error.into_panic())
+                    }
+                    // One that was called off.
+                    Err(_) => {}
+                },
+                () = sleep_until(wake) => {}
+            }
+        }
+        self.save_at_last().await;
+        End::Stopped
+    }
+
+    /// Decides and acts once, with everything that is known now.
+    fn step(&mut self) {
+        // Each action is followed by a look at what it changed, as long as
+        // phases follow each other without anything to wait for.
+        loop {
+            let now = Instant::now();
+            self.look_at_the_clock(now);
+            let (phase, action) = decide(self.phase, self.desired(), self.facts(now));
+            let moved = std::mem::replace(&mut self.phase, phase) != phase;
+            if moved {
+                self.entered(phase);
+            }
+            match action {
+                Action::Prepare => self.prepare(now),
+                Action::StartDue => self.start_due(now),
+                Action::StopAll(grace) => self.stop_all(grace, now),
+                Action::CleanUp => self.clean_up(now),
+                Action::Wait => {}
+            }
+            if !moved {
+                break;
+            }
+        }
+        self.remove_leftovers();
+        self.save();
+        self.report();
+    }
+
+    fn desired(&self) -> Desired {
+        let wanted = self.wanted.borrow();
+        if let Some(grace) = deletion(&self.pod).or(wanted.stop) {
+            return Desired::Stop(grace);
+        }
+        if wanted.is_gone || self.failure.is_some() {
+            return Desired::Stop(own_grace(&self.pod));
+        }
+        Desired::Run
+    }
+
+    fn facts(&self, now: Instant) -> Facts {
+        let standings = self.standings(now);
+        Facts {
+            prepared: self.sandbox == Sandbox::Up && self.files.are_set(),
+            alive: standings.iter().filter(|container| container.stage.is_alive()).count(),
+            finished: order::has_finished(&standings),
+            own_grace: own_grace(&self.pod),
+            cleaned: self.is_cleaned(),
+        }
+    }
+
+    fn standings(&self, now: Instant) -> Vec<Standing> {
+        self.slots.iter().map(|slot| slot.standing(now)).collect()
+    }
+
+    /// What follows from time alone.
+    fn look_at_the_clock(&mut self, now: Instant) {
+        if self.failure.is_none()
+            && matches!(self.phase, Phase::Starting | Phase::Running)
+            && self.deadline().is_some_and(|deadline| deadline <= now)
+        {
+            self.failure = Some(PodFailure {
+                reason: words::DEADLINE_EXCEEDED.to_owned(),
+                message: words::TOO_LONG.to_owned(),
+            });
+            self.tell(EventType::Normal, words::DEADLINE_EXCEEDED, words::TOO_LONG.to_owned());
+        }
+        for index in 0..self.slots.len() {
+            if self.slots[index].show_back_off(now) {
+                let image = &self.slots[index].seen.image;
+                let message = words::back_off_pulling(image);
+                self.tell_of(index, EventType::Normal, words::BACK_OFF, message);
+                let message = words::error(words::waiting::PULL_BACK_OFF);
+                self.tell_of(index, EventType::Warning, words::FAILED, message);
+            }
+        }
+    }
+
+    /// When `activeDeadlineSeconds` are over.
+    ///
+    /// Source: kubelet, `pkg/kubelet/active_deadline.go`.
+    fn deadline(&self) -> Option<Instant> {
+        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
+        let limit = Duration::from_secs(seconds.max(0).unsigned_abs());
+        Some(self.context.config.clock.instant(self.started_at, limit))
+    }
+
+    /// When this pod needs to be looked at again, if nothing happens.
+    fn wake(&self) -> Instant {
+        // A moment that never counts; the timer needs one.
+        const IDLE: Duration = Duration::from_hours(24);
+        let now = Instant::now();
+        let mut moments = vec![now + IDLE];
+        moments.extend(self.reported.wake(self.saves.lazily));
+        moments.extend(self.saves.retry);
+        match self.phase {
+            Phase::Starting | Phase::Running => {
+                moments.extend(self.deadline());
+                moments.extend(self.slots.iter().filter_map(|slot| slot.wake(now)));
+                if let Sandbox::None { from } = self.sandbox {
+                    moments.push(from);
+                }
+                match self.files {
+                    Files::Missing { from } => moments.push(from),
+                    Files::Set { refresh } => moments.extend(refresh),
+                    Files::Setting | Files::Refreshing | Files::Removing | Files::Removed => {}
+                }
+            }
+            Phase::Terminating(_) => {
+                moments.extend(self.kill_at);
+                if let Sandbox::Stuck { from } = self.sandbox {
+                    moments.push(from);
+                }
+            }
+            Phase::Terminated => {
+                if let Sandbox::Stuck { from } = self.sandbox {
+                    moments.push(from);
+                }
+                if let Removal::Failed { from } = self.removal {
+                    moments.push(from);
+                }
+                if let Files::Missing { from } = self.files {
+                    moments.push(from);
+                }
+            }
+        }
+        // What is past was looked at in this step; if nothing came of it, it
+        // waits for something that will wake this task by itself.
+        moments.into_iter().filter(|&moment| moment > now).min().unwrap_or(now + IDLE)
+    }
+
+    /// What is seen of the pod, in the words of the model.
+    fn observed(&self) -> PodObserved {
+        let config = &self.context.config;
+        let sandbox_ready = match self.sandbox {
+            // Kubelet makes the sandbox after the volumes; here both are made
+            // at once, and it counts from when both are there.
+            Sandbox::Up => self.files.are_set(),
+            Sandbox::Stopping | Sandbox::Stuck { .. } => true,
+            Sandbox::None { .. } | Sandbox::Making | Sandbox::Stopped => false,
+        };
+        PodObserved {
+            started_at: self.started_at,
+            failure: self.failure.clone(),
+            sandbox_ready,
+            pod_ips: if sandbox_ready { config.pod_ips.clone() } else { Vec::new() },
+            host_ips: config.host_ips.clone(),
+            containers: self.slots.iter().map(|slot| slot.seen.clone()).collect(),
+            terminating: matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
+        }
+    }
+
+    /// An event about the pod.
+    fn tell(&self, kind: EventType, reason: &'static str, message: String) {
+        self.context.outside.events.record(About::Pod(&self.pod), kind, reason, message);
+    }
+
+    /// An event about one of its containers.
+    fn tell_of(&self, index: usize, kind: EventType, reason: &'static str, message: String) {
+        let seen = &self.slots[index].seen;
+        let about = About::Container(&self.pod, seen.kind, &seen.name);
+        self.context.outside.events.record(about, kind, reason, message);
+    }
+}
+
+/// The next event; never, if nobody tells any.
+async fn next(events: &mut Option<PodEvents>) -> Option<crate::outside::PodEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A pod's namespace and name.
+pub(crate) fn key_of(pod: &Pod) -> PodKey {
+    PodKey::new(
+        pod.metadata.namespace.clone().unwrap_or_default(),
+        pod.metadata.name.clone().unwrap_or_default(),
+    )
+}
+
+/// The grace period of a deletion that was asked for.
+///
+/// Source: kubelet, `calculateEffectiveGracePeriod` in
+/// `pkg/kubelet/pod_workers.go`.
+fn deletion(pod: &Pod) -> Option<Grace> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let own = || own_grace(pod);
+    Some(pod.metadata.deletion_grace_period_seconds.map_or_else(own, Grace::from_seconds))
+}
+
+/// The pod's own grace period; 30 s if it names none, as the API server has it.
+fn own_grace(pod: &Pod) -> Grace {
+    let spec = pod.spec.as_ref();
+    let seconds = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    Grace::from_seconds(seconds)
+}

@@ -1,0 +1,287 @@
+//! What jobs and sandboxes tell, and what is taken note of.
+
+use std::sync::Arc;
+
+use krustlet_model::{ContainerId, observed::ContainerState};
+use krustlet_protocol::ExitReport;
+use tokio::time::Instant;
+
+use super::{Files, Removal, Sandbox, Worker, stop::killed};
+use crate::{
+    checkpoint::CheckpointError,
+    containers::{After, terminated},
+    decide::Phase,
+    launch::{LaunchError, Launched},
+    outside::{DeleteFailure, EventType, PodEvent, PodEvents, Refused},
+    pulls::{self, ImageAnswer},
+    setup::SetUpError,
+    words::{self, waiting},
+};
+
+/// What came of a job.
+pub(super) enum Done {
+    /// Nothing to take note of.
+    Nothing,
+    Sandbox(Result<PodEvents, Refused>),
+    SandboxStopped(Result<(), Refused>),
+    Files(Result<(), SetUpError>),
+    FilesRemoved(Result<(), String>),
+    Image {
+        index: usize,
+        answer: ImageAnswer,
+    },
+    Created {
+        index: usize,
+        id: ContainerId,
+        result: Result<Launched, LaunchError>,
+    },
+    Started {
+        index: usize,
+        id: ContainerId,
+        result: Result<(), Refused>,
+    },
+    Stopped {
+        index: usize,
+        id: ContainerId,
+        result: Result<(), Refused>,
+    },
+    Removed {
+        index: usize,
+        id: ContainerId,
+        result: Result<(), Refused>,
+    },
+    Saved {
+        number: u64,
+        result: Result<(), CheckpointError>,
+    },
+    Told(Result<(), DeleteFailure>),
+    Forgotten(Result<(), String>),
+}
+
+impl Worker {
+    /// Takes what the source says now.
+    pub(super) fn take_wanted(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        let is_other = !Arc::ptr_eq(&self.pod, &wanted.pod);
+        self.pod = wanted.pod;
+        if is_other {
+            // Fields of the pod that a volume shows may have changed.
+            if let Files::Set { refresh: Some(at) } = &mut self.files {
+                *at = (*at).min(Instant::now());
+            }
+            self.touch_lazily();
+        }
+        self.reported.again(wanted.is_known && !wanted.is_gone);
+    }
+
+    pub(super) fn take_done(&mut self, done: Done) {
+        match done {
+            Done::Nothing => {}
+            Done::Sandbox(result) => self.sandbox_made(result),
+            Done::SandboxStopped(Ok(())) => self.sandbox_stopped(),
+            Done::SandboxStopped(Err(refused)) => {
+                let message = format!("error killing pod: {refused}");
+                self.tell(EventType::Warning, words::FAILED_KILL_POD, message);
+                self.sandbox = Sandbox::Stuck { from: Self::retry(3) };
+            }
+            Done::Files(Ok(())) => {
+                self.files_failures = 0;
+                self.files = Files::Set { refresh: self.next_refresh() };
+            }
+            Done::Files(Err(error)) => self.files_failed(error.text()),
+            Done::FilesRemoved(Ok(())) => self.files = Files::Removed,
+            Done::FilesRemoved(Err(error)) => {
+                tracing::warn!(pod = %self.key, error, "cannot remove the volumes");
+                self.files = Files::Missing { from: Self::retry(3) };
+            }
+            Done::Image { index, answer } => self.image_answered(index, answer),
+            Done::Created { index, id, result } => self.created(index, &id, result),
+            Done::Started { index, id, result } => self.started(index, &id, result),
+            Done::Stopped { index, id, result } => self.stop_asked(index, &id, result),
+            Done::Removed { index, id, result } => {
+                if let Err(refused) = result {
+                    tracing::debug!(pod = %self.key, %refused, "cannot remove a container");
+                }
+                let slot = &mut self.slots[index];
+                if slot.leftover.as_ref().is_some_and(|leftover| leftover.id == id) {
+                    slot.leftover = None;
+                }
+            }
+            Done::Saved { number, result } => self.saved(number, result),
+            Done::Told(Ok(())) => self.removal = Removal::Told,
+            Done::Told(Err(error)) => {
+                tracing::warn!(pod = %self.key, %error, "cannot remove the pod from its source");
+                self.removal = Removal::Failed { from: Self::retry(3) };
+            }
+            Done::Forgotten(Ok(())) => self.removal = Removal::Forgotten,
+            Done::Forgotten(Err(error)) => {
+                tracing::error!(pod = %self.key, error, "cannot remove what is left of a pod");
+                // What is left on disk is found by the next agent.
+                self.removal = Removal::Forgotten;
+            }
+        }
+    }
+
+    fn sandbox_made(&mut self, result: Result<PodEvents, Refused>) {
+        match result {
+            Ok(events) => {
+                self.events = Some(events);
+                self.sandbox = Sandbox::Up;
+                self.sandbox_failures = 0;
+            }
+            Err(refused) if refused.is_stopping => self.sandbox = Sandbox::None { from: later() },
+            Err(refused) => {
+                let message = format!("Failed to create pod sandbox: {refused}");
+                self.tell(EventType::Warning, words::FAILED_SANDBOX, message);
+                let from = Self::retry(self.sandbox_failures.saturating_add(1));
+                self.sandbox_failures = self.sandbox_failures.saturating_add(1);
+                self.sandbox = Sandbox::None { from };
+            }
+        }
+    }
+
+    /// Takes an event of the sandbox. None: there will be no more.
+    pub(super) fn take_event(&mut self, event: Option<PodEvent>) {
+        match event {
+            None => self.events = None,
+            Some(PodEvent::Running { id, at }) => {
+                for index in 0..self.slots.len() {
+                    if self.slots[index].running(&id, at) {
+                        self.tell_of(
+                            index,
+                            EventType::Normal,
+                            words::STARTED,
+                            words::CONTAINER_STARTED.to_owned(),
+                        );
+                    }
+                }
+            }
+            Some(PodEvent::Exited { id, exit }) => {
+                let of = self.slots.iter().position(|slot| slot.seen.id.as_ref() == Some(&id));
+                match of {
+                    Some(index) => self.take_exit(index, &id, exit),
+                    None => self.remove_stranger(id),
+                }
+            }
+            Some(PodEvent::LogRotated { .. }) => {}
+            Some(PodEvent::SandboxDied { exit_code, message }) => {
+                let at = self.context.config.clock.now().as_microsecond();
+                let message = format!("the sandbox process ended: {message}");
+                self.end_all(&ExitReport { exit_code, ..killed(&message, at) });
+                self.sandbox_lost(Instant::now());
+            }
+        }
+    }
+
+    /// A run has ended.
+    pub(super) fn take_exit(&mut self, index: usize, id: &ContainerId, exit: ExitReport) {
+        let mut end = terminated(id, exit);
+        if let ContainerState::Running { started_at } = &self.slots[index].seen.state {
+            end.started_at.get_or_insert(*started_at);
+        }
+        let may_restart = matches!(self.phase, Phase::Starting | Phase::Running);
+        let needs = self.saves.wanted + 1;
+        let clock = &self.context.config.clock;
+        let pod = (&self.key, &self.uid);
+        let Some(after) = self.slots[index].exited(end, needs, may_restart, clock, pod) else {
+            return;
+        };
+        self.touch();
+        if after == After::BackOff {
+            let name = self.slots[index].seen.name.as_str();
+            let message = words::back_off_restarting(name, &self.key, &self.uid);
+            self.tell_of(index, EventType::Warning, words::BACK_OFF, message);
+        }
+    }
+
+    /// Has a container removed that no slot knows: a run that was called off
+    /// while it was made.
+    pub(super) fn remove_stranger(&mut self, id: ContainerId) {
+        let removed = self.context.outside.runtime.remove_container(self.uid.clone(), id);
+        self.jobs.spawn(async move {
+            if let Err(refused) = removed.await {
+                tracing::debug!(%refused, "cannot remove an unknown container");
+            }
+            Done::Nothing
+        });
+    }
+
+    fn image_answered(&mut self, index: usize, answer: ImageAnswer) {
+        let ImageAnswer { result, is_told } = answer;
+        let image = self.slots[index].seen.image.clone();
+        let is_pulled = match &result {
+            Ok(found) => found.pull().is_some(),
+            Err(failure) => pulls::is_pull(failure.reason),
+        };
+        if is_pulled && !is_told {
+            self.tell_of(index, EventType::Normal, words::PULLING, words::pulling(&image));
+        }
+        match result {
+            Ok(found) => {
+                let message = words::pulled(&image, found.pull(), found.bytes());
+                self.tell_of(index, EventType::Normal, words::PULLED, message);
+                self.slots[index].image_is_here(found);
+            }
+            Err(failure) => {
+                let (reason, message) = match failure.reason {
+                    waiting::NEVER_PULL => (words::NEVER_PULL, words::never_pull(&image)),
+                    waiting::INVALID_NAME => (words::INSPECT_FAILED, failure.message.clone()),
+                    _ => (words::FAILED, words::failed_pull(&image, &failure.message)),
+                };
+                self.tell_of(index, EventType::Warning, reason, message);
+                let message = words::error(failure.reason);
+                self.tell_of(index, EventType::Warning, words::FAILED, message);
+                self.slots[index].pull_failed(failure, &self.context.config.clock);
+            }
+        }
+    }
+
+    fn created(&mut self, index: usize, id: &ContainerId, result: Result<Launched, LaunchError>) {
+        if self.slots[index].live() != Some(id) {
+            return;
+        }
+        match result {
+            Ok(Launched { previous }) => {
+                let needs = self.saves.wanted;
+                if self.slots[index].created(id, needs) {
+                    let message = words::CONTAINER_CREATED.to_owned();
+                    self.tell_of(index, EventType::Normal, words::CREATED, message);
+                    self.link_log(index, previous);
+                    self.enter_saved();
+                }
+            }
+            Err(LaunchError::Sandbox(refused)) if refused.is_stopping => {}
+            Err(error) => self.launch_failed(index, error.reason(), &error.text()),
+        }
+    }
+
+    fn started(&mut self, index: usize, id: &ContainerId, result: Result<(), Refused>) {
+        let Err(refused) = result else { return };
+        // The end of one whose sandbox died comes as an event.
+        if refused.is_stopping || self.slots[index].live() != Some(id) {
+            return;
+        }
+        let message = refused.to_string();
+        self.tell_of(index, EventType::Warning, words::FAILED, words::error(&message));
+        let at = self.context.config.clock.now().as_microsecond();
+        let exit =
+            ExitReport { exit_code: 128, reason: "StartError".to_owned(), ..killed(&message, at) };
+        self.take_exit(index, id, exit);
+        if matches!(self.slots[index].seen.state, ContainerState::Waiting { .. }) {
+            self.slots[index].wait_for(waiting::RUN, message);
+        }
+    }
+
+    fn stop_asked(&mut self, index: usize, id: &ContainerId, result: Result<(), Refused>) {
+        let Err(refused) = result else { return };
+        if !refused.is_stopping && self.slots[index].live() == Some(id) {
+            // It is ended with its sandbox when its time is over.
+            tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
+        }
+    }
+}
+
+/// A moment that does not come while the agent stops.
+fn later() -> Instant {
+    Instant::now() + std::time::Duration::from_mins(1)
+}
