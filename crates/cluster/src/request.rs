@@ -121,6 +121,14 @@ impl RequestError {
         }
     }
 
+    /// Whether the server refused because of what this field says, as it does
+    /// when a patch carries the uid of an earlier object of the name.
+    pub(crate) fn names(&self, field: &str) -> bool {
+        let Self::Refused { status, .. } = self else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.field == field)
+    }
+
     /// Whether the server refused because an object of this name exists.
     pub(crate) fn is_already_exists(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_already_exists())

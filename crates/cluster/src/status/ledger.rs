@@ -234,6 +234,7 @@ impl Ledger {
             }
             Err(error) => {
                 if error.code() == Some(404)
+                    || error.names("metadata.uid")
                     || (error.code() == Some(409) && matches!(work, Work::Delete))
                 {
                     // Gone, or another pod has the name.
@@ -301,7 +302,6 @@ impl Entry {
             // 409: the uid differs, or too many wrote at once.
             (Work::Patch { .. }, Some(409)) => self.look = true,
             (Work::Patch { wanted, .. }, Some(400 | 422)) => {
-                // A uid that differs is told in this way too.
                 self.look = true;
                 tracing::warn!(pod = %key, error = %Chain(error), "the API server will not have this pod status");
                 self.refused = Some(wanted);

@@ -257,6 +257,7 @@ impl Server {
         let answer = self.store().perform(&place, query, asked);
         match answer {
             Ok(object) => ok(&object),
+            Err(422) if asked.method == "PATCH" => other_uid(),
             Err(409) if asked.method == "POST" => refuse(409, "AlreadyExists", None),
             Err(code) => refusal(code, None),
         }
@@ -312,6 +313,18 @@ fn refusal(code: u16, after: Option<u64>) -> Response<Body> {
         _ => "",
     };
     refuse(code, reason, after)
+}
+
+/// As the API server says that a patch was meant for another object.
+fn other_uid() -> Response<Body> {
+    let status = json!({
+        "kind": "Status", "status": "Failure", "message": "is invalid", "reason": "Invalid",
+        "details": { "causes": [{ "field": "metadata.uid", "message": "field is immutable" }] },
+        "code": 422,
+    });
+    let mut response = Response::new(Body::from(status.to_string()));
+    *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    response
 }
 
 fn refuse(code: u16, reason: &str, after: Option<u64>) -> Response<Body> {

@@ -186,7 +186,7 @@ impl Store {
                 let mut object = self.objects.get(place).cloned().ok_or(404_u16)?;
                 let uid = &asked.body["metadata"]["uid"];
                 if !uid.is_null() && *uid != object["metadata"]["uid"] {
-                    return Err(409);
+                    return Err(422);
                 }
                 merge(&mut object, &asked.body);
                 Ok(self.put(&place.resource, object))
