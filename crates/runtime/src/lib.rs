@@ -19,6 +19,7 @@ mod logs;
 mod mounts;
 mod record;
 mod sandbox;
+mod table;
 mod task;
 mod verbs;
 mod watch;

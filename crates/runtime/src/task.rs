@@ -1,16 +1,9 @@
-//! Owns every sandbox: who is in which, and what is being done about it.
+//! Owns every sandbox and does what is asked of them.
 //!
-//! ```text
-//! pod:     (none) ──▶ Joining ──▶ In ──▶ Leaving ──▶ (none)
-//! domain:  (none) ──▶ Starting ──▶ Live ──▶ Ending ──▶ (none)
-//! ```
-//!
-//! A pod of its own and a thousand that share a process go the same way: the
-//! first of a domain starts the process, the last ends it, and who comes while
-//! it ends waits for the next. This task only keeps the table; whatever waits
-//! for a process or a disk runs beside it and reports its outcome.
+//! Keeps the [`table`](crate::table) of who is in which; whatever waits for a
+//! process or a disk runs beside this task and reports its outcome.
 
-use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use krustlet_model::{Chain, PodUid};
 use krustlet_protocol::Failure;
@@ -22,10 +15,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Adopted, Domain, OpenError, PodEvents, PodSandbox, PodUser, RuntimeError,
+    Adopted, OpenError, PodEvents, PodSandbox, RuntimeError,
     adopt::{Adoption, adopt_all, kill_unknown},
     handle::{Command, Reply},
     sandbox::{Common, Reading, Sandbox},
+    table::{Held, Joiner, Key, Process, Slot, Table},
     watch::watch,
     work::blocking,
     zygote::{Keeper, Nursery, Reaped, Zygote, Zygotes},
@@ -64,55 +58,6 @@ pub struct RuntimeTask {
     _lock: File,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    pods: HashMap<PodUid, Slot>,
-    domains: HashMap<Key, Process>,
-    /// By id, the living and the dead that some pod has not left yet.
-    sandboxes: HashMap<String, Held>,
-}
-
-/// Who shares a process.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    Own(PodUid),
-    Shared(Domain, PodUser),
-}
-
-/// Where a pod stands.
-#[derive(Debug)]
-enum Slot {
-    /// It is to be stopped once it has joined, if anybody waits for that.
-    Joining {
-        stops: Vec<Reply<()>>,
-    },
-    In(Arc<Sandbox>),
-    Leaving {
-        replies: Vec<Reply<()>>,
-    },
-}
-
-/// Where a domain's process stands.
-#[derive(Debug)]
-enum Process {
-    Starting { joiners: Vec<Joiner> },
-    Live(Arc<Sandbox>),
-    Ending { id: String, joiners: Vec<Joiner> },
-}
-
-#[derive(Debug)]
-struct Held {
-    sandbox: Arc<Sandbox>,
-    /// Pods that are in it or about to join.
-    members: usize,
-}
-
-#[derive(Debug)]
-struct Joiner {
-    wanted: PodSandbox,
-    reply: Reply<PodEvents>,
-}
-
 /// What came of work.
 #[derive(Debug)]
 enum Outcome {
@@ -140,15 +85,6 @@ enum Outcome {
         pod: Option<PodUid>,
         ended: Result<(), RuntimeError>,
     },
-}
-
-impl Key {
-    fn of(domain: &Domain, pod: &PodUid, user: &PodUser) -> Self {
-        match domain {
-            Domain::Pod => Self::Own(pod.clone()),
-            Domain::Namespace(_) | Domain::Node => Self::Shared(domain.clone(), user.clone()),
-        }
-    }
 }
 
 impl RuntimeTask {
@@ -578,32 +514,6 @@ impl RuntimeTask {
             }
             Err(error) => tracing::error!(%error, "a sandbox's watch failed"),
         }
-    }
-}
-
-impl Table {
-    fn sandbox_of(&self, pod: &PodUid) -> Result<Arc<Sandbox>, RuntimeError> {
-        match self.pods.get(pod) {
-            Some(Slot::In(sandbox)) => Ok(Arc::clone(sandbox)),
-            Some(Slot::Joining { .. } | Slot::Leaving { .. }) | None => {
-                Err(RuntimeError::NoSandbox { pod: pod.clone() })
-            }
-        }
-    }
-
-    /// Counts one pod less in a sandbox; true if it was the last.
-    fn member_leaves(&mut self, sandbox: &Sandbox) -> bool {
-        match self.sandboxes.get_mut(&sandbox.id) {
-            Some(held) => {
-                held.members = held.members.saturating_sub(1);
-                held.members == 0
-            }
-            None => true,
-        }
-    }
-
-    fn is_live(&self, key: &Key, sandbox: &Arc<Sandbox>) -> bool {
-        matches!(self.domains.get(key), Some(Process::Live(live)) if Arc::ptr_eq(live, sandbox))
     }
 }
 
