@@ -195,16 +195,18 @@ where
             let ask = Ask { id: (namespace.to_owned(), name.to_owned()), reply };
             asks.send(ask).await.map_err(|_| ObjectError::Stopping)?;
             let mut seen = answer.await.map_err(|_| ObjectError::Stopping)?;
-            let seen = seen
-                .wait_for(|seen| !matches!(seen, Seen::Pending(_)))
-                .await
-                .map_err(|_| ObjectError::Stopping)?;
-            let (error, last) = match &*seen {
-                Seen::Known(known) => return Ok(known.clone()),
-                Seen::Pending(_) => continue,
-                Seen::Failed(error, last) => (Arc::clone(error), last.clone()),
+            let (error, last) = {
+                // Borrowed in this block only: it must not live to the sleep.
+                let seen = seen
+                    .wait_for(|seen| !matches!(seen, Seen::Pending(_)))
+                    .await
+                    .map_err(|_| ObjectError::Stopping)?;
+                match &*seen {
+                    Seen::Known(known) => return Ok(known.clone()),
+                    Seen::Pending(_) => continue,
+                    Seen::Failed(error, last) => (Arc::clone(error), last.clone()),
+                }
             };
-            drop(seen);
             let refused = error.code() == Some(403);
             if refused && let Some(wait) = lag.next() {
                 sleep(*wait).await;

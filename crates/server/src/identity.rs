@@ -1,5 +1,7 @@
 //! Who asks: the subject of a client certificate or the holder of a token.
 
+use std::collections::BTreeMap;
+
 use rustls_pki_types::CertificateDer;
 
 /// A user as the API server knows it.
@@ -11,6 +13,8 @@ pub struct User {
     pub groups: Vec<String>,
     /// The token's uid, if it has one.
     pub uid: Option<String>,
+    /// What else the token's authenticator said.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// Reads the user from a certificate that TLS has already verified.
@@ -31,7 +35,7 @@ pub fn user_of(certificate: &CertificateDer<'_>) -> Option<User> {
         .map(str::to_owned)
         .chain(["system:authenticated".to_owned()])
         .collect();
-    Some(User { name: name.to_owned(), groups, uid: None })
+    Some(User { name: name.to_owned(), groups, uid: None, extra: BTreeMap::new() })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The HTTPS listener as its clients see it: who is let in, and what they read.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
@@ -61,7 +61,12 @@ struct Table;
 impl Reviews for Table {
     fn token(&self, bearer: String) -> BoxFuture<'_, Result<Option<User>, ReviewFailed>> {
         async move {
-            let alice = User { name: "alice".into(), groups: Vec::new(), uid: None };
+            let alice = User {
+                name: "alice".into(),
+                groups: Vec::new(),
+                uid: None,
+                extra: BTreeMap::new(),
+            };
             match bearer.as_str() {
                 "good" => Ok(Some(alice)),
                 "broken" => Err(ReviewFailed("away".into())),

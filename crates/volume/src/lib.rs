@@ -15,6 +15,7 @@ mod error;
 mod mounts;
 mod objects;
 mod payload;
+mod remove;
 mod volumes;
 
 pub use error::VolumeError;

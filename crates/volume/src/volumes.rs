@@ -19,6 +19,7 @@ use crate::{
     mounts::{self, VolumeMountDir},
     objects,
     payload::{Sources, payload},
+    remove,
 };
 
 /// Who must be able to use a pod's files: the user its sandbox runs as.
@@ -121,7 +122,7 @@ impl Volumes {
                     .map_err(|error| VolumeError::Remove(error.into()))?;
             }
         }
-        fs::remove_dir_all(&self.root).map_err(VolumeError::Remove)
+        remove::tree(&self.root).map_err(VolumeError::Remove)
     }
 
     pub(crate) fn directory(&self, volume: &str) -> PathBuf {

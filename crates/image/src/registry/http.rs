@@ -125,6 +125,8 @@ struct ErrorItem {
 
 impl Http {
     pub(crate) fn new(rules: &RegistryRules, limits: &PullLimits) -> Result<Self, OpenError> {
+        // Without a choice rustls refuses to begin; an earlier one by the binary stands.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut authorities = Vec::new();
         for path in &rules.authorities {
             let failed = |source| OpenError::Authority { path: path.clone(), source };

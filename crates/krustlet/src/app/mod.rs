@@ -1,0 +1,12 @@
+//! Wires the agent together. Every other crate knows only its neighbours.
+//!
+//! Tasks are started in the order of the flow backwards, so that each outlives
+//! those that use it when they are stopped.
+
+mod api;
+pub(crate) mod core;
+pub(crate) mod node;
+pub(crate) mod images;
+pub(crate) mod pods;
+mod programs;
+pub(crate) mod queries;

@@ -1,0 +1,274 @@
+//! `krustlet node`: an agent whose pods come from the API server.
+//!
+//! ```text
+//! events ◀── node ──▶ lease
+//!              └────▶ pod source ──PodSet──▶ pods ──▶ statuses
+//! ```
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::{
+    api::core::v1::ContainerImage, apimachinery::pkg::api::resource::Quantity,
+};
+use krustlet_cluster::{
+    self as cluster, Cluster, ConnectOptions, NodeConfig, NodeHealth,
+    node::{Cadence, EvictionThresholds, Reserved, facts},
+};
+use krustlet_image::{ImageSummary, Images};
+use krustlet_model::quantity;
+use krustlet_runtime::Runtime;
+use krustlet_server::{HttpsTask, LocalTask, ServingIdentity, tls};
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    api::{ClusterEvents, ClusterObjects, ClusterReviews, ClusterStatus},
+    core::{Core, CoreConfig, until_signal},
+    images,
+    pods::{self, PodsSetup},
+};
+use crate::{
+    cli::NodeArgs,
+    config::{
+        self,
+        kubelet::KubeletConfiguration,
+        node::{self, NodeSettings},
+        registries,
+    },
+    paths::Root,
+};
+
+/// The Kubernetes version whose kubelet this agent follows. It must parse as
+/// a version and be within three minors of the API server's.
+const KUBERNETES: &str = "v1.37.2";
+
+/// The runtime as `kubectl get nodes -o wide` shows it.
+const RUNTIME: &str = concat!("wasmtime://", "48.0.8");
+
+/// Runs a node until a signal.
+pub(crate) async fn run(args: NodeArgs) -> Result<()> {
+    let file: KubeletConfiguration = match &args.config {
+        Some(path) => config::read(path)?,
+        None => serde_saphyr::from_str(KubeletConfiguration::EMPTY)?,
+    };
+    file.validate()
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("{:?} cannot be used", args.config.as_deref().unwrap_or(Path::new(""))))?;
+    let root = Root::new(args.root.root_dir.clone());
+    let settings = node::settings(&args, file, &root)?;
+    root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
+    let Some(lock) = root.lock()? else {
+        bail!("an agent runs in {} already", root.path().display());
+    };
+    let signal = until_signal()?;
+    // Before any credential is read: the zygote must not have seen one.
+    let core = Core::open(CoreConfig {
+        root: root.clone(),
+        lock,
+        registries: registries::rules(args.registry.registry_config.as_deref())?,
+        parallel_pulls: settings.parallel_pulls,
+    })
+    .await?;
+    let core = wire(core, &args.kubeconfig, &root, &settings).await?;
+    tracing::info!(node = settings.name, address = %settings.ip, "the node runs");
+    core.run(signal).await
+}
+
+/// Starts everything that speaks to the API server, in the order of its use.
+async fn wire(
+    mut core: Core,
+    kubeconfig: &Path,
+    root: &Root,
+    settings: &NodeSettings,
+) -> Result<Core> {
+    let options = ConnectOptions {
+        user_agent: format!("krustlet/v{}", env!("CARGO_PKG_VERSION")),
+        context: None,
+    };
+    let cluster = cluster::connect::connect(kubeconfig, options).await?;
+
+    let (events, task) = cluster::events::events(&cluster, &settings.name);
+    core.supervisor.start("events", |stop| task.run(stop));
+
+    let (health, is_healthy) = watch::channel(NodeHealth::default());
+    let watcher = HealthTask { runtime: core.runtime.clone(), images: core.images.clone(), health };
+    core.supervisor.start("health", |stop| watcher.run(stop));
+
+    let machine = facts::machine(root.path())?;
+    let config = node_config(settings, root)?;
+    let (node, task) =
+        cluster::node::node(&cluster, config, machine, is_healthy, events.clone());
+    core.supervisor.start("node", |stop| task.run(stop));
+    let lease = cluster::lease::lease(&cluster, &settings.name, node.clone());
+    core.supervisor.start("lease", |stop| lease.run(stop));
+
+    let (services, task) = cluster::services::services(&cluster);
+    core.supervisor.start("services", |stop| task.run(stop));
+    let (objects, task) = cluster::objects::objects(&cluster);
+    core.supervisor.start("objects", |stop| task.run(stop));
+
+    let (sets, source) = cluster::pods::pods(&cluster, &settings.name, node.clone());
+    let (statuses, task) = cluster::status::status(&cluster, sets.clone());
+    core.supervisor.start("statuses", |stop| task.run(stop));
+
+    let setup = PodsSetup {
+        root: root.clone(),
+        logs: settings.logs.clone(),
+        links: Some("/var/log/containers".into()),
+        log_max_bytes: settings.log_max_bytes,
+        ips: vec![settings.ip],
+        objects: Arc::new(ClusterObjects {
+            objects,
+            tokens: Arc::new(cluster::Tokens::new(&cluster)),
+            services,
+            node,
+        }),
+        status: Arc::new(ClusterStatus(statuses)),
+        events: Arc::new(ClusterEvents(events)),
+        stopper: None,
+    };
+    let (wanted, task) = pods::wanted(sets);
+    core.supervisor.start("pod sets", |stop| task.run(stop));
+    let queries = Arc::new(pods::start(&mut core, setup, wanted).await?);
+    core.supervisor.start("pod source", |stop| source.run(stop));
+
+    serve(&mut core, &cluster, kubeconfig, root, settings, queries).await?;
+    Ok(core)
+}
+
+/// Starts the HTTPS API and the local socket.
+async fn serve(
+    core: &mut Core,
+    cluster: &Cluster,
+    kubeconfig: &Path,
+    root: &Root,
+    settings: &NodeSettings,
+    queries: Arc<super::queries::Queries>,
+) -> Result<()> {
+    let identity = match &settings.tls_files {
+        Some((certificate, key)) => {
+            ServingIdentity::Files { certificate: certificate.clone(), key: key.clone() }
+        }
+        None => ServingIdentity::SelfSigned {
+            directory: settings.cert_dir.clone(),
+            node: settings.name.clone(),
+            addresses: vec![settings.ip],
+        },
+    };
+    let client_ca = match &settings.client_ca {
+        Some(path) => Some(path.clone()),
+        // The API server shows a certificate of its cluster's CA.
+        None => cluster::authority(kubeconfig)?
+            .map(|pem| {
+                let path = root.certificates().join("client-ca.crt");
+                std::fs::create_dir_all(root.certificates())?;
+                std::fs::write(&path, pem).map(|()| path)
+            })
+            .transpose()
+            .context("cannot keep the client CA")?,
+    };
+    let config = tls::server_config(&identity, client_ca.as_deref())?;
+    let reviews = Arc::new(ClusterReviews {
+        reviews: cluster::Reviews::new(cluster),
+        node: settings.name.clone(),
+    });
+    let https =
+        HttpsTask::bind(settings.listen, config, Arc::clone(&queries) as _, reviews).await?;
+    core.supervisor.start("https", |stop| https.run(stop));
+
+    let more = images::router(core.images.clone());
+    let local = LocalTask::bind(&root.socket(), queries, more)
+        .with_context(|| format!("cannot serve {}", root.socket().display()))?;
+    core.supervisor.start("local", |stop| local.run(stop));
+    Ok(())
+}
+
+fn node_config(settings: &NodeSettings, root: &Root) -> Result<NodeConfig> {
+    Ok(NodeConfig {
+        name: settings.name.clone(),
+        hostname: settings.name.clone(),
+        ips: vec![settings.ip],
+        port: settings.listen.port(),
+        register: settings.register,
+        labels: settings.labels.clone(),
+        taints: settings.taints.clone(),
+        unschedulable: false,
+        provider_id: settings.provider_id.clone(),
+        os: settings.os.clone(),
+        arch: settings.arch.clone(),
+        kubelet_version: format!("{KUBERNETES}+krustlet.{}", env!("CARGO_PKG_VERSION")),
+        runtime_version: RUNTIME.to_owned(),
+        runtime_handlers: ["", "wasm", "wasm-dense"].map(str::to_owned).to_vec(),
+        // What control planes may ask for and we do not serve yet is not declared.
+        declared_features: Vec::new(),
+        max_pods: settings.max_pods,
+        reserved: reserved(&settings.reserved)?,
+        eviction: EvictionThresholds::default(),
+        root: root.path().to_owned(),
+        cadence: Cadence { compute: settings.status_update, report: settings.status_report },
+    })
+}
+
+/// Adds up `systemReserved` and `kubeReserved`.
+fn reserved(maps: &[BTreeMap<String, Quantity>]) -> Result<Reserved> {
+    let mut sum = Reserved::default();
+    for (name, amount) in maps.iter().flatten() {
+        let wrong = || format!("reserved {name}: {:?} is not an amount", amount.0);
+        let (target, value) = match name.as_str() {
+            "cpu" => (&mut sum.cpu_millis, quantity::cpu_millis(amount).with_context(wrong)?),
+            "memory" => (&mut sum.memory, quantity::bytes(amount).with_context(wrong)?),
+            "ephemeral-storage" => (&mut sum.storage, quantity::bytes(amount).with_context(wrong)?),
+            _ => bail!("reserved {name}: only cpu, memory and ephemeral-storage can be kept"),
+        };
+        *target = target.saturating_add(u64::try_from(value).ok().with_context(wrong)?);
+    }
+    Ok(sum)
+}
+
+/// Tells the Node whether sandboxes can be made and which images are here.
+struct HealthTask {
+    runtime: Runtime,
+    images: Images,
+    health: watch::Sender<NodeHealth>,
+}
+
+impl HealthTask {
+    /// How often the list of images is read; the status is computed as often.
+    const IMAGES: std::time::Duration = std::time::Duration::from_secs(10);
+
+    async fn run(self, stop: CancellationToken) {
+        let mut healthy = self.runtime.healthy();
+        let mut turn = tokio::time::interval(Self::IMAGES);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let images = self.images.list().await.into_iter().map(container_image).collect();
+            let not_ready = (!*healthy.borrow_and_update())
+                .then(|| "no sandbox can be made: the zygote does not answer".to_owned());
+            let next = NodeHealth { not_ready, images: Arc::new(images) };
+            // Nothing is woken when nothing changed.
+            self.health.send_if_modified(|old| {
+                let changed = *old != next;
+                if changed {
+                    *old = next;
+                }
+                changed
+            });
+            tokio::select! {
+                biased;
+                // All are cancel-safe.
+                () = stop.cancelled() => return,
+                changed = healthy.changed() => {
+                    if changed.is_err() {
+                        return stop.cancelled().await;
+                    }
+                }
+                _ = turn.tick() => {}
+            }
+        }
+    }
+}
+
+fn container_image(image: ImageSummary) -> ContainerImage {
+    ContainerImage { names: Some(image.names), size_bytes: i64::try_from(image.bytes).ok() }
+}

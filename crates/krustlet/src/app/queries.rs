@@ -1,0 +1,141 @@
+//! What the server asks, answered by the pods' handle.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, future::BoxFuture};
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::{PodKey, PodUid};
+use krustlet_pod::{
+    AskError, ContainerView, PodView, Pods,
+    outside::ExecStreams,
+};
+use krustlet_server::{
+    ContainerUsage, ExecFailure, ExecRequest, LogSource, NotFound, PodQueries, StopFailure,
+};
+use tokio_util::sync::CancellationToken;
+
+/// The pods' handle, and who may be asked to stop one.
+pub(crate) struct Queries {
+    pub(crate) pods: Pods,
+    pub(crate) stopper: Option<Arc<dyn Stopper>>,
+}
+
+/// Stops pods that were started here.
+pub(crate) trait Stopper: Send + Sync + 'static {
+    /// Stops and removes a pod, and waits until it is gone. False if there is
+    /// none of this name.
+    fn stop(&self, key: PodKey, grace: Option<Duration>) -> BoxFuture<'static, bool>;
+}
+
+impl Queries {
+    fn view(&self, key: &PodKey, uid: Option<&PodUid>) -> Result<Arc<PodView>, NotFound> {
+        self.pods
+            .get(key)
+            .filter(|view| uid.is_none_or(|uid| *uid == view.uid))
+            .ok_or(NotFound::Pod)
+    }
+}
+
+impl PodQueries for Queries {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.list().iter().map(|view| Arc::clone(&view.pod)).collect()
+    }
+
+    fn log(
+        &self,
+        pod: &PodKey,
+        uid: Option<&PodUid>,
+        container: &str,
+        previous: bool,
+    ) -> Result<LogSource, NotFound> {
+        let view = self.view(pod, uid)?;
+        let found = view.container(Some(container)).ok_or_else(|| NotFound::Container {
+            pod: format!("{}_{}", pod.name, pod.namespace),
+            container: container.to_owned(),
+        })?;
+        if previous { previous_log(pod, found) } else { current_log(pod, found) }
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<i32, ExecFailure>> {
+        let pods = self.pods.clone();
+        async move {
+            let ExecRequest { pod, container, command, streams } = request;
+            let streams = ExecStreams {
+                stdin: streams.stdin,
+                stdout: streams.stdout,
+                stderr: streams.stderr,
+            };
+            let ended = pods.exec(&pod, container.as_deref(), command, streams).await;
+            match ended {
+                Ok(outcome) if outcome.message.is_empty() => Ok(outcome.exit_code),
+                Ok(outcome) => Err(ExecFailure::Failed(outcome.message)),
+                Err(AskError::NoPod { .. }) => Err(NotFound::Pod.into()),
+                Err(AskError::NoContainer { key, name }) => Err(NotFound::Container {
+                    pod: format!("{}_{}", key.name, key.namespace),
+                    container: name,
+                }
+                .into()),
+                Err(AskError::NotRunning { name, .. }) => {
+                    Err(ExecFailure::NotRunning(name.to_string()))
+                }
+                Err(error @ (AskError::Stopping { .. } | AskError::Refused(_))) => {
+                    Err(ExecFailure::Failed(error.to_string()))
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn stop(
+        &self,
+        pod: PodKey,
+        grace: Option<Duration>,
+    ) -> BoxFuture<'static, Result<(), StopFailure>> {
+        match &self.stopper {
+            None => async { Err(StopFailure::NotLocal(pod)) }.boxed(),
+            Some(stopper) => {
+                let stopped = stopper.stop(pod, grace);
+                async { if stopped.await { Ok(()) } else { Err(NotFound::Pod.into()) } }.boxed()
+            }
+        }
+    }
+
+    fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>> {
+        let pods = self.pods.clone();
+        async move {
+            let mut all = Vec::new();
+            for view in pods.list() {
+                // A pod that ends in this moment uses nothing.
+                let Ok(reports) = pods.stats(&view.key).await else { continue };
+                all.extend(reports.into_iter().map(|(container, report)| ContainerUsage {
+                    namespace: view.key.namespace.clone(),
+                    pod: view.key.name.clone(),
+                    container: container.to_string(),
+                    cpu_nanoseconds: report.cpu_ns,
+                    memory_bytes: report.memory_bytes,
+                }));
+            }
+            all
+        }
+        .boxed()
+    }
+}
+
+fn current_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, NotFound> {
+    let path = container.log.clone().ok_or_else(|| NotFound::NotStarted {
+        pod: pod.name.clone(),
+        container: container.name.to_string(),
+        reason: container.waiting.clone().unwrap_or_else(|| "ContainerCreating".into()),
+    })?;
+    Ok(LogSource { path, ended: container.ended.clone() })
+}
+
+fn previous_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, NotFound> {
+    let path = container.previous_log.clone().ok_or_else(|| NotFound::NoPrevious {
+        pod: pod.name.clone(),
+        container: container.name.to_string(),
+    })?;
+    let ended = CancellationToken::new();
+    ended.cancel();
+    Ok(LogSource { path, ended })
+}

@@ -1,0 +1,271 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs WebAssembly as Kubernetes pods.
+#[derive(Debug, Parser)]
+#[command(name = "krustlet", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run this machine as a node of a cluster
+    Node(NodeArgs),
+    /// Run a pod without a cluster
+    Run(RunArgs),
+    /// List pods
+    Ps(PsArgs),
+    /// Print a container's log
+    Logs(LogsArgs),
+    /// Run the container's program once more, beside it
+    Exec(ExecArgs),
+    /// Stop a pod that was started with `krustlet run`
+    Stop(StopArgs),
+    /// Show what running containers use
+    Stats(RootArgs),
+    /// Push a WebAssembly file to a registry
+    Push(PushArgs),
+    /// Pull an image
+    Pull(PullArgs),
+    /// List images
+    Images(RootArgs),
+    /// Show a pod or an image as JSON
+    Inspect(InspectArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// The agent that `krustlet run` starts in the background
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+/// Where the agent keeps everything.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RootArgs {
+    /// Directory of the agent's state: images, volumes, logs, sockets.
+    /// Keep it short: sockets below it may have 107 bytes
+    #[arg(long, value_name = "DIR", env = "KRUSTLET_ROOT_DIR")]
+    pub(crate) root_dir: Option<PathBuf>,
+}
+
+/// How registries are reached.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RegistryArgs {
+    /// File with mirrors, plain-HTTP hosts and private CAs
+    #[arg(long, value_name = "FILE", env = "KRUSTLET_REGISTRY_CONFIG")]
+    pub(crate) registry_config: Option<PathBuf>,
+}
+
+/// Flags of `krustlet node`, named as the kubelet's.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: PathBuf,
+    /// A KubeletConfiguration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The node's name; the host's by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname_override: Option<String>,
+    /// The node's address, which is its pods' too; found by default
+    #[arg(long, value_name = "IP")]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// Labels of the node: KEY=VALUE,…
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    pub(crate) node_labels: Vec<String>,
+    /// Taints of a newly created node: KEY=VALUE:EFFECT,…; empty for none
+    #[arg(long, value_name = "TAINTS")]
+    pub(crate) register_with_taints: Option<String>,
+    /// Directory for the serving certificate
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cert_dir: Option<PathBuf>,
+    /// `kubernetes.io/os` and nodeInfo.operatingSystem of the node
+    #[arg(long, value_name = "OS", default_value = "wasm32-wasi")]
+    pub(crate) node_os: String,
+    /// `kubernetes.io/arch` and nodeInfo.architecture of the node
+    #[arg(long, value_name = "ARCH", default_value = "wasm32-wasi")]
+    pub(crate) node_arch: String,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    /// Registries.
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// Flags of `krustlet run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A manifest, a directory of manifests, a .wasm or .wat file, or an image
+    #[arg(value_name = "FILE|DIR|REF")]
+    pub(crate) target: String,
+    /// Leave the pods running in the background
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Arguments of the program (not with a manifest)
+    #[arg(last = true)]
+    pub(crate) args: Vec<String>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    /// Registries.
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// Flags of the agent in the background.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    /// Registries.
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// Flags of `krustlet ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Also pods that have ended
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// A pod on the command line.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PodArgs {
+    /// The pod's name
+    #[arg(value_name = "POD")]
+    pub(crate) name: String,
+    /// The pod's namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+}
+
+/// Flags of `krustlet logs`, named as kubectl's.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+    /// Which container; the only one by default
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Go on with what is written later
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The run before the current one
+    #[arg(short, long)]
+    pub(crate) previous: bool,
+    /// Print each line's time before it
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+    /// Only this many lines from the end
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<u64>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// Flags of `krustlet exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+    /// Which container; the only one by default
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub(crate) stdin: bool,
+    /// The program's arguments, its name first
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// Flags of `krustlet stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+    /// Seconds to give it; its own grace period by default
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) grace_period: Option<u64>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// Flags of `krustlet push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// A module or component
+    pub(crate) file: PathBuf,
+    /// Where to: [HOST/]NAME[:TAG]
+    pub(crate) reference: String,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    /// Registries.
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// Flags of `krustlet pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// What: [HOST/]NAME[:TAG|@DIGEST]
+    pub(crate) reference: String,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+    /// Registries.
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// Flags of `krustlet inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A pod's name or an image's reference
+    pub(crate) target: String,
+    /// The pod's namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// Flags of `krustlet rmi`.
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// References of the images
+    #[arg(required = true)]
+    pub(crate) references: Vec<String>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}

@@ -1,0 +1,206 @@
+//! The part of `kubelet.config.k8s.io/v1beta1` `KubeletConfiguration` that the
+//! agent honours. A field that is not here is an error that names it: silently
+//! ignoring a limit or a security setting would be worse.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use k8s_openapi::api::core::v1::Taint;
+use serde::Deserialize;
+
+use super::duration::GoDuration;
+
+/// The file given with `--config`. Defaults are the kubelet's
+/// (`pkg/kubelet/apis/config/v1beta1/defaults.go`) where not said otherwise.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct KubeletConfiguration {
+    /// `kubelet.config.k8s.io/v1beta1`.
+    pub(crate) api_version: String,
+    /// `KubeletConfiguration`.
+    pub(crate) kind: String,
+    /// Where the HTTPS API listens; all addresses by default.
+    pub(crate) address: Option<IpAddr>,
+    /// The HTTPS API's port, 10250 by default.
+    pub(crate) port: Option<u16>,
+    /// Serving certificate, with `tlsPrivateKeyFile`; self-signed without.
+    pub(crate) tls_cert_file: Option<PathBuf>,
+    /// Key of `tlsCertFile`.
+    pub(crate) tls_private_key_file: Option<PathBuf>,
+    /// Who may ask the HTTPS API.
+    #[serde(default)]
+    pub(crate) authentication: Authentication,
+    /// What they may ask.
+    #[serde(default)]
+    pub(crate) authorization: Authorization,
+    /// Whether the agent creates its Node; true by default.
+    pub(crate) register_node: Option<bool>,
+    /// Taints of a newly created Node.
+    pub(crate) register_with_taints: Option<Vec<Taint>>,
+    /// `spec.providerID` of a newly created Node.
+    #[serde(rename = "providerID")]
+    pub(crate) provider_id: Option<String>,
+    /// The most pods, 110 by default.
+    pub(crate) max_pods: Option<u32>,
+    /// How often the status is computed, 10 s by default.
+    pub(crate) node_status_update_frequency: Option<GoDuration>,
+    /// How often it is posted when nothing changed, 5 min by default.
+    pub(crate) node_status_report_frequency: Option<GoDuration>,
+    /// 40 by default.
+    pub(crate) node_lease_duration_seconds: Option<u32>,
+    /// Resources kept for the system.
+    #[serde(default)]
+    pub(crate) system_reserved: BTreeMap<String, String>,
+    /// Resources kept for Kubernetes' own processes.
+    #[serde(default)]
+    pub(crate) kube_reserved: BTreeMap<String, String>,
+    /// Size of one log file, `10Mi` by default.
+    pub(crate) container_log_max_size: Option<String>,
+    /// Log files of one container, 5 by default.
+    pub(crate) container_log_max_files: Option<u32>,
+    /// Where logs are kept, `/var/log/pods` by default.
+    pub(crate) pod_logs_dir: Option<PathBuf>,
+    /// Images pulled at once; at least 1.
+    pub(crate) max_parallel_image_pulls: Option<u32>,
+}
+
+/// `authentication`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct Authentication {
+    /// Client certificates.
+    pub(crate) x509: X509,
+    /// Bearer tokens, reviewed by the API server; on by default.
+    pub(crate) webhook: Webhook,
+    /// Must stay off.
+    pub(crate) anonymous: Anonymous,
+}
+
+/// `authentication.x509`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct X509 {
+    /// Certificates signed by one of these are users. Without it the CA of
+    /// the kubeconfig counts, so that the API server is let in by default.
+    #[serde(rename = "clientCAFile")]
+    pub(crate) client_ca_file: Option<PathBuf>,
+}
+
+/// `authentication.webhook` and its like.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct Webhook {
+    /// Only true is supported.
+    pub(crate) enabled: Option<bool>,
+}
+
+/// `authentication.anonymous`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct Anonymous {
+    /// Only false is supported.
+    pub(crate) enabled: Option<bool>,
+}
+
+/// `authorization`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct Authorization {
+    /// Only `Webhook` is supported.
+    pub(crate) mode: Option<String>,
+}
+
+impl KubeletConfiguration {
+    /// An empty file with the right version.
+    pub(crate) const EMPTY: &str =
+        "{apiVersion: kubelet.config.k8s.io/v1beta1, kind: KubeletConfiguration}";
+
+    /// What no type can say.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the field, the value and what would do.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        if self.api_version != "kubelet.config.k8s.io/v1beta1" || self.kind != "KubeletConfiguration" {
+            return Err(format!(
+                "it is a {} {}; a kubelet.config.k8s.io/v1beta1 KubeletConfiguration is wanted",
+                self.api_version, self.kind
+            ));
+        }
+        let refuse = |field: &str, why: &str| Err(format!("{field}: {why}"));
+        if self.authentication.anonymous.enabled == Some(true) {
+            return refuse("authentication.anonymous.enabled", "anonymous access is never granted; remove it");
+        }
+        if self.authentication.webhook.enabled == Some(false) {
+            return refuse("authentication.webhook.enabled", "cannot be turned off; remove it");
+        }
+        if self.authorization.mode.as_deref().is_some_and(|mode| mode != "Webhook") {
+            return refuse("authorization.mode", "only Webhook is supported");
+        }
+        if self.tls_cert_file.is_some() != self.tls_private_key_file.is_some() {
+            return refuse("tlsCertFile", "must be set together with tlsPrivateKeyFile");
+        }
+        if self.max_pods == Some(0) {
+            return refuse("maxPods", "must be at least 1");
+        }
+        if self.container_log_max_files.is_some_and(|files| files < 2) {
+            return refuse("containerLogMaxFiles", "must be at least 2");
+        }
+        if self.max_parallel_image_pulls == Some(0) {
+            return refuse("maxParallelImagePulls", "must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(more: &str) -> Result<KubeletConfiguration, String> {
+        let text = format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{more}"
+        );
+        let read: KubeletConfiguration =
+            serde_saphyr::from_str(&text).map_err(|error| error.to_string())?;
+        read.validate()?;
+        Ok(read)
+    }
+
+    #[test]
+    fn the_empty_file_is_valid() {
+        let empty: KubeletConfiguration =
+            serde_saphyr::from_str(KubeletConfiguration::EMPTY).unwrap();
+        assert_eq!(empty.validate(), Ok(()));
+    }
+
+    #[test]
+    fn kubelets_spelling_is_read() {
+        let read = read(
+            "port: 11250\nauthentication: {x509: {clientCAFile: /ca.crt}, anonymous: {enabled: false}}\n\
+             nodeStatusUpdateFrequency: 10s\nsystemReserved: {cpu: 100m}\nproviderID: x://y\n",
+        )
+        .unwrap();
+        assert_eq!(read.port, Some(11250));
+        assert_eq!(read.authentication.x509.client_ca_file, Some("/ca.crt".into()));
+    }
+
+    #[test]
+    fn an_unknown_or_unsafe_field_is_named() {
+        for (text, field) in [
+            ("cpuManagerPolicy: static", "cpuManagerPolicy"),
+            ("authentication: {anonymous: {enabled: true}}", "anonymous"),
+            ("authorization: {mode: AlwaysAllow}", "authorization.mode"),
+            ("tlsCertFile: /x", "tlsPrivateKeyFile"),
+            ("nodeStatusUpdateFrequency: soon", "soon"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! An agent without a cluster: in the process of `krustlet run`, or in the
+//! background (`krustlet agent`) until its last pod is gone.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Node;
+use krustlet_server::LocalTask;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    api::{self, Standalone},
+    world::World,
+};
+use crate::{
+    app::{
+        core::{Core, CoreConfig, until_signal},
+        images,
+        pods::{self, PodsSetup},
+    },
+    cli::AgentArgs,
+    config::registries,
+    paths::{Root, RootLock},
+};
+
+/// Images pulled at once without a configuration.
+const PARALLEL_PULLS: usize = 3;
+
+/// Bytes of one log file; the kubelet's default.
+const LOG_MAX_BYTES: u64 = 10 << 20;
+
+/// What `krustlet run -d` waits to read from the agent it started.
+pub(super) const READY: &str = "ready";
+
+/// A standalone agent that runs.
+#[derive(Debug)]
+pub(super) struct Agent {
+    core: Core,
+    world: World,
+}
+
+impl Agent {
+    /// Opens the root directory and begins to serve its socket.
+    ///
+    /// # Errors
+    ///
+    /// Names the directory or process that is at fault.
+    pub(super) async fn start(root: Root, lock: RootLock, registry_config: Option<&Path>) -> Result<Self> {
+        let registries = registries::rules(registry_config)?;
+        let mut core = Core::open(CoreConfig {
+            root: root.clone(),
+            lock,
+            registries,
+            parallel_pulls: PARALLEL_PULLS,
+        })
+        .await?;
+        let world = World::open(root.standalone(), this_machine())
+            .with_context(|| format!("cannot read {}", root.standalone().display()))?;
+        let shared = Arc::new(world.clone());
+        let setup = PodsSetup {
+            root: root.clone(),
+            logs: root.logs(),
+            links: None,
+            log_max_bytes: LOG_MAX_BYTES,
+            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            objects: Arc::clone(&shared) as _,
+            status: Arc::clone(&shared) as _,
+            events: Arc::clone(&shared) as _,
+            stopper: Some(shared),
+        };
+        let pods = pods::start(&mut core, setup, world.sets()).await?;
+        let more = api::router(Standalone { world: world.clone(), images: core.images.clone() })
+            .merge(images::router(core.images.clone()));
+        let local = LocalTask::bind(&root.socket(), Arc::new(pods), more)
+            .with_context(|| format!("cannot serve {}", root.socket().display()))?;
+        core.supervisor.start("local", |stop| local.run(stop));
+        Ok(Self { core, world })
+    }
+
+    /// Runs until told to stop.
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<()> {
+        self.core.run(stop.cancelled_owned()).await
+    }
+
+    /// Runs until the last pod is gone or a signal comes.
+    async fn run_until_idle(self) -> Result<()> {
+        let mut sets = self.world.sets();
+        let gone = async move {
+            // The first pod has yet to come.
+            let some = sets.wait_for(|set| !set.pods.is_empty()).await.is_ok();
+            if some {
+                let _ = sets.wait_for(|set| set.pods.is_empty()).await;
+            }
+        };
+        let signal = until_signal()?;
+        self.core
+            .run(async {
+                tokio::select! {
+                    () = gone => {}
+                    () = signal => {}
+                }
+            })
+            .await
+    }
+}
+
+/// The node that downward APIs read from.
+fn this_machine() -> Node {
+    let mut node = Node::default();
+    node.metadata.name =
+        Some(rustix::system::uname().nodename().to_string_lossy().to_lowercase());
+    node
+}
+
+/// `krustlet agent`: says `ready` on standard output once its socket answers.
+pub(crate) async fn run(args: AgentArgs) -> Result<()> {
+    let root = Root::new(args.root.root_dir);
+    root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
+    let Some(lock) = root.lock()? else {
+        bail!("an agent runs in {} already", root.path().display());
+    };
+    let agent = Agent::start(root, lock, args.registry.registry_config.as_deref()).await?;
+    writeln!(std::io::stdout(), "{READY}")?;
+    agent.run_until_idle().await
+}

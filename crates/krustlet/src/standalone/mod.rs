@@ -1,0 +1,11 @@
+//! Pods without a cluster: manifests from files instead of a watch, a table
+//! instead of the API server. Everything below is the same as on a node.
+
+pub(crate) mod agent;
+mod api;
+mod defaults;
+mod follow;
+mod manifest;
+pub(crate) mod run;
+mod target;
+mod world;

@@ -1,0 +1,414 @@
+//! What stands where a cluster's API server would: the pods that were asked
+//! for, the objects they refer to, their statuses, and everyone who watches.
+//!
+//! What was asked for is kept on disk, so that a new agent goes on with it;
+//! what became of it is in the pods' own checkpoints.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
+use krustlet_model::{PodKey, PodUid, time::api_time};
+use krustlet_pod::{
+    WantedPods,
+    outside::{
+        About, DeleteFailure, EventSink, EventType, ObjectFailure, Objects, ServiceToken,
+        StatusSink, TokenAsk,
+    },
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, watch};
+use uuid::Uuid;
+
+use super::manifest::Bundle;
+use crate::app::queries::Stopper;
+
+/// News that a slow watcher may be behind before it is shown everything anew.
+const NEWS: usize = 1024;
+
+/// The pods of an agent without a cluster. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Held for map operations and the write of a small file, never across an await.
+    state: Mutex<State>,
+    file: PathBuf,
+    sets: watch::Sender<WantedPods>,
+    news: broadcast::Sender<News>,
+    /// No service and no node: a cluster has those.
+    services: watch::Sender<Option<Arc<Vec<Service>>>>,
+    node: watch::Sender<Option<Arc<Node>>>,
+}
+
+/// What is kept on disk.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct State {
+    pods: BTreeMap<PodUid, Arc<Pod>>,
+    config_maps: BTreeMap<ObjectKey, Arc<ConfigMap>>,
+    secrets: BTreeMap<ObjectKey, Arc<Secret>>,
+}
+
+/// `namespace/name`, as a JSON map's key has to be one text.
+type ObjectKey = String;
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum News {
+    /// The newest state of a pod.
+    Pod(Arc<Pod>),
+    /// A pod that is no longer there.
+    Gone(PodKey),
+    /// An event, as `kubectl describe` would show it.
+    Event {
+        /// Which pod.
+        pod: PodKey,
+        /// Whether somebody should look.
+        warning: bool,
+        /// One CamelCase word.
+        reason: String,
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// Why pods cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub(crate) enum ApplyError {
+    #[error("pod {0} is there already: `krustlet stop` it first, or give the new one another name")]
+    Exists(PodKey),
+    #[error("cannot keep the pods on disk")]
+    Write(#[source] io::Error),
+}
+
+impl World {
+    /// Goes on with what the file says; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If the file is there and cannot be read: forgetting pods that run would
+    /// leave them running.
+    pub(crate) fn open(file: PathBuf, node: Node) -> io::Result<Self> {
+        let state = match fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
+            Err(error) => return Err(error),
+        };
+        let (sets, _) = watch::channel(set_of(&state));
+        let shared = Shared {
+            state: Mutex::new(state),
+            file,
+            sets,
+            news: broadcast::Sender::new(NEWS),
+            services: watch::Sender::new(Some(Arc::default())),
+            node: watch::Sender::new(Some(Arc::new(node))),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The pods that are wanted.
+    pub(crate) fn sets(&self) -> watch::Receiver<WantedPods> {
+        self.shared.sets.subscribe()
+    }
+
+    /// Every pod now, and what happens from now on.
+    pub(crate) fn watch(&self) -> (Vec<Arc<Pod>>, broadcast::Receiver<News>) {
+        let state = self.state();
+        // Subscribed under the lock: nothing happens in between.
+        (state.pods.values().cloned().collect(), self.shared.news.subscribe())
+    }
+
+    /// Every pod with its newest status.
+    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
+        self.state().pods.values().cloned().collect()
+    }
+
+    /// Whether every pod has ended. True if there is none.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state().pods.values().all(|pod| has_ended(pod))
+    }
+
+    /// Takes a bundle whole or not at all. Pods of the same name that have
+    /// ended make room.
+    pub(crate) fn apply(&self, bundle: Bundle) -> Result<Vec<PodKey>, ApplyError> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        for object in bundle.config_maps {
+            next.config_maps.insert(key_of(&object.metadata).to_string(), Arc::new(object));
+        }
+        for object in bundle.secrets {
+            next.secrets.insert(key_of(&object.metadata).to_string(), Arc::new(object));
+        }
+        let mut keys = Vec::new();
+        for mut pod in bundle.pods {
+            let key = key_of(&pod.metadata);
+            if next.pods.values().any(|old| key_of(&old.metadata) == key && !has_ended(old)) {
+                return Err(ApplyError::Exists(key));
+            }
+            next.pods.retain(|_, old| key_of(&old.metadata) != key);
+            let uid = Uuid::new_v4().to_string();
+            pod.metadata.uid = Some(uid.clone());
+            pod.metadata.creation_timestamp = Some(api_time(Timestamp::now()));
+            pod.metadata.generation = Some(1);
+            pod.status = None;
+            next.pods.insert(PodUid::new(uid), Arc::new(pod));
+            keys.push(key);
+        }
+        self.write(&next).map_err(ApplyError::Write)?;
+        *state = next;
+        self.shared.sets.send_replace(set_of(&state));
+        Ok(keys)
+    }
+
+    /// Marks a pod as to be deleted, as the API server does. A second time may
+    /// only shorten the grace period. None if there is no such pod.
+    fn mark_deleted(&self, key: &PodKey, grace: Option<Duration>) -> Option<PodUid> {
+        let mut state = self.state();
+        let (uid, pod) =
+            state.pods.iter_mut().find(|(_, pod)| key_of(&pod.metadata) == *key)?;
+        let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+        let asked = grace.map(|grace| i64::try_from(grace.as_secs()).unwrap_or(i64::MAX));
+        let seconds = asked.or(own).unwrap_or(30);
+        let before = pod.metadata.deletion_grace_period_seconds;
+        let (uid, metadata) = (uid.clone(), &mut Arc::make_mut(pod).metadata);
+        metadata.deletion_grace_period_seconds =
+            Some(before.map_or(seconds, |before| before.min(seconds)));
+        metadata.deletion_timestamp.get_or_insert_with(|| api_time(Timestamp::now()));
+        self.keep(&state);
+        self.shared.sets.send_replace(set_of(&state));
+        Some(uid)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic inside leaves the maps as they were before.
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what cannot be refused any more; a full disk must not stop a pod
+    /// from being stopped.
+    fn keep(&self, state: &State) {
+        if let Err(error) = self.write(state) {
+            tracing::error!(%error, "cannot keep the pods on disk; a new agent would not know of this change");
+        }
+    }
+
+    fn write(&self, state: &State) -> io::Result<()> {
+        use std::{io::Write, os::unix::fs::OpenOptionsExt};
+
+        let scratch = self.shared.file.with_extension("tmp");
+        let bytes = serde_json::to_vec(state).map_err(io::Error::other)?;
+        // Secrets are in it.
+        let mut options = fs::OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&scratch)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&scratch, &self.shared.file)
+    }
+
+    fn tell(&self, news: News) {
+        // Nobody may be watching.
+        let _ = self.shared.news.send(news);
+    }
+}
+
+fn set_of(state: &State) -> WantedPods {
+    WantedPods { synced: true, pods: Arc::new(state.pods.clone()) }
+}
+
+fn key_of(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> PodKey {
+    PodKey::new(
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    )
+}
+
+/// Whether a pod's phase is one that it never leaves.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+impl Stopper for World {
+    fn stop(&self, key: PodKey, grace: Option<Duration>) -> BoxFuture<'static, bool> {
+        let mut sets = self.sets();
+        let found = self.mark_deleted(&key, grace);
+        async move {
+            let Some(uid) = found else { return false };
+            // The sender lives as long as the agent.
+            let _ = sets.wait_for(|set| !set.pods.contains_key(&uid)).await;
+            true
+        }
+        .boxed()
+    }
+}
+
+impl StatusSink for World {
+    fn report(&self, pod: &Arc<Pod>, status: PodStatus) {
+        let mut state = self.state();
+        let uid = PodUid::new(pod.metadata.uid.clone().unwrap_or_default());
+        let Some(kept) = state.pods.get_mut(&uid) else { return };
+        let ended = has_ended(kept);
+        Arc::make_mut(kept).status = Some(status);
+        let pod = Arc::clone(kept);
+        // Only the end is worth a write: the pods' checkpoints have the rest.
+        if !ended && has_ended(&pod) {
+            self.keep(&state);
+        }
+        self.tell(News::Pod(pod));
+    }
+
+    fn delete(&self, pod: &Arc<Pod>) -> BoxFuture<'static, Result<(), DeleteFailure>> {
+        let uid = PodUid::new(pod.metadata.uid.clone().unwrap_or_default());
+        let mut state = self.state();
+        if state.pods.remove(&uid).is_some() {
+            self.keep(&state);
+            self.shared.sets.send_replace(set_of(&state));
+            self.tell(News::Gone(key_of(&pod.metadata)));
+        }
+        async { Ok(()) }.boxed()
+    }
+}
+
+impl EventSink for World {
+    fn record(&self, about: About<'_>, kind: EventType, reason: &str, message: String) {
+        let (About::Pod(pod) | About::Container(pod, ..)) = about;
+        self.tell(News::Event {
+            pod: key_of(&pod.metadata),
+            warning: kind == EventType::Warning,
+            reason: reason.to_owned(),
+            message,
+        });
+    }
+}
+
+impl Objects for World {
+    fn config_map(
+        &self,
+        namespace: String,
+        name: String,
+    ) -> BoxFuture<'static, Result<Option<Arc<ConfigMap>>, ObjectFailure>> {
+        let found =
+            self.state().config_maps.get(&PodKey::new(namespace, name).to_string()).cloned();
+        async move { Ok(found) }.boxed()
+    }
+
+    fn secret(
+        &self,
+        namespace: String,
+        name: String,
+    ) -> BoxFuture<'static, Result<Option<Arc<Secret>>, ObjectFailure>> {
+        let found = self.state().secrets.get(&PodKey::new(namespace, name).to_string()).cloned();
+        async move { Ok(found) }.boxed()
+    }
+
+    fn token(&self, ask: TokenAsk) -> BoxFuture<'static, Result<ServiceToken, ObjectFailure>> {
+        let message = format!(
+            "pod {} asks for a service account token, which only a cluster can issue",
+            ask.pod
+        );
+        async move { Err(ObjectFailure { message }) }.boxed()
+    }
+
+    fn forget_tokens(&self, _: &PodUid) {}
+
+    fn services(&self) -> watch::Receiver<Option<Arc<Vec<Service>>>> {
+        self.shared.services.subscribe()
+    }
+
+    fn node(&self) -> watch::Receiver<Option<Arc<Node>>> {
+        self.shared.node.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bundle(name: &str) -> Bundle {
+        let pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": name},
+            "spec": {"containers": [{"name": "app", "image": "hello"}]},
+        }));
+        Bundle { pods: vec![pod.unwrap()], ..Bundle::default() }
+    }
+
+    fn world(directory: &tempfile::TempDir) -> World {
+        World::open(directory.path().join("standalone.json"), Node::default()).unwrap()
+    }
+
+    fn end(world: &World) {
+        let pod = world.pods().remove(0);
+        let status = PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() };
+        world.report(&pod, status);
+    }
+
+    #[test]
+    fn a_name_is_taken_until_its_pod_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world(&directory);
+        world.apply(bundle("web")).unwrap();
+        assert!(matches!(world.apply(bundle("web")), Err(ApplyError::Exists(_))));
+        assert!(!world.is_idle());
+        end(&world);
+        assert!(world.is_idle());
+        world.apply(bundle("web")).unwrap();
+        assert_eq!(world.pods().len(), 1);
+    }
+
+    #[test]
+    fn a_new_agent_goes_on_with_what_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = world(&directory);
+        before.apply(bundle("web")).unwrap();
+        let uid = before.pods()[0].metadata.uid.clone();
+        end(&before);
+        let after = world(&directory);
+        assert_eq!(after.pods()[0].metadata.uid, uid);
+        assert!(after.is_idle(), "a finished pod is not run again");
+    }
+
+    #[test]
+    fn a_grace_period_only_shrinks() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world(&directory);
+        world.apply(bundle("web")).unwrap();
+        let key = PodKey::new("default", "web");
+        let grace = || world.pods()[0].metadata.deletion_grace_period_seconds;
+        assert!(world.mark_deleted(&key, Some(Duration::from_secs(5))).is_some());
+        world.mark_deleted(&key, Some(Duration::from_secs(9)));
+        assert_eq!(grace(), Some(5));
+        world.mark_deleted(&key, Some(Duration::from_secs(1)));
+        assert_eq!(grace(), Some(1));
+        assert!(world.mark_deleted(&PodKey::new("default", "none"), None).is_none());
+    }
+
+    #[tokio::test]
+    async fn watchers_are_told_of_statuses_events_and_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world(&directory);
+        world.apply(bundle("web")).unwrap();
+        let (pods, mut news) = world.watch();
+        world.record(About::Pod(&pods[0]), EventType::Normal, "Started", "it runs".into());
+        end(&world);
+        world.delete(&pods[0]).await.unwrap();
+        assert!(matches!(news.recv().await, Ok(News::Event { reason, .. }) if reason == "Started"));
+        assert!(matches!(news.recv().await, Ok(News::Pod(pod)) if has_ended(&pod)));
+        assert!(matches!(news.recv().await, Ok(News::Gone(key)) if key.name == "web"));
+    }
+}
