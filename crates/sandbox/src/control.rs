@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::OwnedFd,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ use crate::{
     create::{Handed, create},
     exec::Exec,
     exit::{Ending, KILLED, STOPPED},
-    guests::{Guests, Order},
+    guests::{Guests, Order, panic_text},
     news::{News, RequestId, Teller, Wake},
     program::Programs,
     sandbox::HOST_FAILED,
@@ -102,8 +103,19 @@ impl<'a> Control<'a> {
         })
     }
 
-    /// Serves until told to shut down; returns the process's exit code.
+    /// Serves until told to shut down; returns the process's exit code. A panic
+    /// does not take the reports of the containers with it.
     pub(crate) fn run(mut self) -> i32 {
+        let served = panic::catch_unwind(AssertUnwindSafe(|| self.work()));
+        served.unwrap_or_else(|panic| {
+            let ending = Ending::host_failed(&panic_text(&*panic));
+            // Each step of it leaves the table whole; the worst is a second panic.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| self.end_all(&ending)));
+            HOST_FAILED
+        })
+    }
+
+    fn work(&mut self) -> i32 {
         while self.end.is_none() {
             let Ok(ready) = self.wait() else {
                 self.end_all(&Ending::host_failed("it cannot wait for work"));

@@ -76,7 +76,7 @@ impl Ending {
         if let Some(I32Exit(code)) = error.downcast_ref() {
             return Self::new(code & 0xff, "");
         }
-        if let Some(Denied { wanted, limit }) = denied {
+        if let Some(Denied { wanted, limit, .. }) = denied {
             let message = format!(
                 "the container's memory limit is {limit} bytes, and its program asked for \
                  {wanted}\n{}",
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    const DENIED: Option<Denied> = Some(Denied { wanted: 2, limit: 1 });
+    const DENIED: Option<Denied> = Some(Denied::EXAMPLE);
 
     #[test]
     fn a_program_that_exits_has_its_own_code() {

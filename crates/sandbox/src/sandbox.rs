@@ -98,6 +98,6 @@ fn lock(filters: &Filters, nothing: BorrowedFd<'_>, birth: &Birth) -> Result<(),
     }
     room::drop_rights().map_err(LockError::Rights)?;
     // Whose terminal or log that is may be gone long before this process is.
-    rustix::stdio::dup2_stderr(nothing).map_err(|error| LockError::Streams(error.into()))?;
+    zygote::redirect(libc::STDERR_FILENO, &nothing).map_err(LockError::Streams)?;
     Ok(filters.lock_sandbox()?)
 }

@@ -36,7 +36,6 @@ pub(crate) struct Filters {
 
 /// Why there are no filters.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each message is the description")]
 pub(crate) enum FilterError {
     #[error("cannot make the system call filters")]
     Compile(#[from] seccompiler::BackendError),

@@ -50,13 +50,21 @@ impl Usage {
     }
 }
 
-/// Growth that was refused, and nothing was granted since.
+/// Growth that was refused, and nothing as large was granted since. (A program
+/// that gives up still needs a little to say so.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Denied {
     /// Bytes the container would have had.
     pub(crate) wanted: u64,
     /// Bytes it may have.
     pub(crate) limit: u64,
+    /// Bytes by which it wanted to grow.
+    more: u64,
+}
+
+impl Denied {
+    #[cfg(test)]
+    pub(crate) const EXAMPLE: Self = Self { wanted: 2, limit: 1, more: 2 };
 }
 
 /// One instance's part of its container's [`Usage`]; given back when dropped.
@@ -86,12 +94,12 @@ impl Budget {
         let wanted = before.saturating_add(more);
         if let Some(limit) = self.limit.filter(|&limit| wanted > limit) {
             self.usage.memory.fetch_sub(more, Ordering::Relaxed);
-            self.denied = Some(Denied { wanted, limit });
+            self.denied = Some(Denied { wanted, limit, more });
             return false;
         }
         self.held += more;
         self.granted = more;
-        self.denied = None;
+        self.denied = self.denied.filter(|denied| more < denied.more);
         true
     }
 
@@ -247,8 +255,15 @@ mod tests {
             let mut instances: Vec<_> =
                 (0..3).map(|_| Budget::new(Arc::clone(&usage), Some(LIMIT))).collect();
             for (which, more, fails) in steps {
+                let before = instances[which].denied();
                 let granted = instances[which].memory_growing(0, more, None).unwrap();
-                prop_assert_eq!(granted, instances[which].denied().is_none());
+                let after = instances[which].denied();
+                if granted {
+                    let forgotten = before.filter(|denied| (more as u64) < denied.more);
+                    prop_assert_eq!(after, forgotten);
+                } else {
+                    prop_assert_eq!(after.map(|denied| denied.more), Some(more as u64));
+                }
                 if granted && fails {
                     instances[which].memory_grow_failed(wasmtime::Error::msg("no memory")).unwrap();
                 }

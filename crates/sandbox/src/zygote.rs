@@ -111,8 +111,8 @@ impl Zygote {
         let nothing =
             step("open /dev/null", File::options().read(true).write(true).open("/dev/null"))?;
         let nothing = OwnedFd::from(nothing);
-        step("close stdin", rustix::stdio::dup2_stdin(&nothing))?;
-        step("close stdout", rustix::stdio::dup2_stdout(&nothing))?;
+        step("close stdin", redirect(libc::STDIN_FILENO, &nothing))?;
+        step("close stdout", redirect(libc::STDOUT_FILENO, &nothing))?;
         // New files of guests: 0644, as in containers.
         rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
         one_heap();
@@ -342,6 +342,15 @@ fn handed(number: RawFd) -> Result<OwnedFd, ZygoteError> {
 /// A session leader cannot make a new session, and need not.
 fn leads_already(error: Errno) -> Result<(), Errno> {
     if error == Errno::PERM { Ok(()) } else { Err(error) }
+}
+
+/// Has a standard stream go elsewhere.
+pub(crate) fn redirect(stream: RawFd, to: &impl AsFd) -> io::Result<()> {
+    // SAFETY: no value owns the numbers of the standard streams.
+    if unsafe { libc::dup2(to.as_fd().as_raw_fd(), stream) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Closes every descriptor from `first` on.

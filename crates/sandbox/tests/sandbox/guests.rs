@@ -1,0 +1,358 @@
+//! What guests do, and what is reported of it.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::fd::OwnedFd,
+};
+
+use krustlet_model::ContainerId;
+use krustlet_protocol::{
+    DescriptorName, ExecOutcome, Failure, SandboxEvent, SandboxReply, SandboxRequest,
+};
+
+use crate::{
+    code::compiled_text,
+    fixture::{Make, Sandbox, Zygote, append, pipe, text_of},
+};
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+pub(crate) fn a_module_runs_and_its_output_becomes_log_lines() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let id = sandbox.start(Make::module("hello.wasm", &["hello", "args", "one", "two words"]));
+    let at = sandbox.running(&id);
+    let exit = sandbox.exit(&id);
+    assert_eq!((exit.exit_code, exit.reason.as_str(), exit.message.as_str()), (0, "Completed", ""));
+    assert_eq!(exit.started_at, Some(at));
+    assert!(exit.finished_at >= at);
+    // The exit is told after the last line is in the file.
+    let log = fs::read_to_string(sandbox.log(&id)).unwrap();
+    assert_eq!(sandbox.output(&id), "one\ntwo words\n");
+    for line in log.lines() {
+        let fields: Vec<_> = line.splitn(4, ' ').collect();
+        assert_eq!(fields[0].len(), "2026-11-23T20:38:40.123456789Z".len(), "{line}");
+        assert_eq!((fields[1], fields[2]), ("stdout", "F"), "{line}");
+    }
+    let (id, _) = sandbox.run(Make::module("hello.wasm", &["hello", "stderr", "oh"]));
+    assert!(fs::read_to_string(sandbox.log(&id)).unwrap().ends_with(" stderr F oh\n"));
+}
+
+pub(crate) fn a_command_component_runs_with_arguments_and_environment() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let env = |make: Make| Make { env: vec![("COLOUR".into(), "green".into())], ..make };
+    for make in [
+        Make::command("hello.p2.wasm", &["hello", "env"]),
+        Make::module("hello.wasm", &["hello", "env"]),
+    ] {
+        let (id, exit) = sandbox.run(env(make));
+        assert_eq!(exit.exit_code, 0, "{exit:?}");
+        assert_eq!(sandbox.output(&id), "COLOUR=green\n");
+    }
+}
+
+pub(crate) fn an_exit_code_is_the_programs_own() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    for (code, reason) in [(0, "Completed"), (3, "Error"), (130, "Error"), (255, "Error")] {
+        let text = code.to_string();
+        let (_, exit) = sandbox.run(Make::module("hello.wasm", &["hello", "exit", &text]));
+        assert_eq!((exit.exit_code, exit.reason.as_str()), (code, reason));
+    }
+    // An error of `run` has no number.
+    let (_, exit) = sandbox.run(Make::command("hello.p2.wasm", &["hello", "cat", "/nothing"]));
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (1, "Error"));
+}
+
+pub(crate) fn a_trap_is_134_and_tells_where() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    for make in [
+        Make::module("hello.wasm", &["hello", "trap"]),
+        Make::command("hello.p2.wasm", &["hello", "trap"]),
+        Make::module("out-of-bounds", &["x"]),
+        Make::module("recurse", &["x"]),
+    ] {
+        let (_, exit) = sandbox.run(make);
+        assert_eq!((exit.exit_code, exit.reason.as_str()), (134, "Error"), "{exit:?}");
+        assert!(exit.message.contains("wasm trap: "), "{}", exit.message);
+        assert!(exit.message.contains("0: "), "no backtrace: {}", exit.message);
+        assert!(exit.message.len() <= 4096);
+        assert!(exit.started_at.is_some());
+    }
+    let named = r#"(module (func $dig (unreachable)) (func (export "_start") (call $dig)))"#;
+    let (_, exit) = sandbox.run(Make::module("trap", &["x"]).code(compiled_text(named)));
+    assert!(exit.message.contains("dig"), "{}", exit.message);
+}
+
+pub(crate) fn a_guest_that_exceeds_its_memory_limit_is_oom_killed() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // A program that gives up when it is refused, as most do, after one more page
+    // for its last words.
+    let text = r#"(module (memory 1) (func (export "_start")
+        (drop (memory.grow (i32.const 1024)))
+        (drop (memory.grow (i32.const 1)))
+        (unreachable)))"#;
+    let make = Make::module("return", &["x"]).code(compiled_text(text));
+    let (_, exit) = sandbox.run(Make { memory: Some(16 << 20), ..make });
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (137, "OOMKilled"), "{exit:?}");
+    assert!(exit.message.contains("memory limit is 16777216 bytes"), "{}", exit.message);
+    assert!(exit.message.contains("unreachable"), "{}", exit.message);
+    // Not even the first page fits.
+    let (_, exit) = sandbox.run(Make { memory: Some(1000), ..Make::module("return", &["x"]) });
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (137, "OOMKilled"), "{exit:?}");
+    assert_eq!(exit.started_at, None);
+}
+
+pub(crate) fn a_guest_that_copes_with_its_memory_limit_is_not() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // It asks until it is refused, and exits with the pages it got.
+    let (_, exit) = sandbox.run(Make { memory: Some(20 << 16), ..Make::module("grow", &["x"]) });
+    assert_eq!(exit.exit_code, 20, "{exit:?}");
+}
+
+pub(crate) fn a_missing_import_is_named_before_the_start() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let failure = sandbox.create(Make::module("missing-import", &["x"])).unwrap_err();
+    let Failure::Unlinkable { message } = &failure else { panic!("{failure:?}") };
+    assert!(message.contains("wasi_snapshot_preview1::fd_fly"), "{message}");
+    assert!(message.contains("env::launch"), "{message}");
+    let wrong = r#"(module
+        (import "wasi_snapshot_preview1" "fd_close" (func (param i64)))
+        (func (export "_start")))"#;
+    let make = Make::module("return", &["x"]).code(compiled_text(wrong));
+    let failure = sandbox.create(make).unwrap_err();
+    assert!(matches!(&failure, Failure::Unlinkable { message } if message.contains("fd_close")));
+}
+
+pub(crate) fn a_missing_interface_is_named_with_what_there_is() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let text = r#"(component
+        (import "wasi:keyvalue/store@0.3.0" (instance (export "open" (func))))
+        (import "wasi:cli/environment@0.3.0" (instance (export "get-it" (func))))
+        (import "wasi:cli/exit@0.2.0" (instance))
+        (core module $code)
+        (core instance (instantiate $code)))"#;
+    let make = Make::command("hello.p2.wasm", &["x"]).code(compiled_text(text));
+    let failure = sandbox.create(make).unwrap_err();
+    let Failure::Unlinkable { message } = &failure else { panic!("{failure:?}") };
+    assert!(message.contains("wasi:keyvalue/store@0.3.0"), "{message}");
+    assert!(message.contains("wasi:cli/environment@0.2.12"), "{message}");
+    assert!(!message.contains("wasi:cli/exit"), "{message}");
+}
+
+pub(crate) fn a_module_without_an_entry_is_refused() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let failure = sandbox.create(Make::module("no-start", &["x"])).unwrap_err();
+    assert!(matches!(&failure, Failure::Failed { message } if message.contains("_start")));
+    let failure = sandbox.create(Make::command("other-component", &["x"])).unwrap_err();
+    assert!(matches!(&failure, Failure::Failed { .. }), "{failure:?}");
+    // A module where a component was announced.
+    let make = Make::command("hello.p2.wasm", &["x"]);
+    let failure = sandbox.create(make.code(crate::code::compiled("return"))).unwrap_err();
+    assert!(matches!(&failure, Failure::Failed { .. }), "{failure:?}");
+    let names = sandbox.ask(SandboxRequest::ListContainers);
+    assert_eq!(names, SandboxReply::Containers { containers: vec![] });
+}
+
+pub(crate) fn directories_are_where_the_spec_says_and_as_writable() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let (data, config) = (sandbox.volume(), sandbox.volume());
+    fs::write(config.path().join("greeting"), "hello from a volume\n").unwrap();
+    let mounts = || {
+        vec![
+            (data.path().to_owned(), "/data".to_owned(), true),
+            (config.path().to_owned(), "/etc/config".to_owned(), false),
+        ]
+    };
+    for hello in ["hello.wasm", "hello.p2.wasm"] {
+        let make = |args: &[&str]| {
+            let args = [&["hello"], args].concat();
+            let make = if hello == "hello.wasm" {
+                Make::module(hello, &args)
+            } else {
+                Make::command(hello, &args)
+            };
+            Make { mounts: mounts(), ..make }
+        };
+        let (id, exit) = sandbox.run(make(&["cat", "/etc/config/greeting"]));
+        assert_eq!((exit.exit_code, sandbox.output(&id)), (0, "hello from a volume\n".into()));
+        let (_, exit) = sandbox.run(make(&["write", "/data/new", hello]));
+        assert_eq!(exit.exit_code, 0, "{exit:?}");
+        let written = data.path().join("new");
+        assert_eq!(fs::read_to_string(&written).unwrap(), format!("{hello}\n"));
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(&written).unwrap());
+        assert_eq!(owner, sandbox.uid);
+        let (_, exit) = sandbox.run(make(&["write", "/etc/config/greeting", "no"]));
+        assert_ne!(exit.exit_code, 0);
+        let (_, exit) = sandbox.run(make(&["cat", "/data/../../../../etc/passwd"]));
+        assert_ne!(exit.exit_code, 0);
+    }
+    assert_eq!(
+        fs::read_to_string(config.path().join("greeting")).unwrap(),
+        "hello from a volume\n"
+    );
+}
+
+pub(crate) fn a_working_directory_reaches_both_kinds_of_guests() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let make = |make| Make { working_directory: Some("/data".into()), ..make };
+    let (id, _) = sandbox.run(make(Make::module("hello.wasm", &["hello", "env", "PWD"])));
+    assert!(sandbox.output(&id).contains("/data"), "{}", sandbox.output(&id));
+    let (id, exit) = sandbox.run(make(Make::command("hello.p2.wasm", &["hello", "env", "PWD"])));
+    assert!(sandbox.output(&id).contains("/data"), "{} {exit:?}", sandbox.output(&id));
+}
+
+pub(crate) fn two_sandboxes_draw_different_random_bytes() {
+    let zygote = Zygote::start();
+    let (one, other) = (zygote.sandbox(), zygote.sandbox());
+    let mut drawn = Vec::new();
+    for sandbox in [&one, &other] {
+        for guest in [
+            Make::module("hello.wasm", &["hello", "random"]),
+            Make::command("hello.p2.wasm", &["hello", "random"]),
+        ] {
+            let (id, exit) = sandbox.run(guest);
+            assert_eq!(exit.exit_code, 0);
+            drawn.push(sandbox.output(&id));
+        }
+    }
+    let all = drawn.len();
+    drawn.sort();
+    drawn.dedup();
+    assert_eq!(drawn.len(), all, "{drawn:?}");
+}
+
+pub(crate) fn a_full_log_goes_on_in_the_next_file() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let make = Make::module("hello.wasm", &["hello", "log-lines", "100"]);
+    // 100 lines of 64 bytes with a head of 40: two files of 6000 hold all but a few hundred bytes.
+    let id = sandbox.create(Make { log_bytes: 4000, ..make }).unwrap();
+    let third = sandbox.files.path().join("third");
+    let fds = [(DescriptorName::NextLog, append(&third).into())];
+    let next = SandboxRequest::NextLog { id: id.clone() };
+    assert_eq!(sandbox.connection.ask(next, &fds), SandboxReply::Done);
+    sandbox.ask(SandboxRequest::StartContainer { id: id.clone() });
+    sandbox.connection.event(|event| {
+        matches!(event, SandboxEvent::LogRotated { id: of } if *of == id).then_some(())
+    });
+    sandbox.exit(&id);
+    let (first, second) = (sandbox.log(&id), sandbox.log(&id).with_extension("next"));
+    let mut all = String::new();
+    for file in [&first, &second, &third] {
+        assert!(fs::metadata(file).unwrap().len() <= 4000);
+        all += &text_of(file);
+    }
+    let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else { panic!() };
+    let written: u64 =
+        [&first, &second, &third].map(|file| fs::metadata(file).unwrap().len()).iter().sum();
+    let lost = containers[0].log_dropped_bytes;
+    assert_eq!(lines(&all).len() as u64 + lost / (written / lines(&all).len() as u64), 100);
+}
+
+/// Starts an exec; its request, and the ends of its streams.
+fn exec(sandbox: &Sandbox, id: &ContainerId, args: &[&str]) -> (u64, OwnedFd, File, File) {
+    let (stdin, our_stdin) = pipe();
+    let (our_stdout, stdout) = pipe();
+    let (our_stderr, stderr) = pipe();
+    let args = args.iter().map(ToString::to_string).collect();
+    let fds = [
+        (DescriptorName::Stdin, stdin.into()),
+        (DescriptorName::Stdout, stdout),
+        (DescriptorName::Stderr, stderr),
+    ];
+    let request = SandboxRequest::Exec { id: id.clone(), args };
+    (sandbox.connection.send(request, &fds), our_stdin, our_stdout, our_stderr)
+}
+
+pub(crate) fn an_exec_is_a_program_beside_the_container() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // WASI 0.2 knows only success and failure; what the program says becomes 1.
+    for (make, exit_code) in [
+        (Make::module("hello.wasm", &["hello", "sleep", "3600"]), 7),
+        (Make::command("hello.p2.wasm", &["hello", "sleep", "3600"]), 1),
+    ] {
+        let id = sandbox.start(Make { env: vec![("A".into(), "b".into())], ..make });
+        sandbox.running(&id);
+        let (request, stdin, mut stdout, _stderr) = exec(&sandbox, &id, &["hello", "cat"]);
+        let input = "some text\n".repeat(20_000);
+        let writer = std::thread::spawn({
+            let input = input.clone();
+            move || File::from(stdin).write_all(input.as_bytes()).unwrap()
+        });
+        let mut output = String::new();
+        stdout.read_to_string(&mut output).unwrap();
+        writer.join().unwrap();
+        assert_eq!(output.len(), input.len());
+        let ended =
+            |exit_code| Some(SandboxReply::Exec(ExecOutcome { exit_code, message: String::new() }));
+        assert_eq!(sandbox.connection.answer(request), ended(0));
+
+        let (request, ..) = exec(&sandbox, &id, &["hello", "exit", "7"]);
+        assert_eq!(sandbox.connection.answer(request), ended(exit_code));
+        let (request, _, mut stdout, _) = exec(&sandbox, &id, &["hello", "env"]);
+        assert_eq!(sandbox.connection.answer(request), ended(0));
+        let mut output = String::new();
+        stdout.read_to_string(&mut output).unwrap();
+        assert_eq!(output, "A=b\n");
+    }
+}
+
+pub(crate) fn an_exec_ends_with_its_container() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let id = sandbox.start(Make::module("sleep", &["x"]));
+    sandbox.running(&id);
+    let (request, ..) = exec(&sandbox, &id, &["x"]);
+    sandbox.connection.send(SandboxRequest::StopContainer { id: id.clone(), grace_ms: 1000 }, &[]);
+    // Two answers, in the order in which they are ready: the stop is at once.
+    assert_eq!(sandbox.connection.answer(request + 1), Some(SandboxReply::Done));
+    let outcome = sandbox.connection.answer(request);
+    assert!(
+        matches!(&outcome, Some(SandboxReply::Exec(outcome)) if outcome.exit_code == 137),
+        "{outcome:?}"
+    );
+    assert_eq!(sandbox.exit(&id).exit_code, 143);
+    let (request, ..) = exec(&sandbox, &id, &["x"]);
+    assert!(matches!(sandbox.connection.answer(request), Some(SandboxReply::Failed(_))));
+}
+
+pub(crate) fn statistics_tell_memory_and_processor_time() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let id = sandbox.start(Make::module("spin", &["x"]));
+    sandbox.running(&id);
+    let stats = || {
+        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
+            panic!()
+        };
+        containers.into_iter().next().unwrap()
+    };
+    wait_until(|| stats().cpu_ns > 50_000_000);
+    assert_eq!(stats().memory_bytes, 65_536);
+    sandbox.stop(&id, 0);
+    sandbox.exit(&id);
+    wait_until(|| stats().memory_bytes == 0);
+}
+
+/// Waits for a condition, within the limit of all waits here.
+pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + crate::fixture::LIMIT;
+    while !condition() {
+        assert!(std::time::Instant::now() < end, "it does not come true");
+        std::thread::yield_now();
+    }
+}

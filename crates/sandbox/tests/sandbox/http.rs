@@ -1,0 +1,162 @@
+//! The http guest, asked over real sockets.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use krustlet_model::ContainerId;
+use krustlet_protocol::{GuestKind, HttpLimits, SandboxReply, SandboxRequest};
+
+use crate::{
+    code::compiled,
+    fixture::{LIMIT, Make, Sandbox, Zygote},
+    guests::wait_until,
+};
+
+struct Server {
+    id: ContainerId,
+    address: SocketAddr,
+}
+
+fn serve(sandbox: &Sandbox, request_timeout_ms: u64, memory: Option<u64>) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = HttpLimits { max_concurrent: 4, request_timeout_ms };
+    let make = Make {
+        guest: GuestKind::Http(limits),
+        listener: Some(listener),
+        memory,
+        env: vec![("COLOUR".into(), "green".into())],
+        ..Make::module("return", &["web"]).code(compiled("http.wasm"))
+    };
+    let id = sandbox.start(make);
+    sandbox.running(&id);
+    Server { id, address }
+}
+
+impl Server {
+    /// Sends a request and leaves the connection open.
+    fn send(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        read(self.send(path))
+    }
+}
+
+fn read(mut stream: TcpStream) -> (u16, String) {
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let code = text.split(' ').nth(1).and_then(|code| code.parse().ok());
+    (code.unwrap_or_else(|| panic!("no answer: {text:?}")), text)
+}
+
+pub(crate) fn requests_are_answered_each_by_its_own_instance() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 10_000, None);
+    for _ in 0..3 {
+        let (code, text) = server.get("/count");
+        assert_eq!(code, 200);
+        assert!(text.contains("\r\n1\n") || text.ends_with("1\n\r\n0\r\n\r\n"), "{text}");
+    }
+    assert!(server.get("/env").1.contains("COLOUR=green"));
+    assert_eq!(server.get("/status?code=418").0, 418);
+    assert_eq!(server.get("/nowhere").0, 404);
+    let (code, text) = server.get("/bytes?count=3000000");
+    assert!(code == 200 && text.len() >= 3_000_000, "{code} {}", text.len());
+    // More at once than may be served at once: all get their turn.
+    let waiting: Vec<_> = (0..20).map(|_| server.send("/spin?ms=5")).collect();
+    for stream in waiting {
+        assert_eq!(read(stream).0, 200);
+    }
+    let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else { panic!() };
+    assert!(containers[0].cpu_ns > 50_000_000, "{containers:?}");
+    wait_until(|| {
+        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
+            panic!()
+        };
+        containers[0].memory_bytes == 0
+    });
+}
+
+pub(crate) fn a_request_that_traps_fails_alone_and_is_logged() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 10_000, None);
+    assert_eq!(server.get("/trap").0, 500);
+    assert_eq!(server.get("/").0, 200);
+    wait_until(|| {
+        let log = fs::read_to_string(sandbox.log(&server.id)).unwrap();
+        log.contains("stderr F a request failed: wasm trap: ")
+    });
+    // HTTP/1.0 without a host.
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    assert_eq!(read(stream).0, 400);
+}
+
+pub(crate) fn a_request_that_takes_too_long_is_cut_off() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 300, None);
+    for path in ["/sleep?ms=3600000", "/spin?ms=3600000"] {
+        assert_eq!(server.get(path).0, 504, "{path}");
+    }
+    assert_eq!(server.get("/").0, 200);
+}
+
+pub(crate) fn memory_is_counted_over_all_requests() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 10_000, Some(24 << 20));
+    assert_eq!(server.get("/alloc?mib=8").0, 200);
+    assert_eq!(server.get("/alloc?mib=64").0, 500);
+    wait_until(|| sandbox.output(&server.id).contains("memory limit is 25165824 bytes"));
+    assert_eq!(server.get("/alloc?mib=8").0, 200);
+}
+
+pub(crate) fn a_stopped_server_finishes_what_it_has_begun() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 60_000, None);
+    let begun = server.send("/sleep?ms=500");
+    wait_until(|| {
+        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
+            panic!()
+        };
+        containers[0].memory_bytes > 0
+    });
+    sandbox.stop(&server.id, 20_000);
+    assert_eq!(read(begun).0, 200);
+    let exit = sandbox.exit(&server.id);
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (143, "Error"));
+    assert!(TcpStream::connect(server.address).is_err(), "it listens no more");
+}
+
+pub(crate) fn a_server_that_does_not_finish_in_time_is_killed() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 3_600_000, None);
+    let _begun = server.send("/spin?ms=3600000");
+    wait_until(|| {
+        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
+            panic!()
+        };
+        containers[0].cpu_ns > 10_000_000
+    });
+    // A second request shortens the first.
+    sandbox.stop(&server.id, 3_600_000);
+    let asked = Instant::now();
+    sandbox.stop(&server.id, 200);
+    assert_eq!(sandbox.exit(&server.id).exit_code, 137);
+    assert!(asked.elapsed() >= Duration::from_millis(200));
+}

@@ -1,0 +1,158 @@
+//! What someone could do who had broken out of WebAssembly: next to nothing.
+
+use std::{fs, os::fd::OwnedFd};
+
+use krustlet_protocol::{DescriptorName, Failure, ZygoteReply};
+
+use crate::fixture::{Make, Sandbox, Zygote};
+
+const ENOENT: &str = "errno 2";
+const EROFS: &str = "errno 30";
+const ENOSYS: &str = "errno 38";
+
+fn status(pid: i32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("no {field} in {status}"))
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+pub(crate) fn a_sandbox_has_its_user_and_no_rights() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let (uid, pid) = (sandbox.uid, sandbox.pid);
+    // A container's thread must have no more than the first.
+    let id = sandbox.start(Make::module("sleep", &["x"]));
+    sandbox.running(&id);
+    let four = format!("{uid} {uid} {uid} {uid}");
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap().parse().unwrap();
+        assert_eq!(status(thread, "Uid"), four);
+        assert_eq!(status(thread, "Gid"), four);
+        assert_eq!(status(thread, "Groups"), (uid + 1).to_string());
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status(thread, set), "0000000000000000", "{set}");
+        }
+        assert_eq!(status(thread, "NoNewPrivs"), "1");
+        assert_eq!(status(thread, "Seccomp"), "2");
+        assert_eq!(status(thread, "Seccomp_filters"), "3");
+    }
+    // Not dumpable: what shows its memory belongs to root.
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/mem")).unwrap());
+    assert_eq!(owner, 0);
+}
+
+pub(crate) fn a_sandbox_sees_an_empty_root() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let try_to = |attack: &str, argument: &str| sandbox.attack(attack, argument).unwrap();
+    assert_eq!(try_to("list", "/"), "ok 0");
+    for path in ["/etc/passwd", "/proc/self/maps", "/dev/null", "/sys", "/tmp"] {
+        assert_eq!(try_to("open", path), ENOENT, "{path}");
+    }
+    assert_eq!(try_to("create", "/file"), EROFS);
+}
+
+pub(crate) fn what_only_exploits_call_kills() {
+    let zygote = Zygote::start();
+    let calls = [
+        "ptrace",
+        "mount",
+        "execve",
+        "unshare",
+        "bpf",
+        "io-uring",
+        "keyctl",
+        "userfaultfd",
+        "perf",
+    ];
+    for call in calls {
+        let sandbox = zygote.sandbox();
+        assert_eq!(sandbox.attack(call, ""), None, "{call}");
+        sandbox.ended();
+        crate::guests::wait_until(|| zygote.journalled(sandbox.pid).is_some());
+        let ended_by = zygote.journalled(sandbox.pid).unwrap() & 0x7f;
+        assert_eq!(ended_by, libc::SIGSYS, "{call}");
+    }
+}
+
+pub(crate) fn what_no_sandbox_needs_is_refused() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let calls = [
+        "setuid",
+        "fork",
+        "clone3",
+        "kill",
+        "seccomp",
+        "netlink",
+        "packet",
+        "unix",
+        "raw",
+        "write-and-execute",
+    ];
+    for call in calls {
+        assert_eq!(sandbox.attack(call, "").as_deref(), Some(ENOSYS), "{call}");
+    }
+    assert!(sandbox.attack("tcp", "").unwrap().starts_with("ok"));
+    // It still works.
+    let (_, exit) = sandbox.run(Make::module("exit", &["x"]));
+    assert_eq!(exit.exit_code, 3);
+}
+
+pub(crate) fn a_handed_directory_has_no_way_up() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let volume = sandbox.volume();
+    fs::write(volume.path().join("only-this"), "").unwrap();
+    let mounts = vec![(volume.path().to_owned(), "/data".to_owned(), true)];
+    let id = sandbox.start(Make { mounts, ..Make::module("sleep", &["x"]) });
+    sandbox.running(&id);
+    let found = sandbox.attack("climb", "").unwrap();
+    let places: Vec<_> = found.trim_start_matches("ok ").split("; ").collect();
+    assert!(places.iter().any(|place| place.ends_with(": only-this")), "{found}");
+    for place in &places {
+        let names = place.split_once(": ").unwrap().1;
+        assert!(["", "only-this", "artifact.cwasm"].contains(&names), "{found}");
+    }
+}
+
+pub(crate) fn nothing_of_the_zygote_stays_open() {
+    let zygote = Zygote::start();
+    let first = zygote.sandbox();
+    let second = zygote.sandbox();
+    let names = |sandbox: &Sandbox| -> Vec<String> {
+        fs::read_dir(format!("/proc/{}/fd", sandbox.pid))
+            .unwrap()
+            .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+            .collect()
+    };
+    for sandbox in [&first, &second] {
+        // So that its control socket is surely accepted.
+        sandbox.ask(krustlet_protocol::SandboxRequest::Stats);
+        let open = names(sandbox);
+        let files: Vec<_> = open.iter().filter(|name| name.starts_with('/')).collect();
+        assert!(
+            files.iter().all(|name| name.ends_with("null") || name.ends_with(".status")),
+            "{open:?}"
+        );
+        // Standard streams and one spare null, a listener, a connection, the status file, the wake.
+        assert!(open.len() <= 8, "{open:?}");
+        let shown = fs::read_to_string(format!("/proc/{}/environ", sandbox.pid)).unwrap();
+        assert_eq!(shown, "", "the environment of the agent");
+    }
+}
+
+pub(crate) fn a_sandbox_may_not_be_root() {
+    let zygote = Zygote::start();
+    let (reply, none) = zygote.fork(0);
+    assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
+    assert!(none.is_none());
+    let null: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+    let request = krustlet_protocol::ZygoteRequest::List;
+    let (reply, _) = zygote.ask(request, &[(DescriptorName::Status, null)]);
+    assert_eq!(reply, ZygoteReply::Sandboxes { running: vec![] });
+}

@@ -1,0 +1,123 @@
+//! Real zygotes, real sandboxes, real guests.
+//!
+//! This program is both the test and the zygote: it starts itself again as
+//! `sandbox zygote`. So it has a `main` of its own, which understands what
+//! `cargo test` says to test programs: filters, `--exact`, `--skip`, `--list`.
+//!
+//! Needs root, as the node does: without, each test fails and says so.
+
+mod code;
+mod fixture;
+mod guests;
+mod http;
+mod life;
+mod locks;
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+};
+
+/// A test: its name and itself.
+type Test = (&'static str, fn());
+
+/// Lists functions as tests.
+macro_rules! tests {
+    ($($module:ident: $($name:ident),+;)+) => {
+        &[$($((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn()),)+)+]
+    };
+}
+
+const TESTS: &[Test] = tests! {
+    guests:
+        a_module_runs_and_its_output_becomes_log_lines,
+        a_command_component_runs_with_arguments_and_environment,
+        an_exit_code_is_the_programs_own,
+        a_trap_is_134_and_tells_where,
+        a_guest_that_exceeds_its_memory_limit_is_oom_killed,
+        a_guest_that_copes_with_its_memory_limit_is_not,
+        a_missing_import_is_named_before_the_start,
+        a_missing_interface_is_named_with_what_there_is,
+        a_module_without_an_entry_is_refused,
+        directories_are_where_the_spec_says_and_as_writable,
+        a_working_directory_reaches_both_kinds_of_guests,
+        two_sandboxes_draw_different_random_bytes,
+        a_full_log_goes_on_in_the_next_file,
+        an_exec_is_a_program_beside_the_container,
+        an_exec_ends_with_its_container,
+        statistics_tell_memory_and_processor_time;
+    http:
+        requests_are_answered_each_by_its_own_instance,
+        a_request_that_traps_fails_alone_and_is_logged,
+        a_request_that_takes_too_long_is_cut_off,
+        memory_is_counted_over_all_requests,
+        a_stopped_server_finishes_what_it_has_begun,
+        a_server_that_does_not_finish_in_time_is_killed;
+    life:
+        a_guest_that_computes_is_stopped_at_once,
+        a_guest_that_waits_is_stopped_at_once,
+        without_grace_a_guest_is_killed,
+        a_sandbox_can_host_many_pods,
+        guests_of_one_sandbox_share_its_thread,
+        a_sandbox_outlives_its_agent_and_tells_the_next,
+        exits_are_in_the_status_file_and_the_journal,
+        a_verb_of_a_newer_version_is_refused_by_name,
+        wrong_descriptors_are_refused,
+        a_killed_sandbox_is_reaped_and_told,
+        a_zygote_that_retires_ends_with_its_last_sandbox,
+        a_panic_of_the_host_ends_the_process_not_the_report;
+    locks:
+        a_sandbox_has_its_user_and_no_rights,
+        a_sandbox_sees_an_empty_root,
+        what_only_exploits_call_kills,
+        what_no_sandbox_needs_is_refused,
+        a_handed_directory_has_no_way_up,
+        nothing_of_the_zygote_stays_open,
+        a_sandbox_may_not_be_root;
+};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1).peekable();
+    if args.peek().is_some_and(|arg| arg == "zygote") {
+        return krustlet_sandbox::zygote_main();
+    }
+    let (mut filters, mut skipped) = (Vec::new(), Vec::new());
+    let (mut exact, mut list) = (false, false);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--exact" => exact = true,
+            "--list" => list = true,
+            "--skip" => skipped.extend(args.next()),
+            "--format" | "--test-threads" | "--color" => drop(args.next()),
+            // What else there is changes only how it looks.
+            option if option.starts_with('-') => {}
+            filter => filters.push(filter.to_owned()),
+        }
+    }
+    let matches = |name: &str, filter: &String| {
+        if exact { name == filter } else { name.contains(filter.as_str()) }
+    };
+    let chosen: Vec<_> = TESTS
+        .iter()
+        .filter(|(name, _)| {
+            filters.is_empty() || filters.iter().any(|filter| matches(name, filter))
+        })
+        .filter(|(name, _)| !skipped.iter().any(|filter| matches(name, filter)))
+        .collect();
+    if list {
+        for (name, _) in chosen {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = Vec::new();
+    for (name, test) in &chosen {
+        let passed = panic::catch_unwind(AssertUnwindSafe(test)).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        if !passed {
+            failed.push(name);
+        }
+    }
+    println!("\n{} passed; {} failed {failed:?}", chosen.len() - failed.len(), failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
