@@ -191,9 +191,9 @@ impl Output {
             };
             match written {
                 Ok(written) if written > 0 => drop(state.waiting.drain(..written)),
-                Ok(_) => state.close(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => state.close(),
+                // Nobody reads any more.
+                Ok(_) | Err(_) => state.close(),
             }
         }
         Poll::Ready(())

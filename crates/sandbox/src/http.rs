@@ -57,7 +57,7 @@ const CONNECTIONS: usize = 4096;
 
 /// How long a client may take to send a request's head, and how long an idle
 /// connection is kept. nginx's default for the former.
-const HEAD_TIME: Duration = Duration::from_secs(60);
+const HEAD_TIME: Duration = Duration::from_mins(1);
 
 /// Wait after a failed accept: descriptors are short, and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

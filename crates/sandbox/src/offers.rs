@@ -89,14 +89,11 @@ fn unlinkable(what: &str, missing: &[String], error: &wasmtime::Error) -> Failur
         let message = format!("the {what} does not fit what this node offers: {error:#}");
         return Failure::Unlinkable { message };
     }
-    let mut message = format!("the {what} imports what this node does not offer:");
-    for name in missing.iter().take(LISTED) {
-        message.push_str("\n  ");
-        message.push_str(name);
-    }
-    if missing.len() > LISTED {
-        message.push_str(&format!("\n  and {} more", missing.len() - LISTED));
-    }
+    let more = missing.len().saturating_sub(LISTED);
+    let mut lines = vec![format!("the {what} imports what this node does not offer:")];
+    lines.extend(missing.iter().take(LISTED).map(|name| format!("  {name}")));
+    lines.extend((more > 0).then(|| format!("  and {more} more")));
+    let message = lines.join("\n");
     Failure::Unlinkable { message: crate::exit::shorten(&message, crate::exit::MAX_MESSAGE) }
 }
 

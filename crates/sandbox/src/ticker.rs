@@ -93,9 +93,8 @@ impl Ticks {
     pub(crate) fn woke(&mut self, now: Instant) {
         match self.due {
             Some(due) if now >= due => self.tick(now),
-            Some(_) => {}
             None if self.ticker.entries.load(SeqCst) != self.seen => self.begin(now),
-            None => {}
+            Some(_) | None => {}
         }
     }
 

@@ -6,6 +6,12 @@
 //!
 //! Needs root, as the node does: without, each test fails and says so.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "clippy sees no tests in a program with a main of its own"
+)]
+
 mod code;
 mod fixture;
 mod guests;
