@@ -46,13 +46,24 @@ pub(crate) struct Zygote {
 
 impl Zygote {
     pub(crate) fn start() -> Self {
+        Self::start_as(0)
+    }
+
+    /// A zygote that some user has started.
+    pub(crate) fn start_as(uid: u32) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root, as the node does");
         let state = krustlet_testkit::directory();
         let (ours, theirs) = socket::pair().unwrap();
         let listener = socket::bind(&state.path().join("zygote.sock")).unwrap();
         let journal = append(&state.path().join("journal"));
         let mut command = Command::new("/proc/self/exe");
-        command.arg("zygote").env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .arg("zygote")
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .uid(uid)
+            .gid(uid);
         let handed = [OwnedFd::from(journal), listener, theirs];
         // SAFETY: only calls that are allowed after a fork.
         unsafe {

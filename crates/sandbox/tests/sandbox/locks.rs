@@ -146,6 +146,22 @@ pub(crate) fn nothing_of_the_zygote_stays_open() {
     }
 }
 
+pub(crate) fn an_ordinary_user_has_the_empty_room_too() {
+    const USER: u32 = 54_321;
+    let zygote = Zygote::start_as(USER);
+    let sandbox = zygote.sandbox();
+    assert_eq!(status(sandbox.pid, "Uid"), [USER.to_string().as_str(); 4].join(" "));
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(status(sandbox.pid, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(sandbox.attack("list", "/").unwrap(), "ok 0");
+    assert_eq!(sandbox.attack("open", "/etc/passwd").unwrap(), ENOENT);
+    assert_eq!(sandbox.attack("fork", "").unwrap(), ENOSYS);
+    let (id, exit) = sandbox.run(Make::module("hello.wasm", &["hello", "args", "x"]));
+    assert_eq!((exit.exit_code, sandbox.output(&id).as_str()), (0, "x\n"));
+    assert_eq!(sandbox.attack("mount", ""), None);
+}
+
 pub(crate) fn a_sandbox_may_not_be_root() {
     let zygote = Zygote::start();
     let (reply, none) = zygote.fork(0);
