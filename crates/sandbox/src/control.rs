@@ -43,6 +43,10 @@ use crate::{
 /// Agents that may be connected at once; see the zygote.
 const CONNECTIONS: usize = 16;
 
+/// Quiet after which memory that is free is given back. Most of it is what
+/// messages were read into; a sandbox that only serves its guest keeps none.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Packets taken from one agent before the others get their turn.
 const PACKETS: usize = 32;
 
@@ -64,6 +68,8 @@ pub(crate) struct Control<'a> {
     table: Table,
     /// `StopPod` requests that wait for the pod's last container.
     leaving: Vec<(PodUid, RequestId)>,
+    /// Whether something was done since memory was given back.
+    untidy: bool,
     end: Option<i32>,
 }
 
@@ -99,6 +105,7 @@ impl<'a> Control<'a> {
             programs: Programs::default(),
             table: Table::default(),
             leaving: Vec::new(),
+            untidy: true,
             end: None,
         })
     }
@@ -125,6 +132,7 @@ impl<'a> Control<'a> {
             if ready.woken {
                 self.wake.heard();
             }
+            self.tidy(&ready);
             // Also when nothing woke us: news may come at any time.
             self.hear();
             for number in ready.connections {
@@ -146,7 +154,8 @@ impl<'a> Control<'a> {
             let more = if connection.is_behind() { PollFlags::OUT } else { PollFlags::empty() };
             PollFd::new(connection, PollFlags::IN | more)
         }));
-        let timeout = self.ticks.timeout(Instant::now()).map(timespec);
+        let quiet = self.untidy.then_some(QUIET);
+        let timeout = self.ticks.timeout(Instant::now()).or(quiet).map(timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -157,6 +166,16 @@ impl<'a> Control<'a> {
         let numbers = self.connections.iter().map(|connection| connection.number);
         let connections = numbers.zip(ready).filter_map(|(number, ready)| ready.then_some(number));
         Ok(Ready { woken, knock, connections: connections.collect() })
+    }
+
+    /// Gives free memory back once nothing has happened for a while.
+    fn tidy(&mut self, ready: &Ready) {
+        if ready.woken || ready.knock || !ready.connections.is_empty() {
+            self.untidy = true;
+        } else if self.untidy && self.ticks.timeout(Instant::now()).is_none() {
+            self.untidy = false;
+            give_back();
+        }
     }
 
     fn accept(&mut self) {
@@ -415,6 +434,14 @@ impl<'a> Control<'a> {
         }
     }
 }
+
+#[cfg(target_env = "gnu")]
+fn give_back() {
+    // SAFETY: no pointers are passed.
+    unsafe { libc::malloc_trim(0) };
+}
+#[cfg(not(target_env = "gnu"))]
+fn give_back() {}
 
 /// What [`Control::wait`] found.
 struct Ready {

@@ -45,6 +45,9 @@ const ORDERS: usize = 16_384;
 /// hold some of them; what else needs one then waits.
 const BLOCKING_THREADS: usize = 8;
 
+/// Sockets heard of at once. tokio's default of 1024 takes 12 KiB of memory.
+const IO_EVENTS: usize = 64;
+
 /// How long such a thread waits for more; a guest at work keeps it.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
@@ -74,6 +77,7 @@ impl Guests {
         let (orders, taken) = mpsc::channel(ORDERS);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
+            .max_io_events_per_tick(IO_EVENTS)
             .enable_time()
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_keep_alive(KEEP_ALIVE)

@@ -5,17 +5,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
-        mpsc::{self, Receiver, SyncSender},
+        mpsc::{self, Receiver, Sender},
     },
 };
 
 use krustlet_model::ContainerId;
 use krustlet_protocol::{ExecOutcome, ExitReport};
 use rustix::event::EventfdFlags;
-
-/// News that may wait. The control thread does nothing that lasts, so that the
-/// bound is met only by a burst; who meets it waits for a moment.
-const WAITING: usize = 1024;
 
 /// Something that happened to a guest.
 #[derive(Debug)]
@@ -42,14 +38,18 @@ pub(crate) struct RequestId {
 /// Tells the control thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Teller {
-    news: SyncSender<News>,
+    news: Sender<News>,
     wake: Arc<Wake>,
 }
 
 impl Teller {
     /// A way to tell, and the end where the control thread hears.
+    ///
+    /// The channel has no bound of its own, whose room would be taken in every
+    /// sandbox: news are bounded by what the control thread has ordered. A
+    /// container gives two, and one for each log file handed over; an exec one.
     pub(crate) fn new(wake: Arc<Wake>) -> (Self, Receiver<News>) {
-        let (news, heard) = mpsc::sync_channel(WAITING);
+        let (news, heard) = mpsc::channel();
         (Self { news, wake }, heard)
     }
 
