@@ -93,7 +93,8 @@ impl Local {
 
     /// Sends a JSON object, waits until it is carried out, and gives the answer.
     pub(crate) async fn post(&self, path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
-        let body = Full::from(serde_json::to_vec(body)?).map_err(|never| match never {}).boxed_unsync();
+        let body =
+            Full::from(serde_json::to_vec(body)?).map_err(|never| match never {}).boxed_unsync();
         self.send(Method::POST, path, body).await?.whole().await
     }
 }

@@ -64,7 +64,12 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Rmi(args) => commands::images::remove(args).await?,
             Command::Inspect(args) => commands::inspect::run(args).await?,
             Command::Completion { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "krustlet", &mut std::io::stdout());
+                clap_complete::generate(
+                    shell,
+                    &mut Cli::command(),
+                    "krustlet",
+                    &mut std::io::stdout(),
+                );
             }
         }
         Ok(ExitCode::SUCCESS)

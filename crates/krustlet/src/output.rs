@@ -55,7 +55,11 @@ pub(crate) fn bytes(count: u64) -> String {
         }
         (value, unit) = (value / 1024.0, next);
     }
-    if unit == "B" || value >= 10.0 { format!("{value:.0}{unit}") } else { format!("{value:.1}{unit}") }
+    if unit == "B" || value >= 10.0 {
+        format!("{value:.0}{unit}")
+    } else {
+        format!("{value:.1}{unit}")
+    }
 }
 
 /// Time spent, for progress lines.

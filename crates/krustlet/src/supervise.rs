@@ -24,11 +24,8 @@ struct Running {
 
 impl Supervisor {
     /// Starts a task. It must end soon after its token is cancelled.
-    pub(crate) fn start<F>(
-        &mut self,
-        name: &'static str,
-        run: impl FnOnce(CancellationToken) -> F,
-    ) where
+    pub(crate) fn start<F>(&mut self, name: &'static str, run: impl FnOnce(CancellationToken) -> F)
+    where
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = CancellationToken::new();

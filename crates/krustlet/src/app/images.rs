@@ -92,7 +92,8 @@ async fn inspect(State(images): State<Arc<Images>>, Query(named): Query<Named>) 
     match images.inspect(&named.reference).await {
         Some(image) => Json(ImageDetail::from(&image)).into_response(),
         None => {
-            let text = format!("no image {}; `krustlet images` lists what there is", named.reference);
+            let text =
+                format!("no image {}; `krustlet images` lists what there is", named.reference);
             (StatusCode::NOT_FOUND, text).into_response()
         }
     }

@@ -5,8 +5,8 @@
 
 mod api;
 pub(crate) mod core;
-pub(crate) mod node;
 pub(crate) mod images;
+pub(crate) mod node;
 pub(crate) mod pods;
 mod programs;
 pub(crate) mod queries;

@@ -8,9 +8,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::{
-    api::core::v1::ContainerImage, apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::{api::core::v1::ContainerImage, apimachinery::pkg::api::resource::Quantity};
 use krustlet_cluster::{
     self as cluster, Cluster, ConnectOptions, NodeConfig, NodeHealth,
     node::{Cadence, EvictionThresholds, Reserved, facts},
@@ -52,9 +50,9 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         Some(path) => config::read(path)?,
         None => serde_saphyr::from_str(KubeletConfiguration::EMPTY)?,
     };
-    file.validate()
-        .map_err(anyhow::Error::msg)
-        .with_context(|| format!("{:?} cannot be used", args.config.as_deref().unwrap_or(Path::new(""))))?;
+    file.validate().map_err(anyhow::Error::msg).with_context(|| {
+        format!("{:?} cannot be used", args.config.as_deref().unwrap_or(Path::new("")))
+    })?;
     let root = Root::new(args.root.root_dir.clone());
     let settings = node::settings(&args, file, &root)?;
     root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
@@ -97,8 +95,7 @@ async fn wire(
 
     let machine = facts::machine(root.path())?;
     let config = node_config(settings, root)?;
-    let (node, task) =
-        cluster::node::node(&cluster, config, machine, is_healthy, events.clone());
+    let (node, task) = cluster::node::node(&cluster, config, machine, is_healthy, events.clone());
     core.supervisor.start("node", |stop| task.run(stop));
     let lease = cluster::lease::lease(&cluster, &settings.name, node.clone());
     core.supervisor.start("lease", |stop| lease.run(stop));

@@ -76,7 +76,8 @@ pub(crate) struct SetsTask {
 
 /// The pods that the cluster wants here.
 pub(crate) fn wanted(sets: watch::Receiver<PodSet>) -> (watch::Receiver<WantedPods>, SetsTask) {
-    let (wanted, shown) = watch::channel(WantedPods { synced: false, pods: Arc::new(BTreeMap::new()) });
+    let (wanted, shown) =
+        watch::channel(WantedPods { synced: false, pods: Arc::new(BTreeMap::new()) });
     (shown, SetsTask { sets, wanted })
 }
 

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{PodKey, PodUid};
-use krustlet_pod::{
-    AskError, ContainerView, PodView, Pods,
-    outside::ExecStreams,
-};
+use krustlet_pod::{AskError, ContainerView, PodView, Pods, outside::ExecStreams};
 use krustlet_server::{
     ContainerUsage, ExecFailure, ExecRequest, LogSource, NotFound, PodQueries, StopFailure,
 };

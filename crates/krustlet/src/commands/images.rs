@@ -120,7 +120,8 @@ async fn ask_bytes(
 async fn here(store: &Images, method: Method, path: &str) -> Result<Vec<u8>> {
     use tower::ServiceExt as _;
 
-    let request = http::Request::builder().method(method).uri(path).body(axum::body::Body::empty())?;
+    let request =
+        http::Request::builder().method(method).uri(path).body(axum::body::Body::empty())?;
     let Ok(response) = images::router(store.clone()).oneshot(request).await;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), client::MAX_ANSWER).await?;

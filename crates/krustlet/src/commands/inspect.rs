@@ -14,9 +14,10 @@ pub(crate) async fn run(args: InspectArgs) -> Result<()> {
     let text = match pod {
         Some(pod) => serde_json::to_string_pretty(pod)?,
         None => {
-            let image = super::images::inspect(args.root, &args.target).await.with_context(|| {
-                format!("no pod {}/{} and no such image", args.namespace, args.target)
-            })?;
+            let image =
+                super::images::inspect(args.root, &args.target).await.with_context(|| {
+                    format!("no pod {}/{} and no such image", args.namespace, args.target)
+                })?;
             serde_json::to_string_pretty(&image)?
         }
     };

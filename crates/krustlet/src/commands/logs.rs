@@ -17,11 +17,9 @@ pub(crate) async fn run(args: LogsArgs) -> Result<()> {
     let (namespace, name) = (args.pod.namespace.as_str(), args.pod.name.as_str());
     let container = super::container(&local, namespace, name, args.container).await?;
     let mut query = url::form_urlencoded::Serializer::new(String::new());
-    for (flag, set) in [
-        ("follow", args.follow),
-        ("previous", args.previous),
-        ("timestamps", args.timestamps),
-    ] {
+    for (flag, set) in
+        [("follow", args.follow), ("previous", args.previous), ("timestamps", args.timestamps)]
+    {
         if set {
             query.append_pair(flag, "true");
         }

@@ -16,8 +16,7 @@ pub(crate) async fn run(args: PsArgs) -> Result<()> {
     let now = Timestamp::now();
     let rows: Vec<_> =
         pods.iter().filter(|pod| args.all || !has_ended(pod)).map(|pod| row(pod, now)).collect();
-    let text =
-        output::table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"], &rows);
+    let text = output::table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"], &rows);
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
@@ -114,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_row_counts_ready_containers_and_restarts() {
-        let status = json!({"phase": "Running", "containerStatuses": [container(json!({"running": {}}))]});
+        let status =
+            json!({"phase": "Running", "containerStatuses": [container(json!({"running": {}}))]});
         let row = row(&pod(status), Timestamp::now());
         assert_eq!(row, ["default", "web", "0/1", "Running", "2", "0s"]);
     }

@@ -126,7 +126,9 @@ impl KubeletConfiguration {
     ///
     /// A sentence that names the field, the value and what would do.
     pub(crate) fn validate(&self) -> Result<(), String> {
-        if self.api_version != "kubelet.config.k8s.io/v1beta1" || self.kind != "KubeletConfiguration" {
+        if self.api_version != "kubelet.config.k8s.io/v1beta1"
+            || self.kind != "KubeletConfiguration"
+        {
             return Err(format!(
                 "it is a {} {}; a kubelet.config.k8s.io/v1beta1 KubeletConfiguration is wanted",
                 self.api_version, self.kind
@@ -134,7 +136,10 @@ impl KubeletConfiguration {
         }
         let refuse = |field: &str, why: &str| Err(format!("{field}: {why}"));
         if self.authentication.anonymous.enabled == Some(true) {
-            return refuse("authentication.anonymous.enabled", "anonymous access is never granted; remove it");
+            return refuse(
+                "authentication.anonymous.enabled",
+                "anonymous access is never granted; remove it",
+            );
         }
         if self.authentication.webhook.enabled == Some(false) {
             return refuse("authentication.webhook.enabled", "cannot be turned off; remove it");

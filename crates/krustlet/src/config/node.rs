@@ -68,7 +68,11 @@ pub(crate) struct NodeSettings {
 /// # Errors
 ///
 /// Names the flag or field at fault and what would do.
-pub(crate) fn settings(args: &NodeArgs, file: KubeletConfiguration, root: &Root) -> Result<NodeSettings> {
+pub(crate) fn settings(
+    args: &NodeArgs,
+    file: KubeletConfiguration,
+    root: &Root,
+) -> Result<NodeSettings> {
     let name = match &args.hostname_override {
         Some(name) => name.clone(),
         None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),

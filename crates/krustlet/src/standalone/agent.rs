@@ -50,7 +50,11 @@ impl Agent {
     /// # Errors
     ///
     /// Names the directory or process that is at fault.
-    pub(super) async fn start(root: Root, lock: RootLock, registry_config: Option<&Path>) -> Result<Self> {
+    pub(super) async fn start(
+        root: Root,
+        lock: RootLock,
+        registry_config: Option<&Path>,
+    ) -> Result<Self> {
         let registries = registries::rules(registry_config)?;
         let mut core = Core::open(CoreConfig {
             root: root.clone(),
@@ -112,8 +116,7 @@ impl Agent {
 /// The node that downward APIs read from.
 fn this_machine() -> Node {
     let mut node = Node::default();
-    node.metadata.name =
-        Some(rustix::system::uname().nodename().to_string_lossy().to_lowercase());
+    node.metadata.name = Some(rustix::system::uname().nodename().to_string_lossy().to_lowercase());
     node
 }
 

@@ -64,7 +64,12 @@ async fn apply(
 /// assembled first: only here, for files of the machine's own user.
 async fn import(images: &Images, image: &SuppliedImage) -> Result<(), String> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
-        format!("{} cannot supply image {}: {}", image.path.display(), image.reference, Chain(error))
+        format!(
+            "{} cannot supply image {}: {}",
+            image.path.display(),
+            image.reference,
+            Chain(error)
+        )
     };
     let assembled = if image.path.extension().is_some_and(|extension| extension == "wat") {
         let path = image.path.clone();
@@ -91,26 +96,29 @@ fn assemble(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 async fn watch(State(standalone): State<Arc<Standalone>>) -> Response {
     let (pods, news) = standalone.world.watch();
     let first = pods.into_iter().map(News::Pod).collect();
-    let lines = stream::unfold((first, news, standalone), |(mut waiting, mut news, standalone)| async move {
-        let next: News = if let Some(next) = Vec::pop(&mut waiting) {
-            next
-        } else {
-            match news.recv().await {
-                Ok(next) => next,
-                // Too slow: shown everything anew, as a watch that is relisted.
-                Err(broadcast::error::RecvError::Lagged(_)) => {
-                    let (pods, fresh) = standalone.world.watch();
-                    (waiting, news) = (pods.into_iter().map(News::Pod).collect(), fresh);
-                    return Some((Ok(Bytes::new()), (waiting, news, standalone)));
+    let lines = stream::unfold(
+        (first, news, standalone),
+        |(mut waiting, mut news, standalone)| async move {
+            let next: News = if let Some(next) = Vec::pop(&mut waiting) {
+                next
+            } else {
+                match news.recv().await {
+                    Ok(next) => next,
+                    // Too slow: shown everything anew, as a watch that is relisted.
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        let (pods, fresh) = standalone.world.watch();
+                        (waiting, news) = (pods.into_iter().map(News::Pod).collect(), fresh);
+                        return Some((Ok(Bytes::new()), (waiting, news, standalone)));
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return None,
                 }
-                Err(broadcast::error::RecvError::Closed) => return None,
+            };
+            let mut line = serde_json::to_vec(&next).map_err(io::Error::other);
+            if let Ok(line) = &mut line {
+                line.push(b'\n');
             }
-        };
-        let mut line = serde_json::to_vec(&next).map_err(io::Error::other);
-        if let Ok(line) = &mut line {
-            line.push(b'\n');
-        }
-        Some((line.map(Bytes::from), (waiting, news, standalone)))
-    });
+            Some((line.map(Bytes::from), (waiting, news, standalone)))
+        },
+    );
     Body::from_stream(lines).into_response()
 }

@@ -157,7 +157,10 @@ mod tests {
             (json!({"containers": []}), "at least one"),
             (json!({"containers": [{"name": "App", "image": "a"}]}), "DNS label"),
             (json!({"containers": [{"name": "app"}]}), "no image"),
-            (json!({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": "x"}]}), "two containers"),
+            (
+                json!({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": "x"}]}),
+                "two containers",
+            ),
         ] {
             let error = defaulted(spec).unwrap_err();
             assert!(error.contains(why), "{error}");

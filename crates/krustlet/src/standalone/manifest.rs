@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -55,7 +55,9 @@ pub(crate) enum ManifestError {
     Yaml { path: PathBuf, why: String },
     #[error("{path}, document {document}: {why}")]
     Document { path: PathBuf, document: usize, why: String },
-    #[error("{path} holds no pod: `krustlet run` takes manifests of kind Pod, with the ConfigMaps and Secrets they use")]
+    #[error(
+        "{path} holds no pod: `krustlet run` takes manifests of kind Pod, with the ConfigMaps and Secrets they use"
+    )]
     NoPod { path: PathBuf },
 }
 
@@ -83,8 +85,9 @@ impl Bundle {
             return Err(ManifestError::TooLarge { path: path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
-            .map_err(|error| ManifestError::Yaml { path: path.to_owned(), why: error.to_string() })?;
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text).map_err(|error| {
+            ManifestError::Yaml { path: path.to_owned(), why: error.to_string() }
+        })?;
         for (index, document) in documents.into_iter().enumerate() {
             self.add(document).map_err(|why| ManifestError::Document {
                 path: path.to_owned(),
@@ -136,15 +139,34 @@ impl Bundle {
 
     /// Finds a file beside the manifest for each image that has one.
     fn supply_images(&mut self, directory: &Path) {
-        for reference in self.pods.iter().flat_map(images_of) {
-            if self.images.iter().any(|image| image.reference == reference) {
-                continue;
-            }
+        let mut references: Vec<_> = self.pods.iter().flat_map(images_of).collect();
+        references.sort();
+        references.dedup();
+        for reference in references {
             if let Some(path) = beside(directory, &reference) {
-                self.images.push(SuppliedImage { reference, path });
+                self.supply(SuppliedImage { reference, path });
             }
         }
     }
+
+    /// Has a file supply an image; no registry is asked for it any more,
+    /// whatever the pods' pull policy.
+    pub(super) fn supply(&mut self, image: SuppliedImage) {
+        for container in self.pods.iter_mut().flat_map(containers_of) {
+            if container.image.as_ref() == Some(&image.reference) {
+                container.image_pull_policy = Some("Never".into());
+            }
+        }
+        self.images.retain(|known| known.reference != image.reference);
+        self.images.push(image);
+    }
+}
+
+/// All containers of a pod.
+fn containers_of(pod: &mut Pod) -> impl Iterator<Item = &mut Container> {
+    pod.spec
+        .iter_mut()
+        .flat_map(|spec| spec.init_containers.iter_mut().flatten().chain(&mut spec.containers))
 }
 
 /// The images a pod names.
@@ -207,11 +229,11 @@ fn unknown_field(given: &Value, known: &Value, path: String) -> Option<String> {
                 None => Some(path),
             }
         }),
-        (Value::Array(given), Value::Array(known)) => given
-            .iter()
-            .zip(known)
-            .enumerate()
-            .find_map(|(index, (given, known))| unknown_field(given, known, format!("{path}[{index}]"))),
+        (Value::Array(given), Value::Array(known)) => {
+            given.iter().zip(known).enumerate().find_map(|(index, (given, known))| {
+                unknown_field(given, known, format!("{path}[{index}]"))
+            })
+        }
         _ => None,
     }
 }
@@ -272,6 +294,20 @@ mod tests {
     fn broken_yaml_is_an_error_with_a_place() {
         let error = bundle("a: [1,\nb: }").unwrap_err();
         assert!(error.to_string().contains("not valid YAML"), "{error}");
+    }
+
+    #[test]
+    fn no_registry_is_asked_for_an_image_that_a_file_supplies() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pod.yaml");
+        std::fs::write(&path, POD).unwrap();
+        let policy = || {
+            let pod = Bundle::read(&path).unwrap().pods.remove(0);
+            pod.spec.unwrap().containers.remove(0).image_pull_policy.unwrap()
+        };
+        assert_eq!(policy(), "Always");
+        std::fs::write(directory.path().join("hello.wat"), "").unwrap();
+        assert_eq!(policy(), "Never");
     }
 
     #[test]

@@ -198,8 +198,7 @@ async fn print_log(
     mut prefixer: Prefixer,
 ) -> Result<()> {
     let path = client::path(&["logs", &pod.namespace, &pod.name, &container]);
-    let mut log =
-        local.send(Method::GET, &format!("{path}?follow=true"), client::empty()).await?;
+    let mut log = local.send(Method::GET, &format!("{path}?follow=true"), client::empty()).await?;
     while let Some(piece) = log.piece().await? {
         let mut stdout = io::stdout().lock();
         stdout.write_all(&prefixer.apply(&piece))?;

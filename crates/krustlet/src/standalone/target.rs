@@ -45,7 +45,7 @@ fn program(path: &Path, args: Vec<String>) -> Result<Bundle> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("program");
     let reference = format!("localhost/{}:latest", label(stem));
     let mut bundle = single(label(stem), reference.clone(), args)?;
-    bundle.images.push(SuppliedImage { reference, path });
+    bundle.supply(SuppliedImage { reference, path });
     Ok(bundle)
 }
 

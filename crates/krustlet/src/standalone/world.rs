@@ -177,8 +177,7 @@ impl World {
     /// only shorten the grace period. None if there is no such pod.
     fn mark_deleted(&self, key: &PodKey, grace: Option<Duration>) -> Option<PodUid> {
         let mut state = self.state();
-        let (uid, pod) =
-            state.pods.iter_mut().find(|(_, pod)| key_of(&pod.metadata) == *key)?;
+        let (uid, pod) = state.pods.iter_mut().find(|(_, pod)| key_of(&pod.metadata) == *key)?;
         let own = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
         let asked = grace.map(|grace| i64::try_from(grace.as_secs()).unwrap_or(i64::MAX));
         let seconds = asked.or(own).unwrap_or(30);
