@@ -46,3 +46,6 @@ pub use outside::Outside;
 pub use pods::{OpenError, PodsTask, WantedPods, open};
 pub use users::UserRange;
 pub use view::{ContainerView, PodView};
+
+#[cfg(test)]
+mod tests;

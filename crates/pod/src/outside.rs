@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind};
-use krustlet_protocol::{ExecOutcome, Failure, StatsReport};
+use krustlet_protocol::{ExecOutcome, Failure, StatsReport, connection::CallError};
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, PodEvent, PodEvents, PodSandbox, PodUser,
 };
@@ -48,8 +48,19 @@ impl fmt::Debug for Outside {
 pub struct Refused {
     /// The error and its causes.
     pub message: String,
-    /// Whether the agent is stopping, so that nothing is to be made of it.
-    pub is_stopping: bool,
+    /// What is to be made of it.
+    pub why: Why,
+}
+
+/// What is to be made of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The agent is stopping: nothing.
+    Stopping,
+    /// The sandbox is dead: nothing, for its pod is told so by an event.
+    Died,
+    /// Anything else: it concerns what was asked.
+    Failed,
 }
 
 /// The verbs of the CRI. What each promises is said at `krustlet_runtime::Runtime`.
@@ -110,7 +121,15 @@ impl From<RuntimeError> for Refused {
             RuntimeError::Refused(Failure::Unlinkable { message }) => message.clone(),
             other => Chain(other).to_string(),
         };
-        Self { message, is_stopping: matches!(error, RuntimeError::Stopping) }
+        let is_dead = matches!(error, RuntimeError::Died | RuntimeError::Call(CallError::Gone));
+        let why = if matches!(error, RuntimeError::Stopping) {
+            Why::Stopping
+        } else if is_dead {
+            Why::Died
+        } else {
+            Why::Failed
+        };
+        Self { message, why }
     }
 }
 

@@ -70,6 +70,9 @@ pub struct PodsTask {
     entries: BTreeMap<PodUid, Entry>,
     /// Pods whose checkpoints cannot be read: whether they have run is unknown.
     damaged: BTreeSet<PodUid>,
+    /// Pods of which nothing is left here, but which the source still has: it
+    /// was told, or others have reasons to keep them (finalizers).
+    gone: BTreeSet<PodUid>,
     /// What was left without a checkpoint, and is removed first.
     strays: BTreeSet<PodUid>,
     workers: JoinSet<End>,
@@ -122,6 +125,7 @@ pub async fn open(
         commands: received,
         entries: BTreeMap::new(),
         damaged: BTreeSet::new(),
+        gone: BTreeSet::new(),
         strays: BTreeSet::new(),
         workers: JoinSet::new(),
         uids: HashMap::new(),
@@ -239,8 +243,10 @@ impl PodsTask {
         if wanted.synced {
             self.forget_damaged(&wanted);
         }
+        self.gone.retain(|uid| wanted.pods.contains_key(uid));
+        let is_new = |uid: &PodUid| !self.entries.contains_key(uid) && !self.gone.contains(uid);
         let mut new: Vec<(&PodUid, &Arc<Pod>)> =
-            wanted.pods.iter().filter(|(uid, _)| !self.entries.contains_key(*uid)).collect();
+            wanted.pods.iter().filter(|(uid, _)| is_new(uid)).collect();
         // Kubelet's order after a restart; the uid makes it the same each time.
         new.sort_by_key(|(uid, pod)| (pod.metadata.creation_timestamp.clone(), *uid));
         for (uid, pod) in new {
@@ -360,6 +366,7 @@ impl PodsTask {
                 self.damaged.remove(&uid);
                 self.entries.remove(&uid);
                 self.context.views.remove(&uid);
+                self.gone.insert(uid);
             }
             Ok((_, End::Stopped)) => {}
             Err(error) => self.take_panic(&uid, &error),

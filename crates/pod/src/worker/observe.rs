@@ -12,7 +12,7 @@ use crate::{
     containers::{After, terminated},
     decide::Phase,
     launch::{LaunchError, Launched},
-    outside::{DeleteFailure, EventType, PodEvent, PodEvents, Refused},
+    outside::{DeleteFailure, EventType, PodEvent, PodEvents, Refused, Why},
     pulls::{self, ImageAnswer},
     setup::SetUpError,
     words::{self, waiting},
@@ -129,7 +129,9 @@ impl Worker {
                 self.sandbox = Sandbox::Up;
                 self.sandbox_failures = 0;
             }
-            Err(refused) if refused.is_stopping => self.sandbox = Sandbox::None { from: later() },
+            Err(refused) if refused.why == Why::Stopping => {
+                self.sandbox = Sandbox::None { from: later() }
+            }
             Err(refused) => {
                 let message = format!("Failed to create pod sandbox: {refused}");
                 self.tell(EventType::Warning, words::FAILED_SANDBOX, message);
@@ -250,16 +252,22 @@ impl Worker {
                     self.enter_saved();
                 }
             }
-            Err(LaunchError::Sandbox(refused)) if refused.is_stopping => {}
+            Err(LaunchError::Sandbox(Refused { why: Why::Stopping, .. })) => {}
+            // It has not run; what follows comes with the event.
+            Err(LaunchError::Sandbox(Refused { why: Why::Died, .. })) => {
+                self.slots[index].undo_launch();
+            }
             Err(error) => self.launch_failed(index, error.reason(), &error.text()),
         }
     }
 
     fn started(&mut self, index: usize, id: &ContainerId, result: Result<(), Refused>) {
         let Err(refused) = result else { return };
-        // The end of one whose sandbox died comes as an event.
-        if refused.is_stopping || self.slots[index].live() != Some(id) {
-            return;
+        match refused.why {
+            // The end of one whose sandbox died comes as an event.
+            Why::Stopping | Why::Died => return,
+            Why::Failed if self.slots[index].live() != Some(id) => return,
+            Why::Failed => {}
         }
         let message = refused.to_string();
         self.tell_of(index, EventType::Warning, words::FAILED, words::error(&message));
@@ -274,7 +282,7 @@ impl Worker {
 
     fn stop_asked(&mut self, index: usize, id: &ContainerId, result: Result<(), Refused>) {
         let Err(refused) = result else { return };
-        if !refused.is_stopping && self.slots[index].live() == Some(id) {
+        if refused.why == Why::Failed && self.slots[index].live() == Some(id) {
             // It is ended with its sandbox when its time is over.
             tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
         }

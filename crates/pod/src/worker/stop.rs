@@ -45,9 +45,11 @@ impl Worker {
     /// Stops what runs: what is to be stopped first, first.
     pub(super) fn stop_all(&mut self, grace: Grace, now: Instant) {
         let until = now + grace.duration();
-        let until = self.stop_by.map_or(until, |by| by.min(until)).max(now);
-        self.stop_by = Some(until);
-        self.kill_at = Some(until.max(now + LEAST_GRACE) + KILL_AFTER);
+        let until = self.stop_by.map_or(until, |by| by.min(until));
+        if self.stop_by != Some(until) {
+            self.stop_by = Some(until);
+            self.kill_at = Some(until.max(now + LEAST_GRACE) + KILL_AFTER);
+        }
         for index in order::to_stop(&self.standings(now)) {
             let slot = &mut self.slots[index];
             let Run::Entered { id, stop_by } = &mut slot.run else { continue };
@@ -62,6 +64,9 @@ impl Worker {
                 self.context.outside.runtime.stop_container(self.uid.clone(), id.clone(), left);
             self.jobs.spawn(async move { Done::Stopped { index, id, result: asked.await } });
             if is_first {
+                // Sidecars are asked later than the others, and get their least.
+                let least = now + LEAST_GRACE + KILL_AFTER;
+                self.kill_at = self.kill_at.max(Some(least));
                 let message = words::stopping(slot.seen.name.as_str());
                 self.tell_of(index, EventType::Normal, words::KILLING, message);
             }
@@ -75,7 +80,6 @@ impl Worker {
 
     fn is_overdue(&self, now: Instant) -> bool {
         self.kill_at.is_some_and(|at| at <= now)
-            // Sidecars were asked later than the others, and get their least.
             && self.slots.iter().any(|slot| matches!(slot.run, Run::Entered { .. }))
     }
 

@@ -1,0 +1,8 @@
+//! Pods with paused time, real files, and stand-ins for what is outside.
+
+mod bed;
+mod restarts;
+mod rules;
+mod start;
+mod stop;
+mod survival;

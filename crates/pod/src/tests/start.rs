@@ -1,0 +1,245 @@
+//! How pods begin.
+
+use serde_json::json;
+
+use super::bed::{Bed, Call, Guest, is_ready, key, main_of, one, pod, waits};
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_becomes_ready_and_is_reported_once() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Always"));
+    let status = bed.until_phase("u", "Running").await;
+    assert!(is_ready(&status));
+    assert_eq!(main_of(&status).image_id, "web:1@sha256:00");
+    assert_eq!(status.pod_ip.as_deref(), Some("127.0.0.1"));
+    let expected = [Call::Sandbox, Call::Create("main".to_owned()), Call::Start("main".to_owned())];
+    assert_eq!(bed.calls(), expected);
+
+    bed.shared.with(|world| {
+        assert_eq!(world.statuses["u"].len(), 1, "it ran before there was anything to say");
+        let reasons: Vec<_> = world.events.iter().map(|(reason, _)| reason.as_str()).collect();
+        assert_eq!(reasons, ["Pulled", "Created", "Started"]);
+        let spec = &world.launches[0];
+        assert_eq!(spec.args, ["main"]);
+        assert!(spec.env.contains(&("HOSTNAME".to_owned(), "p".to_owned())), "{:?}", spec.env);
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn containers_start_in_their_order() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| {
+        world.guests.insert("first".to_owned(), Guest::Exits(0));
+        world.guests.insert("second".to_owned(), Guest::Silent);
+    });
+    bed.put(pod(json!({
+        "initContainers": [
+            {"name": "first", "image": "i:1"},
+            {"name": "side", "image": "i:1", "restartPolicy": "Always"},
+            {"name": "second", "image": "i:1"},
+        ],
+        "containers": [{"name": "a", "image": "i:1"}, {"name": "b", "image": "i:1"}],
+    })));
+    bed.until("second is entered", |world| world.count(&Call::Start("second".to_owned())) == 1)
+        .await;
+    let status =
+        bed.until_status("u", "pending", |status| status.phase.as_deref() == Some("Pending")).await;
+    assert_eq!(waits(&status), Some("PodInitializing"));
+    bed.shared.exit("u", "second", 0);
+    bed.until_phase("u", "Running").await;
+
+    let starts: Vec<_> = bed
+        .calls()
+        .into_iter()
+        .filter_map(|call| if let Call::Start(name) = call { Some(name) } else { None })
+        .collect();
+    assert_eq!(starts[..3], ["first", "side", "second"]);
+    assert_eq!(starts.len(), 5);
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_config_map_mends() {
+    let mut bed = Bed::new().await;
+    let mut with_env = one("Always");
+    with_env["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "settings"}}]);
+    bed.put(with_env);
+    let status = bed
+        .until_status("u", "it waits", |status| waits(status) == Some("CreateContainerConfigError"))
+        .await;
+    let waiting = main_of(&status).state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.message.as_deref(), Some("configmap \"settings\" not found"));
+    assert_eq!(main_of(&status).restart_count, 0);
+    bed.shared.with(|world| {
+        let message = "Error: configmap \"settings\" not found".to_owned();
+        assert!(world.events.contains(&("Failed".to_owned(), message)), "{:?}", world.events);
+        let map = serde_json::from_value(json!({"data": {"A": "1"}})).unwrap();
+        world.config_maps.insert("settings".to_owned(), map);
+    });
+    let status = bed.until_phase("u", "Running").await;
+    assert_eq!(main_of(&status).restart_count, 0);
+    bed.shared.with(|world| {
+        assert!(world.launches[0].env.contains(&("A".to_owned(), "1".to_owned())));
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_there_before_its_container_and_follows_its_source() {
+    let mut bed = Bed::new().await;
+    bed.put(pod(json!({
+        "volumes": [{"name": "v", "configMap": {"name": "settings"}}],
+        "containers": [{"name": "main", "image": "web:1",
+            "volumeMounts": [{"name": "v", "mountPath": "/etc/v"}]}],
+    })));
+    bed.until("it is told", |world| world.has_event("FailedMount")).await;
+    let status = bed.until_phase("u", "Pending").await;
+    assert_eq!(waits(&status), Some("ContainerCreating"));
+    bed.shared.with(|world| {
+        assert!(world.launches.is_empty());
+        let map = serde_json::from_value(json!({"data": {"A": "1"}})).unwrap();
+        world.config_maps.insert("settings".to_owned(), map);
+    });
+    bed.until_phase("u", "Running").await;
+    let preopen = bed.shared.with(|world| world.launches[0].preopens[0].clone());
+    assert_eq!((preopen.guest_path.as_str(), preopen.writable), ("/etc/v", false));
+    let file = bed.home.path().join("pods/u/volumes/v/A");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "1");
+
+    bed.shared.with(|world| {
+        let map = serde_json::from_value(json!({"data": {"A": "2"}})).unwrap();
+        world.config_maps.insert("settings".to_owned(), map);
+    });
+    // The refresh is a timer of the task; time goes on by itself.
+    let changed = async {
+        while std::fs::read_to_string(&file).unwrap() != "2" {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(90), changed).await.unwrap();
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_guest_gets_the_only_listener_of_its_port() {
+    let mut bed = Bed::new().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    bed.put(pod(json!({"containers": [
+        {"name": "main", "image": "http", "ports": [{"containerPort": port}]},
+    ]})));
+    let status = bed
+        .until_status("u", "the port is told", |status| {
+            waits(status) == Some("CreateContainerError")
+        })
+        .await;
+    let waiting = main_of(&status).state.as_ref().unwrap().waiting.clone().unwrap();
+    let message = waiting.message.unwrap();
+    assert!(message.contains(&format!("port {port} of 127.0.0.1 is in use")), "{message}");
+    drop(free);
+    bed.until_phase("u", "Running").await;
+    assert_eq!(bed.shared.with(|world| world.launches[0].listeners), 1);
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_cannot_be_had_backs_off() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.missing.insert("web:1".to_owned(), "ErrImagePull"));
+    bed.put(one("Always"));
+    bed.until_status("u", "the error", |status| waits(status) == Some("ErrImagePull")).await;
+    let status = bed
+        .until_status("u", "the back-off", |status| waits(status) == Some("ImagePullBackOff"))
+        .await;
+    let waiting = main_of(&status).state.as_ref().unwrap().waiting.clone().unwrap();
+    assert_eq!(
+        waiting.message.as_deref(),
+        Some("Back-off pulling image \"web:1\": ErrImagePull: no such host"),
+    );
+    bed.until("it was tried four times", |world| world.asked.len() == 4).await;
+    bed.shared.with(|world| {
+        let seconds: Vec<_> = world
+            .asked
+            .windows(2)
+            .map(|pair| pair[1].0.duration_since(pair[0].0).as_secs())
+            .collect();
+        assert_eq!(seconds, [10, 20, 40]);
+        world.missing.clear();
+    });
+    bed.until_phase("u", "Running").await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_cannot_be_entered_says_why() {
+    let mut bed = Bed::new().await;
+    bed.put(pod(json!({"containers": [{"name": "main", "image": "other"}]})));
+    let status = bed
+        .until_status("u", "it waits", |status| waits(status) == Some("CreateContainerError"))
+        .await;
+    let waiting = main_of(&status).state.as_ref().unwrap().waiting.clone().unwrap();
+    assert!(waiting.message.unwrap().contains("wasi:cli/run"));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_cannot_be_made_is_tried_again() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.refuse_sandboxes = 3);
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    bed.shared.with(|world| {
+        let message = "Failed to create pod sandbox: no zygote".to_owned();
+        assert!(world.events.contains(&("FailedCreatePodSandBox".to_owned(), message)));
+        assert_eq!(world.count(&Call::Sandbox), 4);
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_pod_fails_and_runs_nothing() {
+    let mut bed = Bed::new().await;
+    let mut large = one("Always");
+    large["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "5"}});
+    bed.put(large);
+    let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    assert!(status.message.unwrap().starts_with("Pod was rejected: "));
+    assert!(bed.calls().is_empty());
+    assert!(bed.shared.with(|world| world.has_event("OutOfcpu")));
+
+    bed.delete("u", 0);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_handle_shows_pods_and_runs_programs() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    let view = bed.pods.get(&key()).unwrap();
+    let container = view.container(None).unwrap();
+    assert!(container.is_running && !container.ended.is_cancelled());
+    assert!(container.log.as_ref().unwrap().ends_with("logs/n_p_u/main/0.log"));
+    assert_eq!(container.previous_log, None);
+
+    let null = || std::fs::File::open("/dev/null").unwrap().into();
+    let streams = || crate::outside::ExecStreams { stdin: null(), stdout: null(), stderr: null() };
+    let outcome = bed.pods.exec(&key(), None, vec!["x".to_owned()], streams()).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.message.as_str()), (7, "x"));
+    let error = bed.pods.exec(&key(), Some("none"), vec![], streams()).await.unwrap_err();
+    assert_eq!(error.to_string(), "pod n/p has no container \"none\"");
+    assert_eq!(bed.pods.stats(&key()).await.unwrap()[0].1.memory_bytes, 5);
+
+    bed.pods.stop(&key(), None).await.unwrap();
+    let view = bed.pods.get(&key()).unwrap();
+    assert!(view.is_over && view.container(None).unwrap().ended.is_cancelled());
+    let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(
+        main_of(&status).state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
+        143
+    );
+    bed.stop().await;
+}
