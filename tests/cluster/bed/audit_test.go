@@ -27,6 +27,25 @@ func TestOnlyRefusedRequestsOfTheUsersAreFound(t *testing.T) {
 	}
 }
 
+const lagLog = `{"verb":"create","requestURI":"/token","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"no relationship found between node 'n' and this object"}}
+{"verb":"create","requestURI":"/other","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"no relationship found between node 'n' and this object"}}
+{"verb":"create","requestURI":"/right","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"cannot create"}}
+{"verb":"create","requestURI":"/events","user":{"username":"n"},"responseStatus":{"code":403},"annotations":{"authorization.k8s.io/decision":"allow"}}
+{"verb":"create","requestURI":"/token","requestReceivedTimestamp":"2026-11-24T03:00:01Z","user":{"username":"n"},"responseStatus":{"code":201}}
+{"verb":"create","requestURI":"/right","requestReceivedTimestamp":"2026-11-24T03:00:01Z","user":{"username":"n"},"responseStatus":{"code":201}}
+{"verb":"create","requestURI":"/other","requestReceivedTimestamp":"2026-11-24T03:00:20Z","user":{"username":"n"},"responseStatus":{"code":201}}
+`
+
+func TestARefusalThatIsTakenBackAtOnceOrIsNotAboutRightsDoesNotCount(t *testing.T) {
+	found, err := refused(strings.NewReader(lagLog), []string{"n"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 2 || found[0].URI != "/other" || found[1].URI != "/right" {
+		t.Errorf("got %v", found)
+	}
+}
+
 func TestALineThatIsNoRequestIsAnError(t *testing.T) {
 	if found, err := refused(strings.NewReader("nonsense\n"), nil, nil); err == nil {
 		t.Errorf("got %v", found)
