@@ -1,5 +1,7 @@
 //! The HTTPS listener as its clients see it: who is let in, and what they read.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};

@@ -6,7 +6,7 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use krustlet_compiler::{Artifacts, ArtifactsConfig, CompileLimits};
 use krustlet_image::{Images, ImagesConfig, PullLimits, RegistryRules};
-use krustlet_runtime::{Adopted, Runtime, RuntimeConfig};
+use krustlet_runtime::{Adopted, Handover, Runtime, RuntimeConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::programs::LocalPrograms;
@@ -45,6 +45,8 @@ pub(crate) struct CoreConfig {
     pub(crate) registries: RegistryRules,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
+    /// Log files of one container, at least 2.
+    pub(crate) log_files: usize,
 }
 
 impl Core {
@@ -54,10 +56,18 @@ impl Core {
     ///
     /// Names the directory or process that is at fault.
     pub(crate) async fn open(config: CoreConfig) -> Result<Self> {
-        let CoreConfig { root, lock, registries, parallel_pulls } = config;
+        let CoreConfig { root, lock, registries, parallel_pulls, log_files } = config;
         let mut supervisor = Supervisor::default();
         // The zygote comes first: nothing secret has been read yet.
-        let zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
+        let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
+        zygote.log_files = log_files;
+        if !rustix::process::geteuid().is_root() {
+            tracing::warn!(
+                "not root: a program that breaks out of WebAssembly is not kept from the files \
+                 beside those that were handed to it"
+            );
+            zygote.handover = Handover::Plain;
+        }
         let (runtime, task, adopted) =
             krustlet_runtime::open(zygote).await.context("cannot start the sandboxes")?;
         supervisor.start("runtime", |stop| task.run(stop));

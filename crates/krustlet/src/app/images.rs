@@ -89,14 +89,11 @@ async fn pull(State(images): State<Arc<Images>>, Query(named): Query<Named>) -> 
 }
 
 async fn inspect(State(images): State<Arc<Images>>, Query(named): Query<Named>) -> Response {
-    match images.inspect(&named.reference).await {
-        Some(image) => Json(ImageDetail::from(&image)).into_response(),
-        None => {
-            let text =
-                format!("no image {}; `krustlet images` lists what there is", named.reference);
-            (StatusCode::NOT_FOUND, text).into_response()
-        }
+    if let Some(image) = images.inspect(&named.reference).await {
+        return Json(ImageDetail::from(&image)).into_response();
     }
+    let text = format!("no image {}; `krustlet images` lists what there is", named.reference);
+    (StatusCode::NOT_FOUND, text).into_response()
 }
 
 impl From<ImageSummary> for ImageLine {

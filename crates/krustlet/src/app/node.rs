@@ -50,8 +50,9 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         Some(path) => config::read(path)?,
         None => serde_saphyr::from_str(KubeletConfiguration::EMPTY)?,
     };
-    file.validate().map_err(anyhow::Error::msg).with_context(|| {
-        format!("{:?} cannot be used", args.config.as_deref().unwrap_or(Path::new("")))
+    file.validate().map_err(anyhow::Error::msg).with_context(|| match &args.config {
+        Some(path) => format!("{} cannot be used", path.display()),
+        None => "the default configuration cannot be used".to_owned(),
     })?;
     let root = Root::new(args.root.root_dir.clone());
     let settings = node::settings(&args, file, &root)?;
@@ -66,6 +67,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         lock,
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         parallel_pulls: settings.parallel_pulls,
+        log_files: settings.log_max_files,
     })
     .await?;
     let core = wire(core, &args.kubeconfig, &root, &settings).await?;

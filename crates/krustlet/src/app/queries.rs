@@ -91,8 +91,8 @@ impl PodQueries for Queries {
         match &self.stopper {
             None => async { Err(StopFailure::NotLocal(pod)) }.boxed(),
             Some(stopper) => {
-                let stopped = stopper.stop(pod, grace);
-                async { if stopped.await { Ok(()) } else { Err(NotFound::Pod.into()) } }.boxed()
+                let end = stopper.stop(pod, grace);
+                async { if end.await { Ok(()) } else { Err(NotFound::Pod.into()) } }.boxed()
             }
         }
     }

@@ -54,7 +54,7 @@ mod tests {
         for (text, wanted) in [
             ("0", Some(Duration::ZERO)),
             ("10s", Some(Duration::from_secs(10))),
-            ("1h30m0s", Some(Duration::from_secs(5400))),
+            ("1h30m0s", Some(Duration::from_mins(90))),
             ("1.5s", Some(Duration::from_millis(1500))),
             ("250ms", Some(Duration::from_millis(250))),
             ("", None),

@@ -46,8 +46,6 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) node_status_update_frequency: Option<GoDuration>,
     /// How often it is posted when nothing changed, 5 min by default.
     pub(crate) node_status_report_frequency: Option<GoDuration>,
-    /// 40 by default.
-    pub(crate) node_lease_duration_seconds: Option<u32>,
     /// Resources kept for the system.
     #[serde(default)]
     pub(crate) system_reserved: BTreeMap<String, String>,

@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each message is the description")]
 pub(crate) enum ConfigError {
     #[error("cannot read {path}")]
     Read {

@@ -41,8 +41,6 @@ pub(crate) struct NodeSettings {
     pub(crate) status_update: Duration,
     /// How often an unchanged status is posted.
     pub(crate) status_report: Duration,
-    /// How long the lease lasts, in seconds.
-    pub(crate) lease_seconds: u32,
     /// Capacity that pods do not get.
     pub(crate) reserved: Vec<BTreeMap<String, Quantity>>,
     /// Where the HTTPS API listens.
@@ -58,7 +56,7 @@ pub(crate) struct NodeSettings {
     /// Bytes of one log file.
     pub(crate) log_max_bytes: u64,
     /// Log files of one container.
-    pub(crate) log_max_files: u32,
+    pub(crate) log_max_files: usize,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
 }
@@ -120,7 +118,6 @@ pub(crate) fn settings(
         max_pods: file.max_pods.unwrap_or(110),
         status_update: or(file.node_status_update_frequency, 10),
         status_report: or(file.node_status_report_frequency, 300),
-        lease_seconds: file.node_lease_duration_seconds.unwrap_or(40),
         reserved: vec![quantities(file.system_reserved), quantities(file.kube_reserved)],
         listen: SocketAddr::new(
             file.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -131,7 +128,7 @@ pub(crate) fn settings(
         client_ca: file.authentication.x509.client_ca_file,
         logs: file.pod_logs_dir.unwrap_or_else(|| PathBuf::from("/var/log/pods")),
         log_max_bytes,
-        log_max_files: file.container_log_max_files.unwrap_or(5),
+        log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
         parallel_pulls: file.max_parallel_image_pulls.unwrap_or(3) as usize,
     })
 }

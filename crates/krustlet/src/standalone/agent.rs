@@ -34,6 +34,9 @@ const PARALLEL_PULLS: usize = 3;
 /// Bytes of one log file; the kubelet's default.
 const LOG_MAX_BYTES: u64 = 10 << 20;
 
+/// Log files of one container; the kubelet's default.
+const LOG_FILES: usize = 5;
+
 /// What `krustlet run -d` waits to read from the agent it started.
 pub(super) const READY: &str = "ready";
 
@@ -61,6 +64,7 @@ impl Agent {
             lock,
             registries,
             parallel_pulls: PARALLEL_PULLS,
+            log_files: LOG_FILES,
         })
         .await?;
         let world = World::open(root.standalone(), this_machine())
@@ -88,28 +92,41 @@ impl Agent {
 
     /// Runs until told to stop.
     pub(super) async fn run(self, stop: CancellationToken) -> Result<()> {
-        self.core.run(stop.cancelled_owned()).await
+        let (runtime, sets) = (self.core.runtime.clone(), self.world.sets());
+        self.core
+            .run(async move {
+                stop.cancelled().await;
+                // The zygote ends with the last pod, or goes on for a new agent.
+                if sets.borrow().pods.is_empty() {
+                    if let Err(error) = runtime.retire().await {
+                        tracing::warn!(%error, "the zygote stays");
+                    }
+                }
+            })
+            .await
     }
 
     /// Runs until the last pod is gone or a signal comes.
     async fn run_until_idle(self) -> Result<()> {
         let mut sets = self.world.sets();
-        let gone = async move {
-            // The first pod has yet to come.
-            let some = sets.wait_for(|set| !set.pods.is_empty()).await.is_ok();
-            if some {
-                let _ = sets.wait_for(|set| set.pods.is_empty()).await;
-            }
-        };
         let signal = until_signal()?;
-        self.core
-            .run(async {
-                tokio::select! {
-                    () = gone => {}
-                    () = signal => {}
+        let stop = CancellationToken::new();
+        let asked = stop.clone();
+        let until = async move {
+            let gone = async {
+                // The first pod has yet to come.
+                if sets.wait_for(|set| !set.pods.is_empty()).await.is_ok() {
+                    let _ = sets.wait_for(|set| set.pods.is_empty()).await;
                 }
-            })
-            .await
+            };
+            tokio::select! {
+                // Both are cancel-safe.
+                () = gone => {}
+                () = signal => {}
+            }
+            asked.cancel();
+        };
+        futures::future::join(self.run(stop), until).await.0
     }
 }
 

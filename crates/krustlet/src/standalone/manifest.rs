@@ -41,7 +41,6 @@ pub(crate) struct SuppliedImage {
 
 /// Why manifests cannot be run.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each message is the description")]
 pub(crate) enum ManifestError {
     #[error("cannot read {path}")]
     Read {

@@ -97,8 +97,8 @@ async fn foreground(local: &Local, bundle: &Bundle) -> Result<ExitCode> {
     // The watch comes first, so that no event is missed.
     let news = local.send(Method::GET, "/v1/watch", client::empty()).await?;
     let keys = apply(local, bundle).await?;
-    let mut console = Console::new(bundle);
-    let followed = follow(local, news, &keys, &mut console).await;
+    let prefixes = Prefixes::new(bundle);
+    let followed = follow(local, news, &keys, &prefixes).await;
     // Whatever happened, nothing is left behind.
     for key in &keys {
         if let Err(error) = stop(local, key, None).await {
@@ -123,7 +123,7 @@ async fn follow(
     local: &Local,
     mut news: Answer,
     keys: &[PodKey],
-    console: &mut Console,
+    prefixes: &Prefixes,
 ) -> Result<i32> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -144,10 +144,10 @@ async fn follow(
                     for todo in following.hear(&heard) {
                         match todo {
                             Todo::FollowLog { pod, container } => {
-                                let prefixer = console.prefixer(&pod, &container);
+                                let prefixer = prefixes.prefixer(&pod, &container);
                                 logs.spawn(print_log(local.clone(), pod, container, prefixer));
                             }
-                            Todo::Say { text, is_progress } => console.say(&text, is_progress),
+                            Todo::Say { text, is_progress } => say(&text, is_progress),
                         }
                     }
                 }
@@ -155,7 +155,7 @@ async fn follow(
             () = either(&mut interrupt, &mut terminate) => {
                 interrupts += 1;
                 if interrupts == 1 {
-                    console.say("stopping; press Ctrl-C again to end at once", true);
+                    say("stopping; press Ctrl-C again to end at once", true);
                 }
                 // The first asks the pods to end, a second one does not wait.
                 let grace = (interrupts > 1).then_some(0);
@@ -167,7 +167,7 @@ async fn follow(
             Some(stopped) = stops.join_next() => {
                 if let Ok(Err(error)) = stopped {
                     let error: anyhow::Error = error;
-                    console.say(&Chain(error.as_ref()).to_string(), false);
+                    say(&Chain(error.as_ref()).to_string(), false);
                 }
             }
         }
@@ -207,17 +207,17 @@ async fn print_log(
     Ok(())
 }
 
-/// What goes to the terminal besides the logs.
-struct Console {
-    /// The prefix of each container, none if there is only one.
-    names: BTreeMap<(PodKey, String), usize>,
+/// What stands before each line of a log.
+struct Prefixes {
+    /// The number of each container, in the order of the manifests.
+    numbers: BTreeMap<(PodKey, String), usize>,
     several_pods: bool,
     colours: bool,
 }
 
-impl Console {
+impl Prefixes {
     fn new(bundle: &Bundle) -> Self {
-        let mut names = BTreeMap::new();
+        let mut numbers = BTreeMap::new();
         for pod in &bundle.pods {
             let key = PodKey::new(
                 pod.metadata.namespace.clone().unwrap_or_default(),
@@ -227,28 +227,29 @@ impl Console {
             let init = spec.and_then(|spec| spec.init_containers.as_ref());
             let all = init.into_iter().flatten();
             for container in all.chain(spec.into_iter().flat_map(|spec| &spec.containers)) {
-                let index = names.len();
-                names.insert((key.clone(), container.name.clone()), index);
+                let index = numbers.len();
+                numbers.insert((key.clone(), container.name.clone()), index);
             }
         }
         let colours = io::stdout().is_terminal() && output::is_fancy();
-        Self { names, several_pods: bundle.pods.len() > 1, colours }
+        Self { numbers, several_pods: bundle.pods.len() > 1, colours }
     }
 
     fn prefixer(&self, pod: &PodKey, container: &str) -> Prefixer {
-        let index = self.names.get(&(pod.clone(), container.to_owned())).copied().unwrap_or(0);
+        let index = self.numbers.get(&(pod.clone(), container.to_owned())).copied().unwrap_or(0);
         let name = if self.several_pods {
             Some(format!("{}/{container}", pod.name))
         } else {
-            (self.names.len() > 1).then(|| container.to_owned())
+            (self.numbers.len() > 1).then(|| container.to_owned())
         };
         Prefixer::new(name.as_deref(), index, self.colours)
     }
+}
 
-    fn say(&self, text: &str, is_progress: bool) {
-        if !is_progress || output::is_fancy() {
-            // Standard error may be closed; the pods matter more.
-            let _ = writeln!(io::stderr(), "krustlet: {text}");
-        }
+/// Says something besides the logs; progress only on a terminal.
+fn say(text: &str, is_progress: bool) {
+    if !is_progress || output::is_fancy() {
+        // Standard error may be closed; the pods matter more.
+        let _ = writeln!(io::stderr(), "krustlet: {text}");
     }
 }

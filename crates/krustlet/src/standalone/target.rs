@@ -41,7 +41,8 @@ pub(crate) fn resolve(target: &str, args: Vec<String>) -> Result<Bundle> {
 
 /// A file becomes a pod of one container that runs it once.
 fn program(path: &Path, args: Vec<String>) -> Result<Bundle> {
-    let path: PathBuf = path.canonicalize().with_context(|| format!("cannot read {path:?}"))?;
+    let path: PathBuf =
+        path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?;
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("program");
     let reference = format!("localhost/{}:latest", label(stem));
     let mut bundle = single(label(stem), reference.clone(), args)?;
@@ -79,13 +80,13 @@ fn single(name: String, image: String, args: Vec<String>) -> Result<Bundle> {
 
 /// A DNS label made of any text: at most 50 characters, so that a suffix fits.
 fn label(text: &str) -> String {
-    let mut label: String = text
+    let label: String = text
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(50)
         .collect();
-    label = label.trim_matches('-').to_owned();
-    if label.is_empty() { "program".into() } else { label }
+    let label = label.trim_matches('-');
+    if label.is_empty() { "program".into() } else { label.to_owned() }
 }
 
 /// Appends five letters, as `generateName` does, so that the same file can be

@@ -86,7 +86,6 @@ pub(crate) enum News {
 
 /// Why pods cannot be taken.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each message is the description")]
 pub(crate) enum ApplyError {
     #[error("pod {0} is there already: `krustlet stop` it first, or give the new one another name")]
     Exists(PodKey),
@@ -129,16 +128,6 @@ impl World {
         let state = self.state();
         // Subscribed under the lock: nothing happens in between.
         (state.pods.values().cloned().collect(), self.shared.news.subscribe())
-    }
-
-    /// Every pod with its newest status.
-    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
-        self.state().pods.values().cloned().collect()
-    }
-
-    /// Whether every pod has ended. True if there is none.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.state().pods.values().all(|pod| has_ended(pod))
     }
 
     /// Takes a bundle whole or not at all. Pods of the same name that have
@@ -351,8 +340,12 @@ mod tests {
         World::open(directory.path().join("standalone.json"), Node::default()).unwrap()
     }
 
+    fn pods(world: &World) -> Vec<Arc<Pod>> {
+        world.watch().0
+    }
+
     fn end(world: &World) {
-        let pod = world.pods().remove(0);
+        let pod = pods(world).remove(0);
         let status = PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() };
         world.report(&pod, status);
     }
@@ -363,11 +356,9 @@ mod tests {
         let world = world(&directory);
         world.apply(bundle("web")).unwrap();
         assert!(matches!(world.apply(bundle("web")), Err(ApplyError::Exists(_))));
-        assert!(!world.is_idle());
         end(&world);
-        assert!(world.is_idle());
         world.apply(bundle("web")).unwrap();
-        assert_eq!(world.pods().len(), 1);
+        assert_eq!(pods(&world).len(), 1);
     }
 
     #[test]
@@ -375,11 +366,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let before = world(&directory);
         before.apply(bundle("web")).unwrap();
-        let uid = before.pods()[0].metadata.uid.clone();
+        let uid = pods(&before)[0].metadata.uid.clone();
         end(&before);
         let after = world(&directory);
-        assert_eq!(after.pods()[0].metadata.uid, uid);
-        assert!(after.is_idle(), "a finished pod is not run again");
+        assert_eq!(pods(&after)[0].metadata.uid, uid);
+        assert!(has_ended(&pods(&after)[0]), "a finished pod is not run again");
     }
 
     #[test]
@@ -388,7 +379,7 @@ mod tests {
         let world = world(&directory);
         world.apply(bundle("web")).unwrap();
         let key = PodKey::new("default", "web");
-        let grace = || world.pods()[0].metadata.deletion_grace_period_seconds;
+        let grace = || pods(&world)[0].metadata.deletion_grace_period_seconds;
         assert!(world.mark_deleted(&key, Some(Duration::from_secs(5))).is_some());
         world.mark_deleted(&key, Some(Duration::from_secs(9)));
         assert_eq!(grace(), Some(5));
