@@ -117,6 +117,11 @@ pub(crate) struct Slot {
     has_ended: bool,
     /// The wait from that end to the next run.
     pause: Duration,
+    /// Whether it is to run again whatever its policy: it has another image now.
+    is_replaced: bool,
+    /// How the run ended that is being replaced. Shown when there is something
+    /// else to show: as an end, it could be taken for the pod's.
+    replaced: Option<Terminated>,
 }
 
 /// An ended run that its sandbox has not forgotten.
@@ -162,6 +167,8 @@ impl Slot {
                 retry: FIRST_RETRY,
                 has_ended: false,
                 pause: Duration::ZERO,
+                is_replaced: false,
+                replaced: None,
             })
             .collect()
     }
@@ -170,7 +177,10 @@ impl Slot {
     pub(crate) fn resume(&mut self, seen: ContainerObserved, note: ContainerNote) {
         self.seen = seen;
         self.restarts = note.backoff;
-        self.has_ended = note.has_ended;
+        // One that was being replaced has an end that nobody was shown; the
+        // sandbox still knows it.
+        let is_shown = !matches!(self.seen.state, ContainerState::Running { .. });
+        self.has_ended = note.has_ended && is_shown;
         self.has_begun = note.has_begun;
         self.pause = note.pause;
         if self.has_ended {
@@ -259,7 +269,9 @@ impl Slot {
 
     fn show(&mut self, state: ContainerState) {
         let old = std::mem::replace(&mut self.seen.state, state);
-        if let ContainerState::Terminated(end) = old {
+        if let Some(end) = self.replaced.take() {
+            self.seen.last = Some(end);
+        } else if let ContainerState::Terminated(end) = old {
             self.seen.last = Some(end);
         }
     }
@@ -282,6 +294,30 @@ impl Slot {
         let (reason, message) = failed.back_off(&self.seen.image);
         self.wait_for(reason, message);
         true
+    }
+
+    /// Takes the image that the spec names now; says whether the run that there
+    /// is has another one, and is to be stopped.
+    pub(crate) fn take_image(&mut self, image: &str) -> bool {
+        if self.seen.image == image {
+            return false;
+        }
+        image.clone_into(&mut self.seen.image);
+        if let ImageState::Asked(abort) = &self.image {
+            abort.abort();
+        }
+        self.image = ImageState::Wanted;
+        match self.run {
+            Run::Launching { .. } | Run::Created { .. } => {
+                self.undo_launch();
+                false
+            }
+            Run::Entered { .. } => {
+                self.is_replaced = true;
+                true
+            }
+            Run::Idle { .. } | Run::Over => false,
+        }
     }
 
     /// The image is on this node.
@@ -381,6 +417,12 @@ impl Slot {
         self.seen.ready = false;
         self.leftover = end.id.clone().map(|id| Leftover { id, needs, is_asked: false });
         let (code, finished_at) = (end.exit_code, end.finished_at);
+        if may_restart && std::mem::take(&mut self.is_replaced) {
+            self.replaced = Some(end);
+            self.image = ImageState::Wanted;
+            self.run = Run::Idle { due: Instant::now() };
+            return Some(After::Restart);
+        }
         self.show(ContainerState::Terminated(end));
         if !may_restart || !after_exit(self.policy, self.seen.kind, code) {
             self.run = Run::Over;
@@ -405,6 +447,9 @@ impl Slot {
             self.image = ImageState::Wanted;
         }
         self.undo_launch();
+        if let Some(end) = self.replaced.take() {
+            self.seen.state = ContainerState::Terminated(end);
+        }
         if matches!(self.run, Run::Idle { .. }) {
             self.run = Run::Over;
         }

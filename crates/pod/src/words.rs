@@ -85,6 +85,10 @@ pub(crate) fn stopping(container: &str) -> String {
     format!("Stopping container {container}")
 }
 
+pub(crate) fn changed(container: &str) -> String {
+    format!("Container {container} definition changed, will be restarted")
+}
+
 pub(crate) fn error(message: &str) -> String {
     format!("Error: {message}")
 }

@@ -408,6 +408,7 @@ impl Programs for Shared {
             (world.missing.get(&name).copied(), world.endless.contains(&name))
         });
         Box::pin(async move {
+            assert_ne!(name, "panic", "as the test wants it");
             if is_endless {
                 std::future::pending::<()>().await;
             }

@@ -243,3 +243,81 @@ async fn the_handle_shows_pods_and_runs_programs() {
     );
     bed.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_image_restarts_its_container_whatever_the_policy() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Never"));
+    bed.until_phase("u", "Running").await;
+    let mut other = one("Never");
+    other["spec"]["containers"][0]["image"] = json!("web:2");
+    bed.put(other);
+    let status = bed
+        .until_status("u", "the other image runs", |status| {
+            main_of(status).image_id == "web:2@sha256:00" && is_ready(status)
+        })
+        .await;
+    assert_eq!(main_of(&status).restart_count, 1);
+    let last = main_of(&status).last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!(last.exit_code, 143);
+    bed.shared.with(|world| {
+        let message = "Container main definition changed, will be restarted".to_owned();
+        assert!(world.events.contains(&("Killing".to_owned(), message)));
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_being_replaced_ends_with_its_pod() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Never"));
+    bed.until_phase("u", "Running").await;
+    bed.shared.with(|world| world.endless.insert("web:2".to_owned()));
+    let mut other = one("Never");
+    other["spec"]["containers"][0]["image"] = json!("web:2");
+    bed.put(other);
+    bed.until("the other image is pulled", |world| world.has_event("Pulling")).await;
+    bed.delete("u", 1);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    let status = bed.shared.with(|world| world.last_status("u").unwrap().clone());
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    let end = main_of(&status).state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!(end.exit_code, 143);
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_defect_is_the_failure_of_one_pod() {
+    let mut bed = Bed::new().await;
+    bed.put(pod(json!({"containers": [{"name": "main", "image": "panic"}]})));
+    let mut sound = one("Always");
+    sound["metadata"]["uid"] = json!("v");
+    sound["metadata"]["name"] = json!("q");
+    bed.put(sound);
+    let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("AgentError"));
+    bed.until_phase("v", "Running").await;
+    bed.delete("u", 0);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ended_before_is_left_alone_until_it_is_deleted() {
+    let mut bed = Bed::new().await;
+    let mut ended = one("Never");
+    ended["status"] = json!({"phase": "Succeeded", "reason": "Ours"});
+    bed.put(ended);
+    let mut changes = bed.pods.changes();
+    while bed.pods.list().is_empty() {
+        changes.changed().await.unwrap();
+    }
+    assert!(bed.pods.list()[0].is_over);
+    bed.delete("u", 0);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    bed.shared.with(|world| {
+        assert!(world.calls.is_empty(), "{:?}", world.calls);
+        assert!(world.statuses.is_empty(), "what it ended with stands");
+    });
+    bed.stop().await;
+}

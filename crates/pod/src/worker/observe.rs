@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use krustlet_model::{ContainerId, observed::ContainerState};
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::{
+    ContainerId,
+    observed::{ContainerKind, ContainerState},
+    restarts,
+};
 use krustlet_protocol::ExitReport;
 use tokio::time::Instant;
 
-use super::{Files, Removal, Sandbox, Worker, stop::killed};
+use super::{Files, Removal, Sandbox, Worker, own_grace, stop::killed};
 use crate::{
     checkpoint::CheckpointError,
     containers::{After, terminated},
@@ -62,16 +67,39 @@ impl Worker {
     /// Takes what the source says now.
     pub(super) fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
-        let is_other = !Arc::ptr_eq(&self.pod, &wanted.pod);
-        self.pod = wanted.pod;
-        if is_other {
+        let old = std::mem::replace(&mut self.pod, wanted.pod);
+        // Most changes are the statuses that were reported from here.
+        if is_other_wish(&old, &self.pod) {
             // Fields of the pod that a volume shows may have changed.
             if let Files::Set { refresh: Some(at) } = &mut self.files {
                 *at = (*at).min(Instant::now());
             }
+            self.take_images();
             self.touch_lazily();
         }
         self.reported.again(wanted.is_known && !wanted.is_gone);
+    }
+
+    /// Has containers of which the source now names another image run again.
+    ///
+    /// Source: kubelet, `computePodActions` in
+    /// `pkg/kubelet/kuberuntime/kuberuntime_manager.go`.
+    fn take_images(&mut self) {
+        let pod = Arc::clone(&self.pod);
+        for (index, (kind, container)) in restarts::containers(&pod).enumerate() {
+            let image = container.image.as_deref().unwrap_or_default();
+            let Some(slot) = self.slots.get_mut(index) else { break };
+            if kind == ContainerKind::Init || !slot.take_image(image) {
+                continue;
+            }
+            let Some(id) = slot.live().cloned() else { continue };
+            let message = words::changed(&container.name);
+            self.tell_of(index, EventType::Normal, words::KILLING, message);
+            let grace = own_grace(&pod).duration();
+            let runtime = &self.context.outside.runtime;
+            let asked = runtime.stop_container(self.uid.clone(), id.clone(), grace);
+            self.jobs.spawn(async move { Done::Stopped { index, id, result: asked.await } });
+        }
     }
 
     pub(super) fn take_done(&mut self, done: Done) {
@@ -287,6 +315,16 @@ impl Worker {
             tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
         }
     }
+}
+
+/// Whether something else is asked of a pod, be it only what it is called.
+fn is_other_wish(old: &Pod, new: &Pod) -> bool {
+    let (before, after) = (&old.metadata, &new.metadata);
+    old.spec != new.spec
+        || before.labels != after.labels
+        || before.annotations != after.annotations
+        || before.deletion_timestamp != after.deletion_timestamp
+        || before.deletion_grace_period_seconds != after.deletion_grace_period_seconds
 }
 
 /// A moment that does not come while the agent stops.

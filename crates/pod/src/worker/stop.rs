@@ -35,8 +35,9 @@ impl Worker {
                 for slot in &mut self.slots {
                     slot.halt();
                 }
-                // That nothing may start again is on disk before the sandbox,
-                // whose record says what has run, is gone.
+                // On disk at once, lest a new agent restart what ends before
+                // its source tells it; and before the sandbox, whose record
+                // says what has run, is gone.
                 self.touch();
             }
         }
