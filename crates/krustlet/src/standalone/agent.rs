@@ -97,10 +97,9 @@ impl Agent {
             .run(async move {
                 stop.cancelled().await;
                 // The zygote ends with the last pod, or goes on for a new agent.
-                if sets.borrow().pods.is_empty() {
-                    if let Err(error) = runtime.retire().await {
-                        tracing::warn!(%error, "the zygote stays");
-                    }
+                let is_empty = sets.borrow().pods.is_empty();
+                if is_empty && let Err(error) = runtime.retire().await {
+                    tracing::warn!(%error, "the zygote stays");
                 }
             })
             .await

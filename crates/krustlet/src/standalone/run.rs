@@ -144,8 +144,8 @@ async fn follow(
                     for todo in following.hear(&heard) {
                         match todo {
                             Todo::FollowLog { pod, container } => {
-                                let prefixer = prefixes.prefixer(&pod, &container);
-                                logs.spawn(print_log(local.clone(), pod, container, prefixer));
+                                let prefix = prefixes.prefixer(&pod, &container);
+                                logs.spawn(print_log(local.clone(), pod, container, prefix));
                             }
                             Todo::Say { text, is_progress } => say(&text, is_progress),
                         }
