@@ -6,7 +6,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use krustlet_protocol::{Frame, Packet, SandboxMessage, SandboxReply, socket};
+use krustlet_protocol::{
+    Failure, Frame, MAX_MESSAGE, Packet, SandboxMessage, SandboxReply, socket,
+};
 use tokio::sync::watch;
 
 /// Messages that may wait for an agent that does not read. Beyond that it is
@@ -52,11 +54,15 @@ impl Connection {
         }
     }
 
-    /// Sends an answer, or has it wait.
+    /// Sends an answer, or has it wait. One too long for a packet is replaced
+    /// by a failure that says so: what a program put into it must not cost the
+    /// agent its connection.
     pub(crate) fn reply(&mut self, id: u64, reply: SandboxReply) -> Result<(), Gone> {
-        let frame = Frame { id, descriptors: Vec::new(), body: SandboxMessage::Reply(reply) };
-        // Plain values always have a form in JSON.
-        let bytes = serde_json::to_vec(&frame).map_err(|_| Gone)?;
+        let mut bytes = written(id, reply)?;
+        if bytes.len() > MAX_MESSAGE {
+            let message = format!("the answer has {} bytes, too many to send", bytes.len());
+            bytes = written(id, SandboxReply::Failed(Failure::Failed { message }))?;
+        }
         self.send(bytes)
     }
 
@@ -82,6 +88,12 @@ impl Connection {
     }
 }
 
+fn written(id: u64, reply: SandboxReply) -> Result<Vec<u8>, Gone> {
+    let frame = Frame { id, descriptors: Vec::new(), body: SandboxMessage::Reply(reply) };
+    // Plain values always have a form in JSON.
+    serde_json::to_vec(&frame).map_err(|_| Gone)
+}
+
 /// The queue of the socket, or the memory for it, is used up for now.
 fn is_full(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
@@ -90,5 +102,29 @@ fn is_full(error: &io::Error) -> bool {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_too_long_to_send_is_replaced_by_one_that_says_so() {
+        let (ours, agents) = socket::pair().unwrap();
+        let mut connection = Connection::new(1, ours);
+        let message = "x".repeat(MAX_MESSAGE);
+        connection.reply(7, SandboxReply::Failed(Failure::Unlinkable { message })).unwrap();
+        connection.reply(8, SandboxReply::Done).unwrap();
+        let packet = socket::receive(agents.as_fd()).unwrap().unwrap();
+        let frame: Frame<SandboxMessage> = socket::parse_frame(&packet).unwrap();
+        assert_eq!(frame.id, 7);
+        let SandboxMessage::Reply(SandboxReply::Failed(Failure::Failed { message })) = frame.body
+        else {
+            panic!("{frame:?}")
+        };
+        assert!(message.contains("too many to send"), "{message}");
+        let packet = socket::receive(agents.as_fd()).unwrap().unwrap();
+        assert_eq!(socket::parse_frame::<SandboxMessage>(&packet).unwrap().id, 8);
     }
 }

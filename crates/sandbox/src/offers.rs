@@ -84,16 +84,17 @@ pub(crate) fn unlinkable_component(
 }
 
 fn unlinkable(what: &str, missing: &[String], error: &wasmtime::Error) -> Failure {
-    // Every name is known, so one of them is wanted with another type.
-    if missing.is_empty() {
-        let message = format!("the {what} does not fit what this node offers: {error:#}");
-        return Failure::Unlinkable { message };
-    }
-    let more = missing.len().saturating_sub(LISTED);
-    let mut lines = vec![format!("the {what} imports what this node does not offer:")];
-    lines.extend(missing.iter().take(LISTED).map(|name| format!("  {name}")));
-    lines.extend((more > 0).then(|| format!("  and {more} more")));
-    let message = lines.join("\n");
+    let message = if missing.is_empty() {
+        // Every name is known, so one of them is wanted with another type.
+        format!("the {what} does not fit what this node offers: {error:#}")
+    } else {
+        let more = missing.len().saturating_sub(LISTED);
+        let mut lines = vec![format!("the {what} imports what this node does not offer:")];
+        lines.extend(missing.iter().take(LISTED).map(|name| format!("  {name}")));
+        lines.extend((more > 0).then(|| format!("  and {more} more")));
+        lines.join("\n")
+    };
+    // Names are the program's own, and may be as long as it likes.
     Failure::Unlinkable { message: crate::exit::shorten(&message, crate::exit::MAX_MESSAGE) }
 }
 

@@ -149,6 +149,23 @@ pub(crate) fn a_missing_interface_is_named_with_what_there_is() {
     assert!(!message.contains("wasi:cli/exit"), "{message}");
 }
 
+pub(crate) fn an_endless_name_does_not_end_the_connection() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let name = "a".repeat(90_000);
+    let text = format!(
+        r#"(component
+        (import "wasi:cli/exit@0.2.0" (instance (export "{name}" (func))))
+        (core module $code)
+        (core instance (instantiate $code)))"#
+    );
+    let make = Make::command("hello.p2.wasm", &["x"]).code(compiled_text(&text));
+    let failure = sandbox.create(make).unwrap_err();
+    let Failure::Unlinkable { message } = &failure else { panic!("{failure:?}") };
+    assert!(message.len() <= 4096, "{} bytes", message.len());
+    assert!(message.contains("does not fit what this node offers"), "{message}");
+}
+
 pub(crate) fn a_module_without_an_entry_is_refused() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();

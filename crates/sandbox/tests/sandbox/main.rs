@@ -44,6 +44,7 @@ const TESTS: &[Test] = tests! {
         a_guest_that_copes_with_its_memory_limit_is_not,
         a_missing_import_is_named_before_the_start,
         a_missing_interface_is_named_with_what_there_is,
+        an_endless_name_does_not_end_the_connection,
         a_module_without_an_entry_is_refused,
         directories_are_where_the_spec_says_and_as_writable,
         a_working_directory_reaches_both_kinds_of_guests,
