@@ -11,6 +11,7 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -116,19 +117,28 @@ pub(crate) async fn serve(
         }
     };
     drop(listener);
-    if matches!(stop, Stop::Now | Stop::Ended) {
-        return Ending::stopped(KILLED);
-    }
-    let finished = async {
-        graceful.shutdown().await;
-        let mut requests = std::mem::take(&mut *server.lock_requests());
-        while requests.join_next().await.is_some() {}
+    let ending = if matches!(stop, Stop::Now | Stop::Ended) {
+        Ending::stopped(KILLED)
+    } else {
+        let finished = async {
+            graceful.shutdown().await;
+            // What is dropped here halfway is ended below.
+            while poll_fn(|context| server.lock_requests().poll_join_next(context)).await.is_some()
+            {
+            }
+        };
+        tokio::select! {
+            biased;
+            () = finished => Ending::stopped(STOPPED),
+            () = out_of_time(container) => Ending::stopped(KILLED),
+        }
     };
-    tokio::select! {
-        biased;
-        () = finished => Ending::stopped(STOPPED),
-        () = out_of_time(container) => Ending::stopped(KILLED),
-    }
+    // First those who could begin requests. The requests own the server that
+    // owns them, so they would go on for ever if they were not taken from it.
+    connections.shutdown().await;
+    let mut requests = std::mem::take(&mut *server.lock_requests());
+    requests.shutdown().await;
+    ending
 }
 
 /// How a request that the guest did not answer is answered.

@@ -160,3 +160,28 @@ pub(crate) fn a_server_that_does_not_finish_in_time_is_killed() {
     assert_eq!(sandbox.exit(&server.id).exit_code, 137);
     assert!(asked.elapsed() >= Duration::from_millis(200));
 }
+
+pub(crate) fn a_killed_server_computes_no_more() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let stats = |id: &ContainerId| {
+        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
+            panic!()
+        };
+        containers.into_iter().find(|stats| stats.id == *id).unwrap()
+    };
+    let other = serve(&sandbox, 3_600_000, None);
+    // At once, and after a grace period that does not suffice.
+    for grace_ms in [0, 100] {
+        let server = serve(&sandbox, 3_600_000, None);
+        let _begun = server.send("/spin?ms=3600000");
+        wait_until(|| stats(&server.id).cpu_ns > 10_000_000);
+        sandbox.stop(&server.id, grace_ms);
+        assert_eq!(sandbox.exit(&server.id).exit_code, 137);
+        let end = stats(&server.id);
+        assert_eq!(end.memory_bytes, 0, "its instances are gone");
+        // A guest that lived on would get its share of the thread beside this one.
+        assert_eq!(other.get("/spin?ms=50").0, 200);
+        assert_eq!(stats(&server.id).cpu_ns, end.cpu_ns);
+    }
+}

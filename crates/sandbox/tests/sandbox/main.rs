@@ -59,7 +59,8 @@ const TESTS: &[Test] = tests! {
         a_request_that_takes_too_long_is_cut_off,
         memory_is_counted_over_all_requests,
         a_stopped_server_finishes_what_it_has_begun,
-        a_server_that_does_not_finish_in_time_is_killed;
+        a_server_that_does_not_finish_in_time_is_killed,
+        a_killed_server_computes_no_more;
     life:
         a_guest_that_computes_is_stopped_at_once,
         a_guest_that_waits_is_stopped_at_once,
