@@ -2,7 +2,7 @@
 //! show it to be in vain. Compiled only with the feature `test-attacks`, which
 //! no released binary has.
 
-use std::{fs, io, net::TcpListener, os::fd::RawFd, ptr};
+use std::{fs, io, os::fd::RawFd, ptr};
 
 use serde::Deserialize;
 
@@ -38,7 +38,6 @@ fn attempt(what: &str, argument: &str) -> io::Result<String> {
         "list" => Ok(fs::read_dir(argument)?.count().to_string()),
         // A directory handed to a container: up from it, as far as it goes.
         "climb" => climb(),
-        "bind" => TcpListener::bind(argument).map(|_| "bound".into()),
         "ptrace" => call(libc::SYS_ptrace, [0; 3]),
         "mount" => call(libc::SYS_mount, [0; 3]),
         "execve" => call(libc::SYS_execve, [0; 3]),
@@ -58,6 +57,14 @@ fn attempt(what: &str, argument: &str) -> io::Result<String> {
         "unix" => socket(libc::AF_UNIX, libc::SOCK_STREAM),
         "raw" => socket(libc::AF_INET, libc::SOCK_RAW),
         "tcp" => socket(libc::AF_INET, libc::SOCK_STREAM),
+        "udp" => socket(libc::AF_INET6, libc::SOCK_DGRAM),
+        "tipc-pair" => pair(libc::AF_TIPC, libc::SOCK_STREAM),
+        "datagram-pair" => pair(libc::AF_UNIX, libc::SOCK_DGRAM),
+        "raw-pair" => pair(libc::AF_UNIX, libc::SOCK_RAW | libc::SOCK_CLOEXEC),
+        // On no descriptor: what is refused is refused before that is seen.
+        "bind" => call(libc::SYS_bind, [-1, 0, 0]),
+        "connect" => call(libc::SYS_connect, [-1, 0, 0]),
+        "fast-open" => fast_open(),
         "write-and-execute" => {
             let both = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -85,6 +92,19 @@ fn call(number: libc::c_long, [a, b, c]: [libc::c_long; 3]) -> io::Result<String
 
 fn socket(family: libc::c_int, kind: libc::c_int) -> io::Result<String> {
     call(libc::SYS_socket, [family.into(), kind.into(), 0])
+}
+
+fn pair(family: libc::c_int, kind: libc::c_int) -> io::Result<String> {
+    call(libc::SYS_socketpair, [family.into(), kind.into(), 0])
+}
+
+/// Connects by sending, on no descriptor.
+fn fast_open() -> io::Result<String> {
+    // SAFETY: nothing is read from a message without a length.
+    match unsafe { libc::sendto(-1, ptr::null(), 0, libc::MSG_FASTOPEN, ptr::null(), 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        sent => Ok(sent.to_string()),
+    }
 }
 
 /// Goes up from every directory that is open, and says what is found there.

@@ -7,10 +7,14 @@
 //! |---|---|---|---|
 //! | forbidden | both | what only an exploit would call | the process dies (SIGSYS) |
 //! | allowed | both | what both need; all else is refused | `ENOSYS` |
-//! | sandbox | sandboxes | no fork, no new rights, no W+X page, internet sockets only | `ENOSYS` |
+//! | sandbox | sandboxes | no fork, no new rights, no W+X page, no network of its own | `ENOSYS` |
 //!
 //! `ENOSYS` and not `EPERM`, because it makes the C library fall back to older
 //! calls (`clone3` to `clone`).
+//!
+//! A sandbox serves on listeners that were made for it and handed over; it
+//! makes no socket, and connects none. What remains is the pair of streams by
+//! which tokio hears of signals, joined to each other and to nothing else.
 //!
 //! The third filter is a short list of what is refused, because a filter costs
 //! time at each fork and memory in each sandbox. It cannot refuse executable
@@ -111,13 +115,22 @@ fn refused_in_sandboxes() -> Result<Rules, seccompiler::BackendError> {
     // Threads are given names; nothing else.
     rules.insert(libc::SYS_prctl, vec![rule(&[(0, Op::Ne, libc::PR_SET_NAME)])?]);
 
-    let internet = [libc::AF_INET, libc::AF_INET6];
-    let mut sockets = vec![rule(&internet.map(|family| (0, Op::Ne, family)))?];
-    // The kind is the low four bits; above them are flags.
-    for kind in (0..16).filter(|kind| ![libc::SOCK_STREAM, libc::SOCK_DGRAM].contains(kind)) {
-        sockets.push(rule(&[(1, masked(0xf), kind)])?);
+    for call in [libc::SYS_socket, libc::SYS_bind, libc::SYS_connect] {
+        rules.insert(call, Vec::new());
     }
-    rules.insert(libc::SYS_socket, sockets);
+    // tokio's runtime makes a pair of streams for signals. Datagrams could be
+    // sent to others than the peer. The kind, 1 for a stream, is the low four
+    // bits; above them are flags.
+    let mut pairs = vec![rule(&[(0, Op::Ne, libc::AF_UNIX)])?];
+    for (bit, wrong) in [(1, 0), (2, 2), (4, 4), (8, 8)] {
+        pairs.push(rule(&[(1, masked(bit), wrong)])?);
+    }
+    rules.insert(libc::SYS_socketpair, pairs);
+    // It connects a TCP socket too: one that was handed over and shut down.
+    let fast = |argument| rule(&[(argument, masked(libc::MSG_FASTOPEN), libc::MSG_FASTOPEN)]);
+    rules.insert(libc::SYS_sendto, vec![fast(3)?]);
+    rules.insert(libc::SYS_sendmsg, vec![fast(2)?]);
+    rules.insert(libc::SYS_sendmmsg, vec![fast(3)?]);
 
     // std and tokio: non-blocking sockets, and whether a descriptor is a terminal.
     let asked = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
