@@ -15,9 +15,9 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets, UnshareFlags},
 };
 
-/// The zygote's own user and group: nobody's, as `overflowuid` has it. No pod
-/// is given it, so that no sandbox may send the zygote a signal.
-const ZYGOTE_ID: u32 = 65_534;
+/// The zygote's own user and group: nobody's, as `overflowuid` has it. No
+/// sandbox is given it, so that none may send the zygote a signal.
+pub(crate) const ZYGOTE_ID: u32 = 65_534;
 
 /// What separates sandboxes from each other and from the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -255,6 +255,12 @@ impl Zygote {
                     let why = "a sandbox may not have root's user or group".into();
                     return Err(Failure::Malformed { why });
                 }
+                // Who has the zygote's user may send it signals. Without root
+                // there is no other user to be.
+                if self.walls == room::Walls::Users && uid == room::ZYGOTE_ID {
+                    let why = "a sandbox may not have the zygote's user".into();
+                    return Err(Failure::Malformed { why });
+                }
                 let birth = Birth { uid, gid, groups, walls: self.walls, control, status };
                 let (pid, pidfd) = self.fork(id, birth).map_err(|error| Failure::Failed {
                     message: format!("cannot fork a sandbox: {error}"),

@@ -169,11 +169,13 @@ pub(crate) fn an_ordinary_user_has_the_empty_room_too() {
     assert_eq!(sandbox.attack("mount", ""), None);
 }
 
-pub(crate) fn a_sandbox_may_not_be_root() {
+pub(crate) fn a_sandbox_may_be_neither_root_nor_the_zygotes_user() {
     let zygote = Zygote::start();
-    let (reply, none) = zygote.fork(0);
-    assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
-    assert!(none.is_none());
+    for uid in [0, 65_534] {
+        let (reply, none) = zygote.fork(uid);
+        assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
+        assert!(none.is_none());
+    }
     let null: OwnedFd = fs::File::open("/dev/null").unwrap().into();
     let request = krustlet_protocol::ZygoteRequest::List;
     let (reply, _) = zygote.ask(request, &[(DescriptorName::Status, null)]);

@@ -81,7 +81,7 @@ const TESTS: &[Test] = tests! {
         what_no_sandbox_needs_is_refused,
         a_handed_directory_has_no_way_up,
         nothing_of_the_zygote_stays_open,
-        a_sandbox_may_not_be_root,
+        a_sandbox_may_be_neither_root_nor_the_zygotes_user,
         an_ordinary_user_has_the_empty_room_too;
 };
 
