@@ -79,9 +79,6 @@ pub enum ConnectError {
         source: Box<kube::Error>,
     },
 
-    #[error("the certificate authority in the kubeconfig {path} cannot be used: {why}")]
-    Authority { path: PathBuf, why: String },
-
     #[error("the kubeconfig {path} asks for a proxy, which is not supported")]
     Proxy { path: PathBuf },
 

@@ -11,7 +11,6 @@
 //! server is away, and nothing it holds grows meanwhile: a status is the newest
 //! one per pod, events are a bounded queue, and watches carry the newest state.
 
-mod authority;
 pub mod connect;
 pub mod events;
 mod feed;
@@ -26,7 +25,6 @@ pub mod services;
 pub mod status;
 pub mod tokens;
 
-pub use authority::authority;
 pub use connect::{Cluster, ConnectError, ConnectOptions};
 pub use events::{About, EventType, Events, EventsTask};
 pub use lease::LeaseTask;

@@ -59,8 +59,9 @@ fn one_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pipe_with(PipeFlags::CLOEXEC)?)
 }
 
-/// Runs a program and gives the response's body. Nothing outlives the body: a
-/// client that goes away closes the pipes.
+/// Runs a program and gives the response's body. A client that goes away closes
+/// the pipes; the program goes on until it reads, writes or ends, at the latest
+/// with its container.
 ///
 /// # Errors
 ///

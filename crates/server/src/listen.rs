@@ -137,7 +137,11 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, router: Router) {
         .and_then(identity::user_of);
     // Every request of the connection is asked by the certificate's user.
     let router = router.layer(axum::Extension(user));
+    // By what TLS agreed on: guessing from the first bytes would wait for them
+    // without a limit.
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let mut http = auto::Builder::new(TokioExecutor::new());
+    http = if is_http2 { http.http2_only() } else { http.http1_only() };
     http.http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_LIMIT)

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use krustlet_compiler::{Artifacts, ArtifactsConfig, CompileLimits};
 use krustlet_image::{Images, ImagesConfig, PullLimits, RegistryRules};
 use krustlet_runtime::{Adopted, Handover, Runtime, RuntimeConfig};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::programs::LocalPrograms;
@@ -58,6 +59,7 @@ impl Core {
     pub(crate) async fn open(config: CoreConfig) -> Result<Self> {
         let CoreConfig { root, lock, registries, parallel_pulls, log_files } = config;
         let mut supervisor = Supervisor::default();
+        raise_descriptor_limit();
         // The zygote comes first: nothing secret has been read yet.
         let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
         zygote.log_files = log_files;
@@ -134,6 +136,16 @@ pub(crate) fn until_signal() -> Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Raises the soft limit on open files to the hard one, for the agent (two per
+/// pod) and for the zygote, whose sandboxes inherit it (one per connection).
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files stays low: fewer pods and connections fit");
+    }
 }
 
 /// This program, with another first argument. `/proc/self/exe` stays the same

@@ -132,7 +132,7 @@ async fn wire(
     let queries = Arc::new(pods::start(&mut core, setup, wanted).await?);
     core.supervisor.start("pod source", |stop| source.run(stop));
 
-    serve(&mut core, &cluster, kubeconfig, root, settings, queries).await?;
+    serve(&mut core, &cluster, root, settings, queries).await?;
     Ok(core)
 }
 
@@ -140,7 +140,6 @@ async fn wire(
 async fn serve(
     core: &mut Core,
     cluster: &Cluster,
-    kubeconfig: &Path,
     root: &Root,
     settings: &NodeSettings,
     queries: Arc<super::queries::Queries>,
@@ -155,19 +154,13 @@ async fn serve(
             addresses: vec![settings.ip],
         },
     };
-    let client_ca = match &settings.client_ca {
-        Some(path) => Some(path.clone()),
-        // The API server shows a certificate of its cluster's CA.
-        None => cluster::authority(kubeconfig)?
-            .map(|pem| {
-                let path = root.certificates().join("client-ca.crt");
-                std::fs::create_dir_all(root.certificates())?;
-                std::fs::write(&path, pem).map(|()| path)
-            })
-            .transpose()
-            .context("cannot keep the client CA")?,
-    };
-    let config = tls::server_config(&identity, client_ca.as_deref())?;
+    if settings.client_ca.is_none() {
+        tracing::warn!(
+            "authentication.x509.clientCAFile is not set, so the API server's certificate is \
+             nobody's and `kubectl logs` is refused: set it to the cluster's CA"
+        );
+    }
+    let config = tls::server_config(&identity, settings.client_ca.as_deref())?;
     let reviews = Arc::new(ClusterReviews {
         reviews: cluster::Reviews::new(cluster),
         node: settings.name.clone(),

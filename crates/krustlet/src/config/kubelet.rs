@@ -80,8 +80,8 @@ pub(crate) struct Authentication {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct X509 {
-    /// Certificates signed by one of these are users. Without it the CA of
-    /// the kubeconfig counts, so that the API server is let in by default.
+    /// Certificates signed by one of these are users. Without it none is, and
+    /// the API server itself is not let in.
     #[serde(rename = "clientCAFile")]
     pub(crate) client_ca_file: Option<PathBuf>,
 }

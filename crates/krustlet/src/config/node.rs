@@ -49,7 +49,7 @@ pub(crate) struct NodeSettings {
     pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
     /// Where a self-signed certificate is kept.
     pub(crate) cert_dir: PathBuf,
-    /// Whose certificates are users; the kubeconfig's CA if not given.
+    /// Whose certificates are users; nobody's if not given.
     pub(crate) client_ca: Option<PathBuf>,
     /// Where pods' logs are kept.
     pub(crate) logs: PathBuf,

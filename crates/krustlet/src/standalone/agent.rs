@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
+use krustlet_pod::WantedPods;
 use krustlet_server::LocalTask;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -88,6 +90,11 @@ impl Agent {
             .with_context(|| format!("cannot serve {}", root.socket().display()))?;
         core.supervisor.start("local", |stop| local.run(stop));
         Ok(Self { core, world })
+    }
+
+    /// The pods that are wanted.
+    pub(super) fn sets(&self) -> watch::Receiver<WantedPods> {
+        self.world.sets()
     }
 
     /// Runs until told to stop.

@@ -27,6 +27,7 @@ use super::{
     world::News,
 };
 use crate::{
+    app::core::until_signal,
     cli::RunArgs,
     client::{self, Answer, Local},
     output::{self, Prefixer},
@@ -52,9 +53,25 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     };
     let agent = Agent::start(root, lock, args.registry.registry_config.as_deref()).await?;
     let stop = CancellationToken::new();
-    // The agent must not outlive the pods' end, nor they its.
+    let mut sets = agent.sets();
     let pods = async {
         let code = foreground(&local, &bundle).await;
+        // Another `krustlet run` may have found this agent and trust in it.
+        if !sets.borrow().pods.is_empty() {
+            say(
+                "pods that were started beside this one still run; Ctrl-C leaves them to the next agent",
+                false,
+            );
+            let signal = until_signal();
+            let empty = sets.wait_for(|set| set.pods.is_empty());
+            if let Ok(signal) = signal {
+                tokio::select! {
+                    // Both are cancel-safe.
+                    _ = empty => {}
+                    () = signal => {}
+                }
+            }
+        }
         stop.cancel();
         code
     };

@@ -5,7 +5,7 @@
 //! what became of it is in the pods' own checkpoints.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,7 +15,11 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
-use krustlet_model::{PodKey, PodUid, time::api_time};
+use krustlet_model::{
+    PodKey, PodUid,
+    objects::{self, ObjectRef},
+    time::api_time,
+};
 use krustlet_pod::{
     WantedPods,
     outside::{
@@ -58,6 +62,38 @@ struct State {
     pods: BTreeMap<PodUid, Arc<Pod>>,
     config_maps: BTreeMap<ObjectKey, Arc<ConfigMap>>,
     secrets: BTreeMap<ObjectKey, Arc<Secret>>,
+}
+
+impl State {
+    /// Drops the objects that no pod refers to any more: a secret is kept no
+    /// longer than it is used.
+    fn forget_objects(&mut self) {
+        let refs: BTreeSet<ObjectRef> = self
+            .pods
+            .values()
+            .flat_map(|pod| {
+                [
+                    objects::of_volumes(pod),
+                    objects::of_environment(pod),
+                    objects::of_image_pulls(pod),
+                ]
+            })
+            .flat_map(BTreeMap::into_keys)
+            .collect();
+        let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+        for object in refs {
+            match object {
+                ObjectRef::ConfigMap { namespace, name } => {
+                    config_maps.insert(PodKey::new(namespace, name).to_string());
+                }
+                ObjectRef::Secret { namespace, name } => {
+                    secrets.insert(PodKey::new(namespace, name).to_string());
+                }
+            }
+        }
+        self.config_maps.retain(|key, _| config_maps.contains(key));
+        self.secrets.retain(|key, _| secrets.contains(key));
+    }
 }
 
 /// `namespace/name`, as a JSON map's key has to be one text.
@@ -263,6 +299,7 @@ impl StatusSink for World {
         let uid = PodUid::new(pod.metadata.uid.clone().unwrap_or_default());
         let mut state = self.state();
         if state.pods.remove(&uid).is_some() {
+            state.forget_objects();
             self.keep(&state);
             self.shared.sets.send_replace(set_of(&state));
             self.tell(News::Gone(key_of(&pod.metadata)));
@@ -386,6 +423,24 @@ mod tests {
         world.mark_deleted(&key, Some(Duration::from_secs(1)));
         assert_eq!(grace(), Some(1));
         assert!(world.mark_deleted(&PodKey::new("default", "none"), None).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_secret_goes_with_the_last_pod_that_uses_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world(&directory);
+        let mut both = bundle("web");
+        let spec = both.pods[0].spec.as_mut().unwrap();
+        spec.volumes =
+            serde_json::from_value(json!([{"name": "v", "secret": {"secretName": "word"}}]))
+                .unwrap();
+        let secret = json!({"metadata": {"namespace": "default", "name": "word"}});
+        both.secrets.push(serde_json::from_value(secret).unwrap());
+        world.apply(both).unwrap();
+        let found = || world.secret("default".into(), "word".into());
+        assert!(found().await.unwrap().is_some());
+        world.delete(&pods(&world)[0]).await.unwrap();
+        assert!(found().await.unwrap().is_none());
     }
 
     #[tokio::test]
