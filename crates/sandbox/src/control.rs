@@ -21,13 +21,13 @@ use krustlet_protocol::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
-    net::SocketFlags,
 };
 
 use crate::{
     connection::{Connection, Gone},
     container::{Stop, now},
     create::{Handed, create},
+    door::Door,
     exec::Exec,
     exit::{Ending, KILLED, STOPPED},
     guests::{Guests, Order, panic_text},
@@ -53,7 +53,7 @@ const PACKETS: usize = 32;
 /// See the module.
 pub(crate) struct Control<'a> {
     warm: &'a Warm,
-    listener: OwnedFd,
+    door: Door,
     status: File,
     connections: Vec<Connection>,
     next_connection: u64,
@@ -92,7 +92,7 @@ impl<'a> Control<'a> {
         rustix::net::listen(&listener, 16)?;
         Ok(Self {
             warm,
-            listener,
+            door: Door::new(listener),
             status,
             connections: Vec::new(),
             next_connection: 0,
@@ -146,16 +146,18 @@ impl<'a> Control<'a> {
     }
 
     fn wait(&self) -> io::Result<Ready> {
+        let now = Instant::now();
         let mut fds = vec![
             PollFd::new(&self.wake, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.door, self.door.interest(now)),
         ];
         fds.extend(self.connections.iter().map(|connection| {
             let more = if connection.is_behind() { PollFlags::OUT } else { PollFlags::empty() };
             PollFd::new(connection, PollFlags::IN | more)
         }));
         let quiet = self.untidy.then_some(QUIET);
-        let timeout = self.ticks.timeout(Instant::now()).or(quiet).map(timespec);
+        let timeout = self.ticks.timeout(now).or(quiet);
+        let timeout = timeout.into_iter().chain(self.door.rest(now)).min().map(timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -179,9 +181,8 @@ impl<'a> Control<'a> {
     }
 
     fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // A failure is the agent's to notice; dropping one too many tells it.
-        if let Ok(socket) = rustix::net::accept_with(&self.listener, flags)
+        if let Ok(Some(socket)) = self.door.accept(Instant::now())
             && self.connections.len() < CONNECTIONS
         {
             self.next_connection += 1;
@@ -450,7 +451,7 @@ struct Ready {
     connections: Vec<u64>,
 }
 
-fn timespec(duration: Duration) -> Timespec {
+pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),

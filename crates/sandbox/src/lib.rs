@@ -19,6 +19,7 @@ mod connection;
 mod container;
 mod control;
 mod create;
+mod door;
 mod exec;
 mod exit;
 mod guests;

@@ -19,6 +19,7 @@ use std::{
     io::{self, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     process::ExitCode,
+    time::Instant,
 };
 
 use krustlet_protocol::{
@@ -28,11 +29,12 @@ use krustlet_protocol::{
 use rustix::{
     event::{PollFd, PollFlags},
     io::Errno,
-    net::SocketFlags,
     process::{Pid, PidfdFlags, WaitOptions},
 };
 
 use crate::{
+    control::timespec,
+    door::Door,
     room,
     sandbox::{self, Birth},
     seccomp::Filters,
@@ -88,7 +90,7 @@ fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Resu
 }
 
 struct Zygote {
-    listener: OwnedFd,
+    door: Door,
     signals: OwnedFd,
     journal: File,
     /// `/dev/null`: the standard streams of sandboxes.
@@ -133,7 +135,7 @@ impl Zygote {
         unsafe { libc::malloc_trim(0) };
 
         let mut zygote = Self {
-            listener,
+            door: Door::new(listener),
             signals,
             journal: File::from(journal),
             nothing,
@@ -168,12 +170,14 @@ impl Zygote {
 
     /// Waits for work: whether to reap, whether to accept, which agents spoke.
     fn wait(&self) -> io::Result<(bool, bool, Vec<usize>)> {
+        let now = Instant::now();
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.door, self.door.interest(now)),
         ];
         fds.extend(self.agents.iter().map(|agent| PollFd::new(agent, PollFlags::IN)));
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))?;
+        let timeout = self.door.rest(now).map(timespec);
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, timeout.as_ref()))?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let reap = ready.next().unwrap_or(false);
         let accept = ready.next().unwrap_or(false);
@@ -182,12 +186,11 @@ impl Zygote {
     }
 
     fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match rustix::net::accept_with(&self.listener, flags) {
-            Ok(agent) if self.agents.len() < AGENTS => self.agents.push(agent),
+        match self.door.accept(Instant::now()) {
+            Ok(None) => {}
+            Ok(Some(agent)) if self.agents.len() < AGENTS => self.agents.push(agent),
             // Closing it tells the newcomer.
-            Ok(_) => say(&"too many agents are connected"),
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            Ok(Some(_)) => say(&"too many agents are connected"),
             Err(error) => say(&format_args!("cannot accept an agent: {error}")),
         }
     }
