@@ -19,17 +19,17 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::graceful::{GracefulConnection, GracefulShutdown},
 };
 use krustlet_protocol::HttpLimits;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use wasmtime_wasi_http::{
     WasiHttpView,
@@ -56,8 +56,9 @@ use crate::{
 /// have 20,000 descriptors.
 const CONNECTIONS: usize = 4096;
 
-/// How long a client may take to send a request's head, and how long an idle
-/// connection is kept. nginx's default for the former.
+/// How long a client may take to send a request's head, from the moment it
+/// connects, and how long an idle connection is kept. nginx's default for the
+/// former.
 const HEAD_TIME: Duration = Duration::from_mins(1);
 
 /// Wait after a failed accept: descriptors are short, and others must end first.
@@ -141,6 +142,14 @@ pub(crate) async fn serve(
     ending
 }
 
+/// HTTP/1, whose connections are one task each and end when their client says
+/// nothing for `head_time`. Without encryption hardly any client speaks HTTP/2.
+fn speaker(head_time: Duration) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head_time);
+    builder
+}
+
 /// How a request that the guest did not answer is answered.
 fn failed(status: StatusCode, text: &'static str) -> Response<HyperOutgoingBody> {
     let body = Full::new(Bytes::from_static(text.as_bytes()));
@@ -175,24 +184,22 @@ impl Server {
     fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-    ) -> impl hyper_util::server::graceful::GracefulConnection<Output = impl Send> + Send + 'static
-    {
+    ) -> impl GracefulConnection<Output = impl Send> + Send + 'static {
         // Answers are whole when they are written; waiting for more is no gain.
         let _ = stream.set_nodelay(true);
         let service = service_fn(move |request| {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-        builder.http2().timer(TokioTimer::new());
-        builder.serve_connection(TokioIo::new(stream), service).into_owned()
+        speaker(HEAD_TIME).serve_connection(TokioIo::new(stream), service)
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
-        // Closed never: the semaphore lives as long as the server.
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
-            return failed(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        // Who waits for others does so no longer than one of them may take. The
+        // semaphore is closed never: it lives as long as the server.
+        let permit = timeout(self.time, Arc::clone(&self.permits).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return failed(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
         };
         let end = Instant::now() + self.time;
         let (reply, answered) = oneshot::channel();
@@ -276,4 +283,25 @@ impl Server {
 enum Reply {
     Guest(Result<Response<HyperOutgoingBody>, ErrorCode>),
     BadRequest,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_asks_nothing_is_let_go() {
+        for begun in ["", "P", "GET / HTTP/1.1\r\nHost: "] {
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(begun.as_bytes()).await.unwrap();
+            let service = service_fn(async |_: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+            });
+            let connection = speaker(Duration::from_millis(10));
+            let ended = connection.serve_connection(TokioIo::new(server), service).await;
+            assert!(ended.unwrap_err().is_timeout(), "{begun:?}");
+        }
+    }
 }

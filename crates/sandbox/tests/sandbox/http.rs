@@ -114,6 +114,18 @@ pub(crate) fn a_request_that_takes_too_long_is_cut_off() {
     assert_eq!(server.get("/").0, 200);
 }
 
+pub(crate) fn a_request_that_waits_too_long_for_its_turn_is_turned_away() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 1000, None);
+    // Four have their turn now and four when these are cut off; the rest has not.
+    let asked: Vec<_> = (0..24).map(|_| server.send("/sleep?ms=3600000")).collect();
+    let codes: Vec<_> = asked.into_iter().map(|stream| read(stream).0).collect();
+    assert!(codes.iter().all(|code| [503, 504].contains(code)), "{codes:?}");
+    assert!(codes.contains(&503) && codes.contains(&504), "{codes:?}");
+    assert_eq!(server.get("/").0, 200);
+}
+
 pub(crate) fn memory_is_counted_over_all_requests() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();

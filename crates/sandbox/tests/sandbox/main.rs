@@ -57,6 +57,7 @@ const TESTS: &[Test] = tests! {
         requests_are_answered_each_by_its_own_instance,
         a_request_that_traps_fails_alone_and_is_logged,
         a_request_that_takes_too_long_is_cut_off,
+        a_request_that_waits_too_long_for_its_turn_is_turned_away,
         memory_is_counted_over_all_requests,
         a_stopped_server_finishes_what_it_has_begun,
         a_server_that_does_not_finish_in_time_is_killed,
