@@ -68,18 +68,12 @@ impl State {
     /// Drops the objects that no pod refers to any more: a secret is kept no
     /// longer than it is used.
     fn forget_objects(&mut self) {
-        let refs: BTreeSet<ObjectRef> = self
-            .pods
-            .values()
-            .flat_map(|pod| {
-                [
-                    objects::of_volumes(pod),
-                    objects::of_environment(pod),
-                    objects::of_image_pulls(pod),
-                ]
-            })
-            .flat_map(BTreeMap::into_keys)
-            .collect();
+        let mut refs = BTreeSet::new();
+        for pod in self.pods.values() {
+            refs.extend(objects::of_volumes(pod).into_keys());
+            refs.extend(objects::of_environment(pod).into_keys());
+            refs.extend(objects::of_image_pulls(pod));
+        }
         let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
         for object in refs {
             match object {
