@@ -62,7 +62,8 @@ impl LogFile {
     ///
     /// At most `max_files` stay, the current one included (at least two).
     pub(crate) fn rotate(&self, max_files: usize, now: Timestamp) -> io::Result<OwnedFd> {
-        let next = self.beside("next");
+        // Looked for first: a log that nothing can follow keeps its name.
+        let next = self.waiting()?.ok_or(ErrorKind::NotFound)?;
         self.replace_with(&next, max_files, now)?;
         append(&self.beside("new"))
     }
@@ -90,7 +91,19 @@ impl LogFile {
 
     /// Whether the sandbox writes to the next log already.
     pub(crate) fn is_switched(&self) -> bool {
-        matches!(length(&self.beside("next")), Ok(Some(1..)))
+        let length = |path: PathBuf| length(&path).ok().flatten();
+        matches!(self.waiting().ok().flatten().and_then(length), Some(1..))
+    }
+
+    /// The log that the sandbox goes on with. It may hold one of which only
+    /// that was not noted.
+    fn waiting(&self) -> io::Result<Option<PathBuf>> {
+        for waiting in [self.beside("next"), self.beside("new")] {
+            if length(&waiting)?.is_some() {
+                return Ok(Some(waiting));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes what waits, once the container is over. A log that is in use

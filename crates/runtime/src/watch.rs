@@ -4,7 +4,7 @@
 //! this reader can hand out; what a pod does not take yet is kept in its
 //! [`Feed`](crate::events::Feed).
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use krustlet_model::{Chain, ContainerId, PodUid};
@@ -49,7 +49,7 @@ enum Chore {
 /// Watches one sandbox. Returns when it has ended and every pod has been told,
 /// or when stopped.
 pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: CancellationToken) {
-    let mut watcher = Watcher { sandbox, chores: JoinSet::new() };
+    let mut watcher = Watcher::new(sandbox);
     let Reading { mut incoming, early } = reading;
     watcher.resume_logs().await;
     for news in early {
@@ -92,9 +92,18 @@ pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: Cancell
 struct Watcher {
     sandbox: Arc<Sandbox>,
     chores: JoinSet<Chore>,
+    /// The logs that are being turned, and whether there is news of another
+    /// switch. One at a time, since a sandbox may fill a log as soon as it
+    /// holds it. It then has none to go on with, so there is never more news
+    /// than that, unless it lies.
+    turning: HashMap<ContainerId, bool>,
 }
 
 impl Watcher {
+    fn new(sandbox: Arc<Sandbox>) -> Self {
+        Self { sandbox, chores: JoinSet::new(), turning: HashMap::new() }
+    }
+
     /// Catches up with the logs that were switched while no agent lived. A new
     /// sandbox has none.
     async fn resume_logs(&mut self) {
@@ -134,6 +143,7 @@ impl Watcher {
             }
             None => return,
         };
+        self.turning.insert(id.clone(), false);
         let sandbox = Arc::clone(&self.sandbox);
         self.chores.spawn(async move {
             let done = supply(&sandbox, &id, log, next).await;
@@ -189,14 +199,20 @@ impl Watcher {
     }
 
     fn rotate(&mut self, id: ContainerId) {
-        let found = self.sandbox.table().containers.get_mut(&id).map(|container| {
-            let known = std::mem::take(&mut container.caught_up);
-            (container.pod.clone(), container.log.clone(), known)
-        });
-        let Some((pod, log, known)) = found else { return };
+        if let Some(again) = self.turning.get_mut(&id) {
+            *again = true;
+            return;
+        }
+        let found = {
+            let table = self.sandbox.table();
+            let container = table.containers.get(&id);
+            container.map(|container| (container.pod.clone(), container.log.clone()))
+        };
+        let Some((pod, log)) = found else { return };
+        self.turning.insert(id.clone(), false);
         let sandbox = Arc::clone(&self.sandbox);
         self.chores.spawn(async move {
-            let done = rotate(&sandbox, &id, log, known).await;
+            let done = rotate(&sandbox, &id, log).await;
             Chore::Rotated { pod, id, done }
         });
     }
@@ -209,7 +225,10 @@ impl Watcher {
                     // and counted.
                     tracing::warn!(container = %id, error = %Chain(&error), "cannot rotate its log");
                 }
-                self.tell(pod, PodEvent::LogRotated { id });
+                self.tell(pod, PodEvent::LogRotated { id: id.clone() });
+                if self.turning.remove(&id) == Some(true) {
+                    self.rotate(id);
+                }
             }
             Ok(Chore::Room { pod, full, permit }) => {
                 // Only this task sends, so that the room stays.
@@ -253,25 +272,25 @@ impl Watcher {
     }
 }
 
-/// Renames a log that is full and supplies another.
+/// Renames a log that is full and supplies another, once the next is written
+/// to.
 ///
 /// If the agent has caught up with this log when it came back, the news may be
-/// of the very switch that it has seen already. Then nothing is written to the
-/// next log.
-async fn rotate(
-    sandbox: &Sandbox,
-    id: &ContainerId,
-    log: LogFile,
-    caught_up: bool,
-) -> Result<(), RuntimeError> {
-    if caught_up {
-        let mut looks = 0;
-        while !log.is_switched() {
-            looks += 1;
-            if looks > LOOKS {
-                return Ok(());
-            }
-            sleep(LOOK).await;
+/// of the very switch that it has seen already: then nothing is written to the
+/// next log, and it stays. Otherwise the sandbox's word is enough, as a full
+/// disk takes no line.
+async fn rotate(sandbox: &Sandbox, id: &ContainerId, log: LogFile) -> Result<(), RuntimeError> {
+    let mut looks = 0;
+    while looks < LOOKS && !log.is_switched() {
+        looks += 1;
+        sleep(LOOK).await;
+    }
+    let is_switched = log.is_switched();
+    {
+        let mut table = sandbox.table();
+        let Some(container) = table.containers.get_mut(id) else { return Ok(()) };
+        if !is_switched && std::mem::take(&mut container.caught_up) {
+            return Ok(());
         }
     }
     let log_files = sandbox.common.log_files;
@@ -361,6 +380,48 @@ fn time(micros: i64) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Domain, PodUser,
+        mounts::Handover,
+        record::{SandboxRecord, State},
+        sandbox::{Common, Container},
+    };
+
+    #[tokio::test]
+    async fn a_sandbox_that_lies_about_its_logs_has_one_rotation_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let common = Common {
+            state: State::open(home.path().join("rt")).unwrap(),
+            handover: Handover::Plain,
+            log_files: 5,
+        };
+        let record = SandboxRecord {
+            pid: 1,
+            start_time: None,
+            boot: String::new(),
+            domain: Domain::Pod,
+            user: PodUser { uid: 1, gid: 1, groups: vec![] },
+        };
+        let sandbox = Arc::new(Sandbox::found_dead("1".into(), record, common));
+        let ids = [ContainerId::from_bytes([1; 32]), ContainerId::from_bytes([2; 32])];
+        for id in &ids {
+            let container = Container {
+                pod: PodUid::new("a"),
+                log: LogFile::new(home.path().join("0.log")),
+                reached: Reached::Running,
+                caught_up: false,
+            };
+            sandbox.table().containers.insert(id.clone(), container);
+        }
+        let mut watcher = Watcher::new(sandbox);
+        for _ in 0..1000 {
+            for id in &ids {
+                watcher.take(SandboxEvent::LogRotated { id: id.clone() });
+            }
+        }
+        assert_eq!(watcher.chores.len(), ids.len());
+        assert_eq!(watcher.turning.len(), ids.len());
+    }
 
     #[test]
     fn a_process_that_leaves_in_peace_is_still_no_success() {

@@ -84,6 +84,29 @@ fn an_agent_that_comes_back_catches_up_with_a_switch() {
 }
 
 #[test]
+fn a_log_that_was_handed_over_without_a_note_is_gone_on_with() {
+    let home = tempfile::tempdir().unwrap();
+    let log = LogFile::new(home.path().join("0.log"));
+    let (first, second) = log.open().unwrap();
+    write(&first, "first");
+    write(&second, "second");
+    let now = at("2026-01-02T03:04:05Z");
+    let third = log.rotate(MAX_FILES, now).unwrap();
+    assert!(!log.is_switched());
+    write(&third, "third");
+    assert!(log.is_switched());
+    log.rotate(MAX_FILES, now).unwrap();
+    log.supplied().unwrap();
+    assert_eq!(read(home.path(), "0.log.20260102-030406"), "second");
+    assert_eq!(read(home.path(), "0.log"), "third");
+
+    // With nothing to go on with, the log keeps its name.
+    fs::remove_file(home.path().join(".0.log.next")).unwrap();
+    assert_eq!(log.rotate(MAX_FILES, now).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(read(home.path(), "0.log"), "third");
+}
+
+#[test]
 fn nothing_waits_beside_a_closed_log() {
     let home = tempfile::tempdir().unwrap();
     let log = LogFile::new(home.path().join("0.log"));

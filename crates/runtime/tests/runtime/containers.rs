@@ -129,6 +129,24 @@ async fn a_full_log_is_renamed_and_another_supplied() {
     bed.finish().await;
 }
 
+#[tokio::test]
+async fn a_log_that_is_full_as_soon_as_it_is_supplied_is_not_lost() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.exec("a", 1, &["log", "first"]).await.unwrap();
+    bed.exec("a", 1, &["rotate", "second", "third", "fourth"]).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
+    }
+    let (outcome, _) = bed.exec("a", 1, &["rotate", "fifth"]).await.unwrap();
+    assert_eq!(outcome.exit_code, 0, "there was a log to go on with");
+    assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
+    assert_eq!(logs(&bed), ["fifth\n", "first\n", "second\n", "third\n", "fourth\n"]);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
 /// What is in the pod's logs: the current one first, then by age.
 pub(crate) fn logs(bed: &Bed) -> Vec<String> {
     let entries = fs::read_dir(bed.path("logs/a")).unwrap();

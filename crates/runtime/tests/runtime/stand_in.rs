@@ -220,6 +220,8 @@ struct Container {
     state: RunState,
     log: File,
     next: VecDeque<File>,
+    /// What fills its next logs, each as soon as it holds that log.
+    eager: VecDeque<String>,
     preopens: Vec<OwnedFd>,
 }
 
@@ -309,7 +311,12 @@ impl Sandbox {
             SandboxRequest::Exec { id, args } => self.exec(&id, &args, fds),
             SandboxRequest::NextLog { id } => {
                 let log = fds.into_iter().next().unwrap().into();
-                self.find(&id)?.next.push_back(log);
+                let container = self.find(&id)?;
+                container.next.push_back(log);
+                if let Some(text) = container.eager.pop_front() {
+                    // Before it has answered.
+                    self.rotate(&id, &text)?;
+                }
                 Ok(SandboxReply::Done)
             }
             SandboxRequest::StopPod { pod } => {
@@ -353,6 +360,7 @@ impl Sandbox {
             state: RunState::Created,
             log: log.into(),
             next: VecDeque::from([next.into()]),
+            eager: VecDeque::new(),
             preopens,
         };
         self.containers.push(container);
@@ -384,15 +392,8 @@ impl Sandbox {
                 thread::park();
             },
             "rotate" => {
-                let container = self.find(id)?;
-                match container.next.pop_front() {
-                    Some(next) => {
-                        container.log = next;
-                        self.tell(SandboxEvent::LogRotated { id: id.clone() });
-                        writeln!(self.find(id)?.log, "{}", args[1]).unwrap();
-                    }
-                    None => exit_code = 1,
-                }
+                self.find(id)?.eager.extend(args[2..].iter().cloned());
+                exit_code = i32::from(!self.rotate(id, &args[1])?);
             }
             "touch" => {
                 let index = usize::try_from(number()).unwrap();
@@ -404,6 +405,16 @@ impl Sandbox {
             other => panic!("{other}"),
         }
         Ok(SandboxReply::Exec(ExecOutcome { exit_code, message: String::new() }))
+    }
+
+    /// Goes on with the next log; false if there is none.
+    fn rotate(&mut self, id: &ContainerId, text: &str) -> Result<bool, Failure> {
+        let container = self.find(id)?;
+        let Some(next) = container.next.pop_front() else { return Ok(false) };
+        container.log = next;
+        self.tell(SandboxEvent::LogRotated { id: id.clone() });
+        writeln!(self.find(id)?.log, "{text}").unwrap();
+        Ok(true)
     }
 
     fn exit(&mut self, id: &ContainerId, exit_code: i32, told: bool) {
