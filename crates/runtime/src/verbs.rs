@@ -62,6 +62,12 @@ impl Sandbox {
         let log = LogFile::new(launch.log.clone());
         self.enlist(&id, &pod, &log)?;
         let made = self.make(launch, log.clone()).await;
+        if let Err(RuntimeError::Call(_) | RuntimeError::WrongAnswer { .. }) = &made {
+            // It may be made yet. This is read after that, whenever that is.
+            let request = SandboxRequest::RemoveContainer { id: id.clone() };
+            let removed = self.ask(request, Vec::new(), ANSWER_LIMIT).await;
+            tracing::warn!(container = %id, ?removed, "creating it was not answered");
+        }
         if made.is_err() {
             self.table().containers.remove(&id);
             let (common, of) = (self.common.clone(), self.id.clone());
