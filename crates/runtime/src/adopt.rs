@@ -155,7 +155,7 @@ async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Livi
     let asked = async {
         hello(&caller, &mut incoming, &mut early).await?;
         let list = SandboxRequest::ListContainers;
-        Ok::<_, crate::RuntimeError>(ask_early(&caller, &mut incoming, &mut early, list).await?)
+        ask_early(&caller, &mut incoming, &mut early, list).await
     };
     match asked.await {
         Ok(SandboxReply::Containers { containers }) => {

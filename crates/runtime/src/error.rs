@@ -94,6 +94,9 @@ pub enum RuntimeError {
     #[error("{}", .0)]
     Refused(Failure),
 
+    #[error("the sandbox told more than is believed before it answered")]
+    TooMuchNews,
+
     #[error("an answer to another question came: {answer}")]
     WrongAnswer { answer: String },
 }
@@ -132,6 +135,7 @@ impl RuntimeError {
                 | Failure::NotFound { .. }
                 | Failure::Unlinkable { .. },
             )
+            | Self::TooMuchNews
             | Self::WrongAnswer { .. } => false,
         }
     }

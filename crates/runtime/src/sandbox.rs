@@ -22,7 +22,7 @@ use std::{
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
     Caller, Incoming, PidFd, SandboxEvent, SandboxReply, SandboxRequest, VERSION, WithSandbox,
-    connection::{self, Answer, CallError},
+    connection::{self, Answer},
     process, socket,
 };
 use tokio::sync::watch;
@@ -43,6 +43,10 @@ const UP_LIMIT: Duration = Duration::from_secs(10);
 /// Time for a sandbox to answer what needs no work. Its control thread is
 /// never held up by a guest.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How much news is kept while nobody watches, in bytes: what thousands of
+/// containers say that start or end at once. More is no sound sandbox's.
+const EARLY_BYTES: usize = 16 << 20;
 
 /// Time for a process that was told to end, before it is killed: it has
 /// nothing to save.
@@ -372,20 +376,33 @@ pub(crate) async fn ask_early(
     incoming: &mut Incoming<WithSandbox>,
     early: &mut Vec<SandboxEvent>,
     request: SandboxRequest,
-) -> Result<SandboxReply, CallError> {
+) -> Result<SandboxReply, RuntimeError> {
+    let mut room = EARLY_BYTES.saturating_sub(early.iter().map(size).sum());
     let mut call = std::pin::pin!(caller.call(request, Vec::new(), ANSWER_LIMIT));
     loop {
         tokio::select! {
             biased;
             // `next` is cancel-safe, and the call goes on in the next round.
-            answer = &mut call => return answer.map(|answer| answer.reply),
+            answer = &mut call => return Ok(answer?.reply),
             news = incoming.next() => match news {
-                Ok(Some(news)) => early.push(news),
+                Ok(Some(news)) => {
+                    room = room.checked_sub(size(&news)).ok_or(RuntimeError::TooMuchNews)?;
+                    early.push(news);
+                }
                 // The call ends with the connection.
-                Ok(None) | Err(_) => return call.await.map(|answer| answer.reply),
+                Ok(None) | Err(_) => return Ok(call.await?.reply),
             },
         }
     }
+}
+
+/// What news takes in memory, in bytes.
+fn size(news: &SandboxEvent) -> usize {
+    let text = match news {
+        SandboxEvent::Exited { exit, .. } => exit.reason.len() + exit.message.len(),
+        SandboxEvent::Running { .. } | SandboxEvent::LogRotated { .. } => 0,
+    };
+    size_of::<SandboxEvent>() + text
 }
 
 impl Common {

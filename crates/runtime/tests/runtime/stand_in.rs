@@ -201,8 +201,15 @@ fn sandbox() {
     if let (Some(control), Some(status)) = (handed(3), handed(4)) {
         alarm();
         rustix::net::listen(&control, 4).unwrap();
-        Sandbox { control, status: status.into(), agents: vec![], containers: vec![], many: false }
-            .run();
+        Sandbox {
+            control,
+            status: status.into(),
+            agents: vec![],
+            containers: vec![],
+            many: false,
+            flood: false,
+        }
+        .run();
     }
 }
 
@@ -213,6 +220,8 @@ struct Sandbox {
     containers: Vec<Container>,
     /// Whether it acts as if it had more containers than it can list.
     many: bool,
+    /// Whether it says more than it should when it is asked for its list.
+    flood: bool,
 }
 
 struct Container {
@@ -285,6 +294,17 @@ impl Sandbox {
                 self.containers.retain(|one| one.spec.id != id);
                 Ok(SandboxReply::Done)
             }
+            SandboxRequest::ListContainers if self.flood => loop {
+                let exit = ExitReport {
+                    exit_code: 1,
+                    reason: "Error".into(),
+                    message: "x".repeat(32 << 10),
+                    started_at: None,
+                    finished_at: 1,
+                };
+                let event = SandboxEvent::Exited { id: ContainerId::from_bytes([9; 32]), exit };
+                self.tell(event);
+            },
             SandboxRequest::ListContainers if self.many => {
                 Err(Failure::Failed { message: "too many".into() })
             }
@@ -388,6 +408,7 @@ impl Sandbox {
             }
             "die" => end(number()),
             "many" => self.many = true,
+            "flood" => self.flood = true,
             "hang" => loop {
                 thread::park();
             },
