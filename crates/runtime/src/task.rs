@@ -393,6 +393,7 @@ impl RuntimeTask {
                 let live = Process::Live(Arc::clone(&sandbox));
                 self.table.domains.insert(key.clone(), live);
                 self.watch(key, Arc::clone(&sandbox), reading);
+                self.trim_journal();
                 for joiner in joiners {
                     self.join_live(Arc::clone(&sandbox), joiner);
                 }
@@ -405,6 +406,32 @@ impl RuntimeTask {
                 }
             }
         }
+    }
+
+    /// Empties a journal that has grown long, unless a sandbox has ended whose
+    /// pods have not left it. Done at each start, of which each is a line in
+    /// the end. One that ends just now is told of by its zygote too.
+    fn trim_journal(&mut self) {
+        let held = self.table.sandboxes.values();
+        let held: Vec<_> = held.map(|held| Arc::clone(&held.sandbox)).collect();
+        let state = self.common.state.clone();
+        self.work.spawn(async move {
+            let lives = |sandbox: &Arc<Sandbox>| {
+                let process = sandbox.process();
+                !sandbox.is_over()
+                    && process.is_some_and(|process| matches!(process.has_ended(), Ok(false)))
+            };
+            let trimmed =
+                blocking(
+                    move || {
+                        if held.iter().all(lives) { state.trim_journal() } else { Ok(()) }
+                    },
+                );
+            if let Err(error) = trimmed.await {
+                tracing::warn!(%error, "cannot empty the journal");
+            }
+            Outcome::Told
+        });
     }
 
     /// A pod that did not get in is not there, which is what its stops want.

@@ -115,6 +115,19 @@ async fn a_sandbox_with_more_containers_than_it_can_list_is_taken_over_by_its_fi
 }
 
 #[tokio::test]
+async fn a_sandbox_that_floods_the_next_agent_is_killed() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.exec("a", 1, &["flood"]).await.unwrap();
+    let (bed, adopted) = bed.agent_leaves().await.agent_returns().await;
+    assert!(!adopted[0].alive);
+    assert!(matches!(adopted[0].containers[0].state, RunState::Exited(_)));
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn the_next_agent_learns_what_ended_meanwhile() {
     let bed = Bed::new().await;
     let mut events = bed.run("a").await;
@@ -164,6 +177,37 @@ async fn a_log_that_was_switched_meanwhile_is_caught_up_with() {
     assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
     assert_eq!(logs(&bed), ["second\n", "first\n"]);
     bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_long_journal_is_emptied_when_no_death_in_it_is_needed() {
+    let bed = Bed::new().await;
+    let journal = bed.path("rt/exits");
+    let length = || std::fs::metadata(&journal).unwrap().len();
+    let fill = || {
+        use std::io::Write;
+        let mut journal = std::fs::File::options().append(true).open(&journal).unwrap();
+        journal.write_all(&vec![b'\n'; (1 << 20) + 1]).unwrap();
+    };
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    kill_sandbox(bed.home.path()).await;
+    assert_eq!(death(&mut events).await, 137);
+    fill();
+    let _events = bed.run("b").await;
+    // An agent that leaves finishes what is under way.
+    let away = bed.agent_leaves().await;
+    assert!(length() > 1 << 20, "a pod is still to be told how its sandbox ended");
+
+    let (bed, _adopted) = away.agent_returns().await;
+    bed.stop_pod("a").await;
+    let _events = bed.run("c").await;
+    let away = bed.agent_leaves().await;
+    assert!(length() < 1 << 20);
+    let (bed, _adopted) = away.agent_returns().await;
+    bed.stop_pod("b").await;
+    bed.stop_pod("c").await;
     bed.finish().await;
 }
 
