@@ -30,12 +30,13 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter as Filter, SeccompRule as Rule, TargetArch,
 };
 
-/// The filters, compiled before the first fork.
+/// The filters, compiled before the first fork but for the third, which names
+/// its process.
 #[derive(Debug)]
 pub(crate) struct Filters {
     forbidden: BpfProgram,
     allowed: BpfProgram,
-    sandbox: BpfProgram,
+    sandbox: Rules,
 }
 
 /// Why there are no filters.
@@ -48,9 +49,8 @@ pub(crate) enum FilterError {
 }
 
 impl Filters {
-    /// Compiles all three.
+    /// Compiles what can be.
     pub(crate) fn new() -> Result<Self, FilterError> {
-        let missing = || Action::Errno(libc::ENOSYS.unsigned_abs());
         let allowed = BOTH.iter().chain(ONLY_ZYGOTE).chain(OLD);
         Ok(Self {
             forbidden: program(
@@ -59,7 +59,7 @@ impl Filters {
                 Action::KillProcess,
             )?,
             allowed: program(plain(allowed), missing(), Action::Allow)?,
-            sandbox: program(refused_in_sandboxes()?, Action::Allow, missing())?,
+            sandbox: refused_in_sandboxes()?,
         })
     }
 
@@ -70,10 +70,23 @@ impl Filters {
         Ok(())
     }
 
-    /// Installs the third. Threads made later inherit it.
+    /// Installs the third, in the sandbox itself. Threads made later inherit it.
     pub(crate) fn lock_sandbox(&self) -> Result<(), FilterError> {
-        Ok(seccompiler::apply_filter(&self.sandbox)?)
+        Ok(seccompiler::apply_filter(&self.sandbox_of(std::process::id())?)?)
     }
+
+    /// The third, for the process with this id. To abort is to send oneself a
+    /// signal; another process of the same user gets none.
+    fn sandbox_of(&self, process: u32) -> Result<BpfProgram, seccompiler::BackendError> {
+        let mut rules = self.sandbox.clone();
+        rules.insert(libc::SYS_tgkill, vec![rule(&[(0, Op::Ne, process.cast_signed())])?]);
+        program(rules, Action::Allow, missing())
+    }
+}
+
+/// As on a kernel that does not have the call.
+fn missing() -> Action {
+    Action::Errno(libc::ENOSYS.unsigned_abs())
 }
 
 type Rules = BTreeMap<i64, Vec<Rule>>;
@@ -387,6 +400,7 @@ mod tests {
     fn the_filters_compile_for_this_machine() {
         let filters = Filters::new().unwrap();
         // A filter's length is 16 bits, and its cost is paid in each sandbox.
-        assert!(filters.sandbox.len() < 200, "{} instructions", filters.sandbox.len());
+        let sandbox = filters.sandbox_of(std::process::id()).unwrap();
+        assert!(sandbox.len() < 200, "{} instructions", sandbox.len());
     }
 }

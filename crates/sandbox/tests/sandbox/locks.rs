@@ -87,6 +87,7 @@ pub(crate) fn what_no_sandbox_needs_is_refused() {
         "fork",
         "clone3",
         "kill",
+        "signal",
         "seccomp",
         "netlink",
         "packet",
