@@ -238,11 +238,11 @@ impl Worker {
     /// latter case its guests go on.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> End {
         loop {
-            self.step();
+            let looked = self.step();
             if self.removal == Removal::Forgotten {
                 return End::Gone(self.user);
             }
-            let wake = self.wake();
+            let wake = self.wake(looked);
             // Cancel-safe: the channels and the set keep what was not taken.
             tokio::select! {
                 biased;
@@ -271,11 +271,12 @@ impl Worker {
         End::Stopped
     }
 
-    /// Decides and acts once, with everything that is known now.
-    fn step(&mut self) {
+    /// Decides and acts once, with everything that is known now; returns that
+    /// moment.
+    fn step(&mut self) -> Instant {
         // Each action is followed by a look at what it changed, as long as
         // phases follow each other without anything to wait for.
-        loop {
+        let looked = loop {
             let now = Instant::now();
             self.look_at_the_clock(now);
             let (phase, action) = decide(self.phase, self.desired(), self.facts(now));
@@ -291,12 +292,13 @@ impl Worker {
                 Action::Wait => {}
             }
             if !moved {
-                break;
+                break now;
             }
-        }
+        };
         self.remove_leftovers();
         self.save();
         self.report();
+        looked
     }
 
     fn desired(&self) -> Desired {
@@ -357,18 +359,16 @@ impl Worker {
         Some(self.context.config.clock.instant(self.started_at, limit))
     }
 
-    /// When this pod needs to be looked at again, if nothing happens.
-    fn wake(&self) -> Instant {
-        // A moment that never counts; the timer needs one.
-        const IDLE: Duration = Duration::from_hours(24);
-        let now = Instant::now();
-        let mut moments = vec![now + IDLE];
+    /// When this pod needs to be looked at again, if nothing happens after it
+    /// was looked at.
+    fn wake(&self, looked: Instant) -> Instant {
+        let mut moments = Vec::new();
         moments.extend(self.reported.wake(self.saves.lazily));
         moments.extend(self.saves.retry);
         match self.phase {
             Phase::Starting | Phase::Running => {
                 moments.extend(self.deadline());
-                moments.extend(self.slots.iter().filter_map(|slot| slot.wake(now)));
+                moments.extend(self.slots.iter().filter_map(|slot| slot.wake(looked)));
                 if let Sandbox::None { from } = self.sandbox {
                     moments.push(from);
                 }
@@ -396,9 +396,7 @@ impl Worker {
                 }
             }
         }
-        // What is past was looked at in this step; if nothing came of it, it
-        // waits for something that will wake this task by itself.
-        moments.into_iter().filter(|&moment| moment > now).min().unwrap_or(now + IDLE)
+        earliest(looked, moments)
     }
 
     /// What is seen of the pod, in the words of the model.
@@ -435,6 +433,17 @@ impl Worker {
     }
 }
 
+/// The first moment that a look at this one did not see yet. It may be over by
+/// now, and is looked at at once then.
+///
+/// What was past was looked at; if nothing came of it, it waits for something
+/// that will wake the task by itself.
+fn earliest(looked: Instant, moments: impl IntoIterator<Item = Instant>) -> Instant {
+    // A moment that never counts; the timer needs one.
+    const IDLE: Duration = Duration::from_hours(24);
+    moments.into_iter().filter(|&moment| moment > looked).min().unwrap_or(looked + IDLE)
+}
+
 /// The next event; never, if nobody tells any.
 async fn next(events: &mut Option<PodEvents>) -> Option<crate::outside::PodEvent> {
     match events {
@@ -466,4 +475,18 @@ fn own_grace(pod: &Pod) -> Grace {
     let spec = pod.spec.as_ref();
     let seconds = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
     Grace::from_seconds(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_that_passes_after_the_look_is_not_lost() {
+        let now = Instant::now();
+        let looked = now.checked_sub(Duration::from_millis(10)).unwrap();
+        let passed = now.checked_sub(Duration::from_millis(5)).unwrap();
+        assert_eq!(earliest(looked, [now + Duration::from_secs(9), passed]), passed);
+        assert!(earliest(looked, [looked]) > now, "what was looked at waits for news");
+    }
 }
