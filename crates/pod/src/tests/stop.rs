@@ -58,6 +58,17 @@ async fn a_pod_can_be_deleted_during_a_pull() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_agent_stops_during_a_pull() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.endless.insert("web:1".to_owned()));
+    bed.put(one("Always"));
+    bed.until("people are told", |world| world.has_event("Pulling")).await;
+    let before = tokio::time::Instant::now();
+    bed.stop().await;
+    assert!(before.elapsed() < Duration::from_secs(1), "a pull has no end to wait for");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_can_be_deleted_during_a_back_off() {
     let mut bed = Bed::new().await;
     bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Exits(1)));

@@ -223,11 +223,16 @@ impl Worker {
             return;
         }
         let is_dirty = self.saves.done < self.saves.wanted || self.saves.lazily.is_some();
-        // One that is being written must not come after this one.
-        while let (Some(_), Some(done)) = (self.saves.in_flight, self.jobs.join_next().await) {
-            if let Ok(Done::Saved { number, result }) = done {
-                self.saves.in_flight = None;
-                self.saves.done = if result.is_ok() { number } else { self.saves.done };
+        // One that is being written must not come after this one. Other jobs
+        // are not waited for: some have no end.
+        while self.saves.in_flight.is_some() {
+            match self.jobs.join_next().await {
+                Some(Ok(Done::Saved { number, result })) => {
+                    self.saves.in_flight = None;
+                    self.saves.done = if result.is_ok() { number } else { self.saves.done };
+                }
+                Some(_) => {}
+                None => break,
             }
         }
         if !is_dirty {
