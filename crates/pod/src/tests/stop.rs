@@ -85,6 +85,24 @@ async fn a_pod_can_be_deleted_during_a_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_whose_volumes_are_missing_is_deleted_without_a_wait() {
+    let mut bed = Bed::new().await;
+    bed.put(pod(json!({
+        "volumes": [{"name": "v", "configMap": {"name": "none"}}],
+        "containers": [{"name": "main", "image": "web:1"}],
+    })));
+    bed.until("it was tried often", |world| {
+        world.events.iter().filter(|(reason, _)| reason == "FailedMount").count() == 10
+    })
+    .await;
+    let before = tokio::time::Instant::now();
+    bed.delete("u", 30);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    assert!(before.elapsed() < Duration::from_secs(1), "nothing was left to wait for");
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn grace_shrinks_and_never_grows() {
     let mut bed = Bed::new().await;
     bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Stubborn));

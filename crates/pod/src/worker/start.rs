@@ -179,7 +179,11 @@ impl Worker {
     /// Volumes could not be set up.
     pub(super) fn files_failed(&mut self, message: String) {
         self.tell(EventType::Warning, words::FAILED_MOUNT, message);
-        let retry = Self::retry(self.files_failures);
+        let retry = match self.phase {
+            Phase::Starting | Phase::Running => Self::retry(self.files_failures),
+            // There will be no other try.
+            Phase::Terminating(_) | Phase::Terminated => Instant::now(),
+        };
         self.files_failures = self.files_failures.saturating_add(1);
         self.files = match self.files {
             // What lies there is older than it should be, and all there is.

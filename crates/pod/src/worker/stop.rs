@@ -35,6 +35,10 @@ impl Worker {
                 for slot in &mut self.slots {
                     slot.halt();
                 }
+                // What was waited for is another try to set them up.
+                if let Files::Missing { from } = &mut self.files {
+                    *from = Instant::now();
+                }
                 // On disk at once, lest a new agent restart what ends before
                 // its source tells it; and before the sandbox, whose record
                 // says what has run, is gone.
