@@ -103,6 +103,22 @@ async fn a_pod_whose_volumes_are_missing_is_deleted_without_a_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_whose_checkpoint_cannot_be_written_can_be_deleted() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    // Long enough for everything to be on disk.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let checkpoint = bed.home.path().join("pods/u/checkpoint.json");
+    std::fs::remove_file(&checkpoint).unwrap();
+    std::fs::create_dir(&checkpoint).unwrap();
+    bed.delete("u", 30);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    assert!(bed.shared.with(|world| world.sandboxes.is_empty()));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn grace_shrinks_and_never_grows() {
     let mut bed = Bed::new().await;
     bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Stubborn));

@@ -43,6 +43,7 @@ impl Worker {
                 // its source tells it; and before the sandbox, whose record
                 // says what has run, is gone.
                 self.touch();
+                self.saves.retry = None;
             }
         }
     }
@@ -90,7 +91,9 @@ impl Worker {
 
     /// Goes one step further in removing what is left.
     pub(super) fn clean_up(&mut self, now: Instant) {
-        let is_saved = self.saves.done >= self.saves.wanted;
+        // A disk that is full must not keep the pod: what is removed frees it.
+        let has_failed = self.saves.retry.is_some();
+        let is_saved = self.saves.done >= self.saves.wanted || has_failed;
         if is_saved && self.sandbox.may_be_stopped(now) {
             self.stop_sandbox();
         }
