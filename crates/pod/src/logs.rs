@@ -83,6 +83,33 @@ impl LogPlaces {
         absent(fs::remove_file(path))
     }
 
+    /// Removes the logs of one run: the file it wrote to last and those before.
+    /// None is no error. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of a file that cannot be removed.
+    pub fn remove_run(
+        &self,
+        key: &PodKey,
+        uid: &PodUid,
+        container: &ContainerName,
+        restart: u32,
+    ) -> io::Result<()> {
+        let first = format!("{restart}.log");
+        let entries = match fs::read_dir(self.pod(key, uid).join(container.as_str())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(first.as_bytes()) {
+                absent(fs::remove_file(entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a pod's logs. Blocks.
     ///
     /// # Errors
@@ -160,6 +187,27 @@ mod tests {
         places.unlink(&key, &main, &id).unwrap();
         places.unlink(&key, &main, &id).unwrap();
         assert!(link.symlink_metadata().is_err());
+    }
+
+    #[test]
+    fn a_run_leaves_none_of_its_logs() {
+        let home = tempfile::tempdir().unwrap();
+        let places = LogPlaces { pods: home.path().to_owned(), links: None };
+        let (key, uid) = (PodKey::new("default", "web"), PodUid::new("1-2"));
+        let main = ContainerName::new("main");
+        places.remove_run(&key, &uid, &main, 1).unwrap();
+
+        let log = places.run(&key, &uid, &main, 1);
+        let directory = log.parent().unwrap();
+        fs::create_dir_all(directory).unwrap();
+        for name in ["1.log", "1.log.20261123-203840", "11.log", "2.log"] {
+            fs::write(directory.join(name), "x").unwrap();
+        }
+        places.remove_run(&key, &uid, &main, 1).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["11.log", "2.log"]);
     }
 
     #[test]

@@ -254,6 +254,8 @@ impl PodRuntime for Shared {
     }
 
     fn create_container(&self, launch: Launch) -> BoxFuture<'static, Result<(), Refused>> {
+        std::fs::create_dir_all(launch.log.parent().unwrap()).unwrap();
+        std::fs::write(&launch.log, "").unwrap();
         let spec = launch.spec;
         let name = spec.name.to_string();
         self.call(Call::Create(name.clone()));

@@ -54,6 +54,33 @@ async fn a_crash_loop_waits_longer_and_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_logs_of_the_last_two_runs_are_kept() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Exits(3)));
+    bed.put(one("Always"));
+    bed.until("it was started five times", |world| {
+        world.count(&Call::Start("main".to_owned())) == 5
+    })
+    .await;
+    let directory = bed.home.path().join("logs/n_p_u/main");
+    let names = || {
+        let entries = std::fs::read_dir(&directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // The removal tells nobody; it is over long before the next run.
+    tokio::time::timeout(std::time::Duration::from_mins(1), async {
+        while names() != ["3.log", "4.log"] {
+            tokio::task::spawn_blocking(|| {}).await.unwrap();
+        }
+    })
+    .await
+    .expect("all others are removed");
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn never_means_never() {
     for (code, phase) in [(0, "Succeeded"), (4, "Failed")] {
         let mut bed = Bed::new().await;

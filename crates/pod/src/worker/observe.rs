@@ -277,6 +277,7 @@ impl Worker {
                     let message = words::CONTAINER_CREATED.to_owned();
                     self.tell_of(index, EventType::Normal, words::CREATED, message);
                     self.link_log(index, previous);
+                    self.remove_old_log(index);
                     self.enter_saved();
                 }
             }

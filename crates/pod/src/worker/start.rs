@@ -236,6 +236,23 @@ impl Worker {
         }
     }
 
+    /// Removes the logs that a new run makes superfluous: those of all but the
+    /// run before. Source: kubelet, `maxPerPodContainerCount` (1) in
+    /// `cmd/kubelet/app/options/options.go`.
+    pub(super) fn remove_old_log(&mut self, index: usize) {
+        let seen = &self.slots[index].seen;
+        let Some(restart) = seen.restart_count.checked_sub(2) else { return };
+        let (name, key, uid) = (seen.name.clone(), self.key.clone(), self.uid.clone());
+        let places = self.context.config.logs.clone();
+        self.jobs.spawn(async move {
+            let removed = spawn_blocking(move || places.remove_run(&key, &uid, &name, restart));
+            if let Ok(Err(error)) = removed.await {
+                tracing::warn!(error = %Chain(&error), "cannot remove an old log");
+            }
+            Done::Nothing
+        });
+    }
+
     /// Keeps the link of a new run for log collectors, and drops the old one.
     pub(super) fn link_log(&mut self, index: usize, previous: Option<ContainerId>) {
         let slot = &self.slots[index];
