@@ -41,6 +41,9 @@ pub enum UserError {
     #[error("{field} {given} is not a user or group id that a sandbox may have")]
     Invalid { field: &'static str, given: i64 },
 
+    #[error("{field} {given} belongs to the ids that the node gives to sandboxes")]
+    Reserved { field: &'static str, given: u32 },
+
     #[error(
         "containers {first} and {other} ask for different users, but a pod's containers share one sandbox"
     )]
@@ -163,8 +166,10 @@ impl Users {
     /// # Errors
     ///
     /// [`UserError::Exhausted`] if none is free, [`UserError::Shared`] if the
-    /// pod asks for its own in a shared sandbox.
+    /// pod asks for its own in a shared sandbox, [`UserError::Reserved`] if it
+    /// asks for one that is another pod's or may become so.
     pub fn allot(&mut self, domain: Domain, asked: &Asked) -> Result<Allotted, UserError> {
+        self.refuse_reserved(asked)?;
         let shared = match domain {
             Domain::Pod => None,
             Domain::Namespace(_) | Domain::Node => Some(&domain),
@@ -192,6 +197,23 @@ impl Users {
         let uid = self.free().ok_or(UserError::Exhausted { count: self.range.count })?;
         self.taken.insert(uid, (domain.clone(), 1));
         Ok(allotted(domain, uid, true, asked))
+    }
+
+    /// Refuses ids of the range: with them, a pod could read what others own.
+    fn refuse_reserved(&self, asked: &Asked) -> Result<(), UserError> {
+        let one = |field, id: Option<u32>| id.map(|id| (field, id));
+        let ids = [
+            one("runAsUser", asked.uid),
+            one("runAsGroup", asked.gid),
+            one("fsGroup", asked.fs_group),
+        ];
+        let groups = asked.groups.iter().map(|&group| ("supplementalGroups", group));
+        let UserRange { first, count } = self.range;
+        let is_reserved = |id: u32| id.checked_sub(first).is_some_and(|offset| offset < count);
+        match ids.into_iter().flatten().chain(groups).find(|&(_, id)| is_reserved(id)) {
+            Some((field, given)) => Err(UserError::Reserved { field, given }),
+            None => Ok(()),
+        }
     }
 
     /// Takes a user back.
@@ -268,6 +290,24 @@ mod tests {
         let given = Users::new(RANGE).allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
         assert_eq!(given.user, PodUser { uid: 1000, gid: 1000, groups: vec![] });
         assert_eq!(given.volume_group, 1000);
+    }
+
+    #[test]
+    fn nobody_asks_for_an_id_of_another_sandbox() {
+        let own = Asked::default;
+        for (field, asked) in [
+            ("runAsUser", Asked { uid: Some(1000), ..own() }),
+            ("runAsGroup", Asked { gid: Some(1002), ..own() }),
+            ("fsGroup", Asked { fs_group: Some(1001), ..own() }),
+            ("supplementalGroups", Asked { groups: vec![7, 1001], ..own() }),
+        ] {
+            let error = Users::new(RANGE).allot(Domain::Pod, &asked).unwrap_err();
+            assert!(matches!(error, UserError::Reserved { field: of, .. } if of == field));
+        }
+        for uid in [999, 1003] {
+            let asked = Asked { uid: Some(uid), ..own() };
+            assert_eq!(Users::new(RANGE).allot(Domain::Pod, &asked).unwrap().user.uid, uid);
+        }
     }
 
     #[test]
