@@ -212,6 +212,41 @@ impl Slot {
         self.seen.id.is_some() && !self.has_ended
     }
 
+    /// The newest run that has a log, and its number. One whose code is being
+    /// loaded has none yet.
+    pub(crate) fn logged(&self) -> Option<(&ContainerId, u32)> {
+        let (id, restart) = match &self.run {
+            Run::Launching { before, .. } => (&before.id, before.restart_count),
+            Run::Idle { .. } | Run::Created { .. } | Run::Entered { .. } | Run::Over => {
+                (&self.seen.id, self.seen.restart_count)
+            }
+        };
+        Some((id.as_ref()?, restart))
+    }
+
+    /// The number of the run whose end is shown as the last one.
+    ///
+    /// Source: kubelet, `validateContainerLogStatus` in
+    /// `pkg/kubelet/kubelet_pods.go`.
+    pub(crate) fn logged_last(&self) -> Option<u32> {
+        let last = self.seen.last.as_ref()?.id.as_ref()?;
+        let (id, restart) = self.logged()?;
+        if id == last { Some(restart) } else { restart.checked_sub(1) }
+    }
+
+    /// Cancelled when the run that has the newest log has ended.
+    pub(crate) fn logged_ended(&self) -> CancellationToken {
+        let ended = self.ended.clone();
+        match &self.run {
+            Run::Launching { before, .. } if before.id.is_some() => {
+                let ended = CancellationToken::new();
+                ended.cancel();
+                ended
+            }
+            _ => ended,
+        }
+    }
+
     pub(crate) fn standing(&self, now: Instant) -> Standing {
         let stage = match &self.run {
             Run::Over => match self.last_exit() {
@@ -509,5 +544,72 @@ pub(crate) fn terminated(id: &ContainerId, exit: ExitReport) -> Terminated {
         started_at: exit.started_at.map(time),
         finished_at: time(exit.finished_at),
         id: Some(id.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id(byte: u8) -> ContainerId {
+        ContainerId::from_bytes([byte; 32])
+    }
+
+    fn slot() -> Slot {
+        let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "i"}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        Slot::all_of(&pod, Duration::from_mins(5)).remove(0)
+    }
+
+    fn launch(slot: &mut Slot, byte: u8) {
+        let idle = tokio::task::JoinSet::<()>::new().spawn(std::future::pending());
+        slot.launch(id(byte), idle);
+    }
+
+    fn begin(slot: &mut Slot, byte: u8) {
+        launch(slot, byte);
+        assert!(slot.created(&id(byte), 0));
+        slot.enter();
+        assert!(slot.running(&id(byte), Timestamp::UNIX_EPOCH));
+    }
+
+    fn end(slot: &mut Slot, byte: u8) {
+        let exit = ExitReport {
+            exit_code: 1,
+            reason: "Error".to_owned(),
+            message: String::new(),
+            started_at: None,
+            finished_at: 0,
+        };
+        let pod = (&PodKey::new("n", "p"), &PodUid::new("u"));
+        slot.exited(terminated(&id(byte), exit), 0, true, &Clock::system(), pod).unwrap();
+    }
+
+    #[tokio::test]
+    async fn logs_are_those_of_the_runs_that_the_status_names() {
+        let mut slot = slot();
+        let seen = |slot: &Slot| (slot.logged().map(|(_, restart)| restart), slot.logged_last());
+        assert_eq!(seen(&slot), (None, None));
+        launch(&mut slot, 1);
+        assert_eq!(seen(&slot), (None, None), "it is being loaded");
+        slot.undo_launch();
+        begin(&mut slot, 1);
+        assert_eq!(seen(&slot), (Some(0), None));
+        end(&mut slot, 1);
+        assert!(slot.logged_ended().is_cancelled());
+        launch(&mut slot, 2);
+        assert_eq!(seen(&slot), (Some(0), None), "the first is shown as it ended");
+        assert!(slot.logged_ended().is_cancelled());
+        slot.undo_launch();
+        begin(&mut slot, 2);
+        assert_eq!(seen(&slot), (Some(1), Some(0)));
+        assert!(!slot.logged_ended().is_cancelled());
+        end(&mut slot, 2);
+        slot.wait_for(waiting::CRASH_LOOP, "");
+        assert_eq!(seen(&slot), (Some(1), Some(1)), "it waits; its last end is that of its run");
+        launch(&mut slot, 3);
+        assert_eq!(seen(&slot), (Some(1), Some(1)), "the new one is being loaded");
     }
 }

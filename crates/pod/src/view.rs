@@ -37,11 +37,11 @@ pub struct ContainerView {
     pub is_running: bool,
     /// Why it waits, if it does.
     pub waiting: Option<String>,
-    /// The log of its newest run, if there was one.
+    /// The log of its newest run that has one; one that is being loaded has not.
     pub log: Option<PathBuf>,
-    /// The log of the run before.
+    /// The log of the run whose end the status shows as the last one.
     pub previous_log: Option<PathBuf>,
-    /// Cancelled when the newest run has ended.
+    /// Cancelled when the run of [`log`](Self::log) has ended.
     pub ended: CancellationToken,
 }
 

@@ -130,15 +130,13 @@ impl Worker {
                     ContainerState::Waiting { reason, .. } => Some(reason.clone()),
                     ContainerState::Running { .. } | ContainerState::Terminated(_) => None,
                 },
-                log: slot.seen.id.is_some().then(|| {
-                    logs.run(&self.key, &self.uid, &slot.seen.name, slot.seen.restart_count)
-                }),
+                log: slot
+                    .logged()
+                    .map(|(_, run)| logs.run(&self.key, &self.uid, &slot.seen.name, run)),
                 previous_log: slot
-                    .seen
-                    .restart_count
-                    .checked_sub(1)
-                    .map(|restart| logs.run(&self.key, &self.uid, &slot.seen.name, restart)),
-                ended: slot.ended.clone(),
+                    .logged_last()
+                    .map(|run| logs.run(&self.key, &self.uid, &slot.seen.name, run)),
+                ended: slot.logged_ended(),
             })
             .collect();
         let view = Arc::new(PodView {
