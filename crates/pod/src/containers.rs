@@ -342,9 +342,17 @@ impl Slot {
             abort.abort();
         }
         self.image = ImageState::Wanted;
-        match self.run {
-            Run::Launching { .. } | Run::Created { .. } => {
-                self.undo_launch();
+        match &self.run {
+            // Not broken off: what it makes in the sandbox is removed once it
+            // is known to be there.
+            Run::Launching { .. } => {
+                self.revert();
+                false
+            }
+            // Removed before the next one needs its port.
+            Run::Created { id, .. } => {
+                self.leftover = Some(Leftover { id: id.clone(), needs: 0, is_asked: false });
+                self.revert();
                 false
             }
             Run::Entered { .. } => {
@@ -353,6 +361,11 @@ impl Slot {
             }
             Run::Idle { .. } | Run::Over => false,
         }
+    }
+
+    /// Whether an answer about this image is waited for.
+    pub(crate) fn asks_for(&self, image: &str) -> bool {
+        matches!(self.image, ImageState::Asked(_)) && self.seen.image == image
     }
 
     /// The image is on this node.
@@ -399,12 +412,16 @@ impl Slot {
 
     /// The run came to nothing before its guest was entered: it does not count.
     pub(crate) fn undo_launch(&mut self) {
-        let (Run::Launching { before, .. } | Run::Created { before, .. }) = &self.run else {
-            return;
-        };
         if let Run::Launching { abort, .. } = &self.run {
             abort.abort();
         }
+        self.revert();
+    }
+
+    fn revert(&mut self) {
+        let (Run::Launching { before, .. } | Run::Created { before, .. }) = &self.run else {
+            return;
+        };
         self.seen.id = before.id.clone();
         self.seen.restart_count = before.restart_count;
         self.has_ended = self.seen.id.is_some();
@@ -585,6 +602,32 @@ mod tests {
         };
         let pod = (&PodKey::new("n", "p"), &PodUid::new("u"));
         slot.exited(terminated(&id(byte), exit), 0, true, &Clock::system(), pod).unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_image_calls_off_what_was_made_of_the_old_one() {
+        let mut slot = slot();
+        launch(&mut slot, 1);
+        assert!(!slot.take_image("j"));
+        assert!(slot.live().is_none() && slot.leftover.is_none(), "nothing was made yet");
+        launch(&mut slot, 2);
+        assert!(slot.created(&id(2), 0));
+        assert!(!slot.take_image("k"));
+        assert!(slot.live().is_none());
+        assert_eq!(slot.leftover.as_ref().map(|leftover| &leftover.id), Some(&id(2)));
+    }
+
+    #[tokio::test]
+    async fn only_the_image_that_the_spec_names_is_waited_for() {
+        let mut slot = slot();
+        assert!(!slot.asks_for("i"));
+        let pull = tokio::task::JoinSet::<()>::new().spawn(std::future::pending());
+        slot.image = ImageState::Asked(pull.clone());
+        assert!(slot.asks_for("i"));
+        slot.take_image("j");
+        assert!(!slot.asks_for("i") && !slot.asks_for("j"));
+        slot.image = ImageState::Asked(pull);
+        assert!(slot.asks_for("j") && !slot.asks_for("i"));
     }
 
     #[tokio::test]

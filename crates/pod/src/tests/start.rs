@@ -268,6 +268,25 @@ async fn another_image_restarts_its_container_whatever_the_policy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_made_of_another_image_does_not_stay() {
+    let mut bed = Bed::new().await;
+    // It cannot be saved, so that what is made is not entered.
+    let checkpoint = bed.home.path().join("pods/u/checkpoint.json");
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    bed.put(one("Always"));
+    bed.until("it is made", |world| world.has_event("Created")).await;
+    let mut other = one("Always");
+    other["spec"]["containers"][0]["image"] = json!("web:2");
+    bed.put(other);
+    bed.until("the old one is removed", |world| world.count(&Call::Remove("main".to_owned())) == 1)
+        .await;
+    std::fs::remove_dir(&checkpoint).unwrap();
+    let status = bed.until_phase("u", "Running").await;
+    assert_eq!((main_of(&status).restart_count, main_of(&status).image.as_str()), (0, "web:2"));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_is_being_replaced_ends_with_its_pod() {
     let mut bed = Bed::new().await;
     bed.put(one("Never"));

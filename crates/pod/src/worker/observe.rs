@@ -33,6 +33,8 @@ pub(super) enum Done {
     FilesRemoved(Result<(), String>),
     Image {
         index: usize,
+        /// What was asked for.
+        image: String,
         answer: ImageAnswer,
     },
     Created {
@@ -122,7 +124,9 @@ impl Worker {
                 tracing::warn!(pod = %self.key, error, "cannot remove the volumes");
                 self.files = Files::Missing { from: Self::retry(3) };
             }
-            Done::Image { index, answer } => self.image_answered(index, answer),
+            // The spec may name another one by now.
+            Done::Image { index, image, .. } if !self.slots[index].asks_for(&image) => {}
+            Done::Image { index, answer, .. } => self.image_answered(index, answer),
             Done::Created { index, id, result } => self.created(index, &id, result),
             Done::Started { index, id, result } => self.started(index, &id, result),
             Done::Stopped { index, id, result } => self.stop_asked(index, &id, result),
@@ -268,6 +272,10 @@ impl Worker {
 
     fn created(&mut self, index: usize, id: &ContainerId, result: Result<Launched, LaunchError>) {
         if self.slots[index].live() != Some(id) {
+            // Called off while it was made; its listener is not to stay.
+            if result.is_ok() && self.sandbox == Sandbox::Up {
+                self.remove_stranger(id.clone());
+            }
             return;
         }
         match result {

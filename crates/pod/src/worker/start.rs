@@ -136,9 +136,10 @@ impl Worker {
                 image: container.image.clone().unwrap_or_default(),
                 policy: pulls::policy(container),
             };
-            let abort = self
-                .jobs
-                .spawn(async move { Done::Image { index, answer: ask_for_image(question).await } });
+            let image = question.image.clone();
+            let abort = self.jobs.spawn(async move {
+                Done::Image { index, image, answer: ask_for_image(question).await }
+            });
             self.slots[index].image = ImageState::Asked(abort);
         }
     }
