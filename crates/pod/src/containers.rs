@@ -530,7 +530,18 @@ impl Slot {
 
     /// An earlier agent's run that no sandbox knows: it does not count as begun.
     pub(crate) fn never_made(&mut self) {
-        self.has_ended = true;
+        // The run before is the one whose end is shown, if there was one.
+        let end = match &self.seen.state {
+            ContainerState::Terminated(end) => Some(end),
+            ContainerState::Waiting { .. } | ContainerState::Running { .. } => {
+                self.seen.last.as_ref()
+            }
+        };
+        self.seen.id = end.and_then(|end| end.id.clone());
+        if self.seen.id.is_some() {
+            self.seen.restart_count = self.seen.restart_count.saturating_sub(1);
+        }
+        self.has_ended = self.seen.id.is_some();
         self.ended.cancel();
         self.run = Run::Idle { due: Instant::now() };
     }
@@ -628,6 +639,22 @@ mod tests {
         assert!(!slot.asks_for("i") && !slot.asks_for("j"));
         slot.image = ImageState::Asked(pull);
         assert!(slot.asks_for("j") && !slot.asks_for("i"));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_never_made_is_not_counted() {
+        let mut slot = slot();
+        launch(&mut slot, 1);
+        slot.run = Run::Idle { due: Instant::now() };
+        slot.never_made();
+        assert_eq!((slot.seen.id.clone(), slot.next_restart_count()), (None, 0));
+        begin(&mut slot, 2);
+        end(&mut slot, 2);
+        launch(&mut slot, 3);
+        slot.run = Run::Idle { due: Instant::now() };
+        slot.never_made();
+        assert!(!slot.is_open());
+        assert_eq!((slot.seen.id.clone(), slot.next_restart_count()), (Some(id(2)), 1));
     }
 
     #[tokio::test]
