@@ -172,6 +172,9 @@ pub(crate) struct Worker {
     phase: Phase,
     slots: Vec<Slot>,
     started_at: Timestamp,
+    /// When `activeDeadlineSeconds` are over. Worked out once for each wish:
+    /// asked of the clock again, it would always lie ahead.
+    deadline: Option<Instant>,
     failure: Option<PodFailure>,
     sandbox: Sandbox,
     /// Failures to make a sandbox in a row.
@@ -216,6 +219,7 @@ impl Worker {
             phase: Phase::Starting,
             slots,
             started_at,
+            deadline: None,
             failure: None,
             sandbox: Sandbox::None { from: now },
             sandbox_failures: 0,
@@ -231,6 +235,7 @@ impl Worker {
             context,
         };
         worker.resume(start);
+        worker.set_deadline();
         worker
     }
 
@@ -331,7 +336,7 @@ impl Worker {
     fn look_at_the_clock(&mut self, now: Instant) {
         if self.failure.is_none()
             && matches!(self.phase, Phase::Starting | Phase::Running)
-            && self.deadline().is_some_and(|deadline| deadline <= now)
+            && self.deadline.is_some_and(|deadline| deadline <= now)
         {
             self.failure = Some(PodFailure {
                 reason: words::DEADLINE_EXCEEDED.to_owned(),
@@ -350,13 +355,15 @@ impl Worker {
         }
     }
 
-    /// When `activeDeadlineSeconds` are over.
+    /// Works out when `activeDeadlineSeconds` are over.
     ///
     /// Source: kubelet, `pkg/kubelet/active_deadline.go`.
-    fn deadline(&self) -> Option<Instant> {
-        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
-        let limit = Duration::from_secs(seconds.max(0).unsigned_abs());
-        Some(self.context.config.clock.instant(self.started_at, limit))
+    fn set_deadline(&mut self) {
+        let seconds = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+        self.deadline = seconds.map(|seconds| {
+            let limit = Duration::from_secs(seconds.max(0).unsigned_abs());
+            self.context.config.clock.instant(self.started_at, limit)
+        });
     }
 
     /// When this pod needs to be looked at again, if nothing happens after it
@@ -367,7 +374,7 @@ impl Worker {
         moments.extend(self.saves.retry);
         match self.phase {
             Phase::Starting | Phase::Running => {
-                moments.extend(self.deadline());
+                moments.extend(self.deadline);
                 moments.extend(self.slots.iter().filter_map(|slot| slot.wake(looked)));
                 if let Sandbox::None { from } = self.sandbox {
                     moments.push(from);

@@ -183,6 +183,19 @@ async fn a_deadline_fails_the_pod() {
     bed.stop().await;
 }
 
+/// The clock runs between two looks at it, as it does outside of tests.
+#[tokio::test]
+async fn a_deadline_comes_though_time_goes_on() {
+    let mut bed = Bed::new().await;
+    let mut limited = one("Always");
+    limited["spec"]["activeDeadlineSeconds"] = json!(1);
+    bed.put(limited);
+    let failed = bed.until_phase("u", "Failed");
+    let status = tokio::time::timeout(Duration::from_secs(30), failed).await.expect("it fails");
+    assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
+    bed.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_of_the_same_name_waits_for_the_old_one() {
     let mut bed = Bed::new().await;

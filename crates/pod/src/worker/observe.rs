@@ -77,6 +77,7 @@ impl Worker {
                 *at = (*at).min(Instant::now());
             }
             self.take_images();
+            self.set_deadline();
             self.touch_lazily();
         }
         self.reported.again(wanted.is_known && !wanted.is_gone);
