@@ -177,7 +177,7 @@ pub(crate) struct Worker {
     deadline: Option<Instant>,
     failure: Option<PodFailure>,
     sandbox: Sandbox,
-    /// Failures to make a sandbox in a row.
+    /// Failures to make or keep a sandbox in a row, until a guest runs.
     sandbox_failures: u32,
     files: Files,
     /// Failures to set volumes up in a row.

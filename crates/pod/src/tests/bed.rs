@@ -42,6 +42,8 @@ pub(super) enum Guest {
     Exits(i32),
     /// Say nothing until the test does.
     Silent,
+    /// Take the sandbox with them before they are entered.
+    Deadly,
 }
 
 /// What was asked of the runtime, and when.
@@ -263,9 +265,13 @@ impl PodRuntime for Shared {
             let sandbox = world.sandboxes.get_mut(&spec.pod).ok_or_else(died)?;
             let container = Container { name, state: RunState::Created, is_entered: false };
             sandbox.containers.insert(spec.id.clone(), container);
-            world.launches.push(spec);
+            world.launches.push(spec.clone());
             Ok(())
         });
+        if self.with(|world| world.guests.get(spec.name.as_str()) == Some(&Guest::Deadly)) {
+            self.kill_sandbox(spec.pod.as_str());
+            return Box::pin(async { Err(died()) });
+        }
         Box::pin(async { made })
     }
 

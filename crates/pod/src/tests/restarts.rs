@@ -171,6 +171,23 @@ async fn a_sandbox_that_dies_is_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_that_dies_before_a_guest_runs_waits_longer_and_longer() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Deadly));
+    bed.put(one("Always"));
+    bed.until("there were six", |world| world.count(&Call::Sandbox) == 6).await;
+    let waits: Vec<_> = bed.shared.with(|world| {
+        let made = world.calls.iter().filter(|(_, call)| *call == Call::Sandbox);
+        let times: Vec<_> = made.map(|(at, _)| *at).collect();
+        times.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs()).collect()
+    });
+    assert_eq!(waits, [0, 1, 2, 4, 8]);
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Serves));
+    bed.until_phase("u", "Running").await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_must_not_run_twice_dies_with_its_sandbox() {
     let mut bed = Bed::new().await;
     bed.put(one("Never"));

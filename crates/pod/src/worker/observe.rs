@@ -160,7 +160,6 @@ impl Worker {
             Ok(events) => {
                 self.events = Some(events);
                 self.sandbox = Sandbox::Up;
-                self.sandbox_failures = 0;
             }
             Err(refused) if refused.why == Why::Stopping => {
                 self.sandbox = Sandbox::None { from: later() }
@@ -182,6 +181,8 @@ impl Worker {
             Some(PodEvent::Running { id, at }) => {
                 for index in 0..self.slots.len() {
                     if self.slots[index].running(&id, at) {
+                        // Not when it is made: it may die of what is made in it.
+                        self.sandbox_failures = 0;
                         self.tell_of(
                             index,
                             EventType::Normal,

@@ -216,9 +216,13 @@ impl Worker {
         }
     }
 
-    /// The sandbox is gone, with everything that was in it.
+    /// The sandbox is gone, with everything that was in it. The next one is
+    /// made at once; one that dies before a guest ran, after a wait.
     pub(super) fn sandbox_lost(&mut self, now: Instant) {
-        self.sandbox = Sandbox::None { from: now };
+        let failures = self.sandbox_failures;
+        let from = if failures == 0 { now } else { Self::retry(failures) };
+        self.sandbox_failures = failures.saturating_add(1);
+        self.sandbox = Sandbox::None { from };
         self.events = None;
         for slot in &mut self.slots {
             slot.leftover = None;
