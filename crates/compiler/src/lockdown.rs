@@ -146,7 +146,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    libc::SYS_tgkill,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -170,6 +169,9 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     // a filter cannot see them; refused, the C library uses this one.
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![only(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+    // To abort is to send oneself a signal; other processes of nobody get none.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![only(0, SeccompCmpOp::Eq, own)?]);
     // The standard library names its threads.
     let set_name = libc::PR_SET_NAME as u64;
     rules.insert(libc::SYS_prctl, vec![only(0, SeccompCmpOp::Eq, set_name)?]);
@@ -234,6 +236,14 @@ mod tests {
                         )
                         .map_err(Into::into),
                     ),
+                ),
+                (
+                    "signal another's thread",
+                    // SAFETY: no pointers are passed, and signal 0 does nothing.
+                    is_refused(match unsafe { libc::syscall(libc::SYS_tgkill, 1, 1, 0) } {
+                        0 => Ok(()),
+                        _ => Err(io::Error::last_os_error()),
+                    }),
                 ),
                 (
                     "raise a limit",
