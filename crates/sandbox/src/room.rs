@@ -15,9 +15,10 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets, UnshareFlags},
 };
 
-/// The zygote's own user and group: nobody's, as `overflowuid` has it. No
-/// sandbox is given it, so that none may send the zygote a signal.
-pub(crate) const ZYGOTE_ID: u32 = 65_534;
+/// The zygote's own user and group: just below those that pods are allotted,
+/// and not nobody's, which many images ask for. No sandbox is given it, so that
+/// none may send the zygote a signal.
+pub(crate) const ZYGOTE_ID: u32 = 1_999_999_999;
 
 /// What separates sandboxes from each other and from the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
