@@ -164,7 +164,7 @@ pub(crate) struct LogsArgs {
     /// Which pod.
     #[command(flatten)]
     pub(crate) pod: PodArgs,
-    /// Which container; the only one by default
+    /// Which container; the pod's first by default
     #[arg(short, long)]
     pub(crate) container: Option<String>,
     /// Go on with what is written later
@@ -190,7 +190,7 @@ pub(crate) struct ExecArgs {
     /// Which pod.
     #[command(flatten)]
     pub(crate) pod: PodArgs,
-    /// Which container; the only one by default
+    /// Which container; the pod's first by default
     #[arg(short, long)]
     pub(crate) container: Option<String>,
     /// Pass standard input on

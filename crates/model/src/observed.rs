@@ -98,7 +98,7 @@ pub enum ContainerState {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminated {
-    /// 0 to 255; see `reference` table of exit codes in `docs/exit-codes.md`.
+    /// 0 to 255; see the table in `docs/exit-codes.md`.
     pub exit_code: i32,
     /// `Completed`, `Error`, `OOMKilled`, `StartError`, …
     pub reason: String,
