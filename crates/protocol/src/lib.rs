@@ -19,6 +19,7 @@
 
 pub mod connection;
 pub mod messages;
+pub mod network;
 pub mod process;
 pub mod socket;
 pub mod spec;
@@ -29,6 +30,7 @@ pub use messages::{
     SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
     ZygoteReply, ZygoteRequest,
 };
+pub use network::{Destinations, Host, Names, PodNetwork, SocketLimits};
 pub use process::PidFd;
 pub use socket::{Packet, ParseError};
 pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, LogLimits, Preopen};

@@ -44,6 +44,8 @@ pub enum DescriptorName {
     Stderr,
     /// A process, from the zygote.
     PidFd,
+    /// A memfd with the JSON of a [`PodNetwork`](crate::PodNetwork).
+    Network,
 }
 
 /// Agent to zygote.
@@ -117,6 +119,13 @@ pub enum SandboxRequest {
     Hello {
         /// [`VERSION`](crate::VERSION) of the agent.
         version: u32,
+    },
+    /// Says what a pod's sockets may do, before its first container is created
+    /// and whenever it changes. Descriptor: `Network`. A sandbox forgets it with
+    /// `StopPod`.
+    SetPodNetwork {
+        /// Which pod.
+        pod: PodUid,
     },
     /// Loads the code and links it. Descriptors: `Spec`, `ArtifactDirectory`,
     /// `Log`, `NextLog`, then a `Preopen` for each of the spec's preopens and

@@ -5,6 +5,7 @@
 //! [`table`](crate::table); guests run elsewhere ([`guests`](crate::guests)).
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Write},
     os::fd::OwnedFd,
@@ -15,8 +16,8 @@ use std::{
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    DescriptorName, ExitReport, Failure, Frame, MAX_MESSAGE, Packet, SandboxEvent, SandboxMessage,
-    SandboxReply, SandboxRequest, VERSION, socket,
+    DescriptorName, ExitReport, Failure, Frame, MAX_MESSAGE, MAX_SPEC, Packet, PodNetwork,
+    SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, VERSION, socket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -66,6 +67,8 @@ pub(crate) struct Control<'a> {
     guests: Option<Guests>,
     programs: Programs,
     table: Table,
+    /// What pods' sockets may do, as last told.
+    networks: HashMap<PodUid, PodNetwork>,
     /// `StopPod` requests that wait for the pod's last container.
     leaving: Vec<(PodUid, RequestId)>,
     /// Whether something was done since memory was given back.
@@ -104,6 +107,7 @@ impl<'a> Control<'a> {
             guests: None,
             programs: Programs::default(),
             table: Table::default(),
+            networks: HashMap::new(),
             leaving: Vec::new(),
             untidy: true,
             end: None,
@@ -250,6 +254,11 @@ impl<'a> Control<'a> {
                 let pid = std::process::id();
                 Ok(Answer::Now(SandboxReply::Hello { version: VERSION, pid }))
             }
+            SandboxRequest::SetPodNetwork { pod } => {
+                let [file] = exactly([DescriptorName::Network], names, fds)?;
+                self.networks.insert(pod, pod_network(file)?);
+                done
+            }
             SandboxRequest::CreateContainer => {
                 let handed = Handed::sort(names, fds)?;
                 self.guests()?;
@@ -336,6 +345,7 @@ impl<'a> Control<'a> {
     }
 
     fn stop_pod(&mut self, pod: PodUid, request: RequestId) -> Answer {
+        self.networks.remove(&pod);
         let unfinished = self.table.clear_pod(&pod);
         if unfinished.is_empty() {
             return Answer::Now(SandboxReply::Done);
@@ -456,6 +466,14 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),
     }
+}
+
+fn pod_network(file: OwnedFd) -> Result<PodNetwork, Failure> {
+    let malformed = |why: String| Failure::Malformed { why };
+    let bytes = socket::read_memfd(file, MAX_SPEC)
+        .map_err(|error| malformed(format!("cannot read the network: {error}")))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| malformed(format!("cannot understand the network: {error}")))
 }
 
 /// Takes descriptors of which the verb wants exactly these.

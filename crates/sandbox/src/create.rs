@@ -51,7 +51,8 @@ impl Handed {
                 | DescriptorName::Stdin
                 | DescriptorName::Stdout
                 | DescriptorName::Stderr
-                | DescriptorName::PidFd => {
+                | DescriptorName::PidFd
+                | DescriptorName::Network => {
                     return Err(malformed(format!("create-container has no use for a {name:?}")));
                 }
             };

@@ -215,6 +215,7 @@ fn zygote_message() -> impl Strategy<Value = ZygoteMessage> {
 fn sandbox_request() -> impl Strategy<Value = SandboxRequest> {
     prop_oneof![
         any::<u32>().prop_map(|version| SandboxRequest::Hello { version }),
+        pod().prop_map(|pod| SandboxRequest::SetPodNetwork { pod }),
         Just(SandboxRequest::CreateContainer),
         id().prop_map(|id| SandboxRequest::StartContainer { id }),
         (id(), any::<u64>())

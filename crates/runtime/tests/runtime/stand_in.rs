@@ -339,6 +339,7 @@ impl Sandbox {
                 }
                 Ok(SandboxReply::Done)
             }
+            SandboxRequest::SetPodNetwork { .. } => Ok(SandboxReply::Done),
             SandboxRequest::StopPod { pod } => {
                 self.containers.retain(|one| one.spec.pod != pod);
                 Ok(SandboxReply::Done)
