@@ -5,8 +5,10 @@
 
 mod directory;
 mod guests;
+mod summary;
 mod wait;
 
 pub use directory::directory;
 pub use guests::{guest, guests_directory, wat};
+pub use summary::Summary;
 pub use wait::{eventually, eventually_some};
