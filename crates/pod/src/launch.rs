@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::{
+    api::core::v1::{Container, Pod},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use krustlet_image::ProgramConfig;
 use krustlet_model::{
     Chain, ContainerId, ContainerName, PodKey, PodUid, env,
@@ -139,7 +142,10 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         preopens,
         // There is at most one.
         listeners: u16::from(!listeners.is_empty()),
-        limits: Limits { memory_bytes: memory_limit(container)? },
+        limits: Limits {
+            memory_bytes: memory_limit(container)?,
+            cpu_millis: cpu_limit(container)?,
+        },
         log: LogLimits { max_bytes: context.config.log_max_bytes },
         name: name.clone(),
     };
@@ -193,9 +199,22 @@ fn working_directory(container: &Container, image: &ProgramConfig) -> Option<Str
 
 /// `limits.memory` in bytes.
 fn memory_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
-    let resources = container.resources.as_ref();
-    let Some(limit) = resources.and_then(|all| all.limits.as_ref()?.get("memory")) else {
-        return Ok(None);
-    };
-    Ok(u64::try_from(quantity::bytes(limit)?).ok())
+    let bytes = limit(container, "memory").map(quantity::bytes).transpose()?;
+    Ok(bytes.and_then(|bytes| u64::try_from(bytes).ok()))
 }
+
+/// The smallest CPU limit there is, in thousandths of a core.
+const LEAST_CPU: u64 = 10;
+
+/// `limits.cpu` in thousandths of a core. As for kubelet, 0 is no limit and what
+/// is below 10 counts as 10. Source: `MilliCPUToQuota` in
+/// `pkg/kubelet/cm/helpers_linux.go`.
+fn cpu_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
+    let millis = limit(container, "cpu").map(quantity::cpu_millis).transpose()?;
+    let millis = millis.and_then(|millis| u64::try_from(millis).ok());
+    Ok(millis.filter(|&millis| millis > 0).map(|millis| millis.max(LEAST_CPU)))
+}
+fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
+    container.resources.as_ref()?.limits.as_ref()?.get(name)
+}
+

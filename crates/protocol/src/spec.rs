@@ -64,6 +64,10 @@ pub struct HttpLimits {
 pub struct Limits {
     /// Bytes of linear memory and tables over all instances of the container.
     pub memory_bytes: Option<u64>,
+    /// Thousandths of a core over all instances of the container, execs
+    /// included. 0 and what one thread cannot exceed, 1000 and more, are none.
+    #[serde(default)]
+    pub cpu_millis: Option<u64>,
 }
 
 /// A directory handed to a guest.

@@ -82,10 +82,10 @@ pub(crate) struct Parts {
 impl Container {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
+            usage: Arc::new(Usage::new(parts.spec.limits.cpu_millis)),
             spec: parts.spec,
             program: parts.program,
             log: Arc::new(parts.log),
-            usage: Arc::default(),
             preopens: parts.preopens,
             listener: Mutex::new(parts.listener),
             stop: watch::Sender::new(Stop::No),

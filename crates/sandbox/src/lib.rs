@@ -15,6 +15,7 @@
 
 #[cfg(feature = "test-attacks")]
 mod attacks;
+mod bucket;
 mod connection;
 mod container;
 mod control;

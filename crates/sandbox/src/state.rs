@@ -3,9 +3,10 @@
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use wasmtime::{
@@ -17,6 +18,8 @@ use wasmtime_wasi_http::{
     Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
     WasiHttpView,
 };
+
+use crate::bucket::Bucket;
 
 /// Bytes of tables one instance may have where no memory limit counts them:
 /// 8 million entries. A table is never larger than its module asks for, but
@@ -34,9 +37,18 @@ pub(crate) struct Usage {
     memory: AtomicU64,
     /// Processor time of its guests, in nanoseconds.
     cpu: AtomicU64,
+    /// Its CPU limit, if it has one. Held for a few instructions only, by the
+    /// guests' thread.
+    bucket: Option<Mutex<Bucket>>,
 }
 
 impl Usage {
+    /// Nothing used yet; the limit is in thousandths of a core.
+    pub(crate) fn new(cpu_millis: Option<u64>) -> Self {
+        let bucket = cpu_millis.and_then(|millis| Bucket::new(millis, Instant::now()));
+        Self { bucket: bucket.map(Mutex::new), ..Self::default() }
+    }
+
     pub(crate) fn memory(&self) -> u64 {
         self.memory.load(Ordering::Relaxed)
     }
@@ -47,6 +59,16 @@ impl Usage {
 
     pub(crate) fn charge_cpu(&self, nanoseconds: u64) {
         self.cpu.fetch_add(nanoseconds, Ordering::Relaxed);
+        if let Some(bucket) = &self.bucket {
+            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            bucket.charge(Instant::now(), nanoseconds);
+        }
+    }
+
+    /// How long its guests must wait for having used more than their limit.
+    pub(crate) fn cpu_wait(&self) -> Option<Duration> {
+        let bucket = self.bucket.as_ref()?;
+        bucket.lock().unwrap_or_else(PoisonError::into_inner).wait(Instant::now())
     }
 }
 

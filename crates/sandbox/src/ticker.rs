@@ -3,7 +3,8 @@
 //! A guest yields at each tick, so that guests share their thread and a stop is
 //! heard. The guest thread says when it enters a guest ([`Ticker::enter`]); the
 //! control thread ticks ([`Ticks`]). A sandbox whose guests all wait has no
-//! timer at all.
+//! timer at all. Where a container's CPU is limited ([`bucket`](crate::bucket)),
+//! [`Metered`] is what holds its guests back.
 
 use std::{
     future::Future,
@@ -12,10 +13,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use tokio::time::{Sleep, sleep};
 use wasmtime::Engine;
 
 use crate::{news::Wake, state::Usage};
@@ -131,15 +133,38 @@ impl Ticks {
 
 /// A guest's future: while it is polled epochs tick, and its container is
 /// charged for the time. File operations run elsewhere and are not counted.
+///
+/// A guest whose container has used more than its CPU limit is not polled until
+/// that is made good: others have the thread, and whoever polls this can still
+/// drop it. It yields at each tick, so a container runs ahead of its limit by no
+/// more than that; a shorter tick for small limits would cut short pieces of
+/// work in two for the same share of the time.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
     ticker: Arc<Ticker>,
     usage: Arc<Usage>,
+    /// Runs while the container is over its limit.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<F: Future> Metered<F> {
     pub(crate) fn new(guest: F, ticker: Arc<Ticker>, usage: Arc<Usage>) -> Self {
-        Self { guest: Box::pin(guest), ticker, usage }
+        Self { guest: Box::pin(guest), ticker, usage, pause: None }
+    }
+
+    /// Ready when the container may run. Asked again after each pause, as other
+    /// guests of the container may have run first.
+    fn poll_limit(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(context));
+                self.pause = None;
+            }
+            match self.usage.cpu_wait() {
+                Some(wait) => self.pause = Some(Box::pin(sleep(wait))),
+                None => return Poll::Ready(()),
+            }
+        }
     }
 }
 
@@ -148,6 +173,7 @@ impl<F: Future> Future for Metered<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
+        ready!(this.poll_limit(context));
         let _inside = this.ticker.enter();
         let before = thread_time();
         let polled = this.guest.as_mut().poll(context);

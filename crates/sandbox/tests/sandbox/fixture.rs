@@ -193,6 +193,8 @@ pub(crate) struct Make {
     pub(crate) mounts: Vec<(PathBuf, String, bool)>,
     pub(crate) listener: Option<TcpListener>,
     pub(crate) memory: Option<u64>,
+    /// Thousandths of a core.
+    pub(crate) cpu: Option<u64>,
     pub(crate) log_bytes: u64,
     pub(crate) pod: String,
 }
@@ -208,6 +210,7 @@ impl Make {
             mounts: Vec::new(),
             listener: None,
             memory: None,
+            cpu: None,
             log_bytes: 10 << 20,
             pod: "pod".into(),
         }
@@ -266,7 +269,7 @@ impl Sandbox {
                 })
                 .collect(),
             listeners: u16::from(make.listener.is_some()),
-            limits: Limits { memory_bytes: make.memory },
+            limits: Limits { memory_bytes: make.memory, cpu_millis: make.cpu },
             log: LogLimits { max_bytes: make.log_bytes },
         };
         let log = self.log(&id);

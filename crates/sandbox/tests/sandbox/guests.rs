@@ -280,7 +280,11 @@ pub(crate) fn a_full_log_goes_on_in_the_next_file() {
 }
 
 /// Starts an exec; its request, and the ends of its streams.
-fn exec(sandbox: &Sandbox, id: &ContainerId, args: &[&str]) -> (u64, OwnedFd, File, File) {
+pub(crate) fn exec(
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    args: &[&str],
+) -> (u64, OwnedFd, File, File) {
     let (stdin, our_stdin) = pipe();
     let (our_stdout, stdout) = pipe();
     let (our_stderr, stderr) = pipe();

@@ -16,30 +16,38 @@ use crate::{
     guests::wait_until,
 };
 
-struct Server {
-    id: ContainerId,
+pub(crate) struct Server {
+    pub(crate) id: ContainerId,
     address: SocketAddr,
 }
 
 fn serve(sandbox: &Sandbox, request_timeout_ms: u64, memory: Option<u64>) -> Server {
+    serve_as(sandbox, request_timeout_ms, |make| Make { memory, ..make })
+}
+
+/// Serves in a container that is not quite the usual one.
+pub(crate) fn serve_as(
+    sandbox: &Sandbox,
+    request_timeout_ms: u64,
+    change: impl FnOnce(Make) -> Make,
+) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let limits = HttpLimits { max_concurrent: 4, request_timeout_ms };
     let make = Make {
         guest: GuestKind::Http(limits),
         listener: Some(listener),
-        memory,
         env: vec![("COLOUR".into(), "green".into())],
         ..Make::module("return", &["web"]).code(compiled("http.wasm"))
     };
-    let id = sandbox.start(make);
+    let id = sandbox.start(change(make));
     sandbox.running(&id);
     Server { id, address }
 }
 
 impl Server {
     /// Sends a request and leaves the connection open.
-    fn send(&self, path: &str) -> TcpStream {
+    pub(crate) fn send(&self, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();

@@ -13,6 +13,7 @@
 )]
 
 mod code;
+mod cpu;
 mod fixture;
 mod guests;
 mod http;
@@ -35,6 +36,10 @@ macro_rules! tests {
 }
 
 const TESTS: &[Test] = tests! {
+    cpu:
+        a_container_over_its_cpu_limit_waits_and_others_do_not,
+        an_exec_is_within_its_containers_cpu_limit,
+        requests_are_within_their_containers_cpu_limit;
     guests:
         a_module_runs_and_its_output_becomes_log_lines,
         a_command_component_runs_with_arguments_and_environment,

@@ -1,0 +1,68 @@
+//! CPU limits, told by comparing what guests of one thread got of it: how fast
+//! the machine is, and who else uses it, does not matter.
+
+use krustlet_model::ContainerId;
+use krustlet_protocol::{SandboxReply, SandboxRequest};
+
+use crate::{
+    fixture::{Make, Sandbox, Zygote},
+    guests::{exec, wait_until},
+    http::serve_as,
+};
+
+/// Thousandths of a core: the least there is.
+const LEAST: Option<u64> = Some(10);
+
+/// What the unlimited guest has used when the others are compared with it, in
+/// nanoseconds: enough for what a full bucket allows to count for little.
+const ENOUGH: u64 = 400_000_000;
+
+fn used(sandbox: &Sandbox, id: &ContainerId) -> u64 {
+    let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else { panic!() };
+    containers.into_iter().find(|report| report.id == *id).unwrap().cpu_ns
+}
+
+/// Waits until `free` has had enough of the thread, and compares: without a
+/// limit `limited` would have had as much, or more.
+fn is_held_back(sandbox: &Sandbox, limited: &ContainerId, free: &ContainerId) {
+    wait_until(|| used(sandbox, free) > ENOUGH);
+    let (limited, free) = (used(sandbox, limited), used(sandbox, free));
+    assert!(limited > 0, "it never ran");
+    assert!(limited < free / 3, "{limited} of {free} ns");
+}
+
+pub(crate) fn a_container_over_its_cpu_limit_waits_and_others_do_not() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limited = sandbox.start(Make { cpu: LEAST, ..Make::module("spin", &["x"]) });
+    // What one thread cannot exceed is no limit.
+    let free = sandbox.start(Make { cpu: Some(1000), ..Make::module("spin", &["x"]) });
+    for id in [&limited, &free] {
+        sandbox.running(id);
+    }
+    is_held_back(&sandbox, &limited, &free);
+    // Its debt is some hundred milliseconds at most times; a stop does not wait.
+    sandbox.stop(&limited, 3_600_000);
+    assert_eq!(sandbox.exit(&limited).exit_code, 143);
+}
+
+pub(crate) fn an_exec_is_within_its_containers_cpu_limit() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limited = sandbox.start(Make { cpu: LEAST, ..Make::module("spin", &["x"]) });
+    sandbox.running(&limited);
+    let _streams = exec(&sandbox, &limited, &["x"]);
+    let free = sandbox.start(Make::module("spin", &["x"]));
+    sandbox.running(&free);
+    is_held_back(&sandbox, &limited, &free);
+}
+
+pub(crate) fn requests_are_within_their_containers_cpu_limit() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve_as(&sandbox, 3_600_000, |make| Make { cpu: LEAST, ..make });
+    let free = sandbox.start(Make::module("spin", &["x"]));
+    sandbox.running(&free);
+    let _open: Vec<_> = (0..4).map(|_| server.send("/spin?ms=3600000")).collect();
+    is_held_back(&sandbox, &server.id, &free);
+}
