@@ -26,8 +26,8 @@ use tokio::{
 };
 
 use crate::{
-    DescriptorName, Frame, ParseError, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest,
-    ZygoteMessage, ZygoteReply, ZygoteRequest,
+    DescriptorName, Frame, Packet, ParseError, SandboxEvent, SandboxMessage, SandboxReply,
+    SandboxRequest, ZygoteMessage, ZygoteReply, ZygoteRequest,
     socket::{frame_bytes, lend, parse_frame, receive_with, send_with},
 };
 
@@ -225,7 +225,7 @@ impl<D: Dialogue> Incoming<D> {
         loop {
             let read = |socket: &OwnedFd| receive_with(socket.as_fd(), RecvFlags::DONTWAIT);
             let received = self.0.socket.async_io(Interest::READABLE, read).await;
-            let packet = match received {
+            let packet = match received.and_then(|packet| packet.map(Packet::unfold).transpose()) {
                 Ok(Some(packet)) => packet,
                 Ok(None) => {
                     self.0.close();

@@ -3,7 +3,9 @@
 //! One `SOCK_SEQPACKET` packet is one [`Frame`]: JSON of at most
 //! [`MAX_MESSAGE`] bytes, with at most [`MAX_DESCRIPTORS`] open files riding
 //! along (`SCM_RIGHTS`), named in order by [`Frame::descriptors`]. What may be
-//! larger than a packet (a container's environment) travels as a sealed memfd.
+//! larger than a packet (a container's environment) travels as a sealed memfd;
+//! so does a whole message that is too long, such as a list of thousands of
+//! containers ([`socket::send_any_length`]).
 //!
 //! ```text
 //! agent ──ZygoteRequest──▶ zygote ──fork──▶ sandbox
@@ -36,10 +38,19 @@ pub use socket::{Packet, ParseError};
 pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, LogLimits, Preopen};
 
 /// The protocol's version. Goes up when a verb or field is added.
-pub const VERSION: u32 = 1;
+///
+/// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`.
+pub const VERSION: u32 = 2;
+
+/// The version from which on an agent understands a message in a memfd.
+pub const FOLDS: u32 = 2;
 
 /// The longest packet in bytes. The kernel's default send buffer is 212,992.
 pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// The longest message in a memfd, in bytes: what a shared sandbox has to say of
+/// 65,536 containers, most of which have ended without many words.
+pub const MAX_FOLDED: usize = 64 << 20;
 
 /// The most descriptors in one packet; the kernel's own limit is 253
 /// (`SCM_MAX_FD`, `include/net/scm.h`). A pod with 50 volumes fits twice.

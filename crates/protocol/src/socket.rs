@@ -26,7 +26,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Frame, MAX_DESCRIPTORS, MAX_MESSAGE, MAX_SPEC};
+use crate::{Frame, MAX_DESCRIPTORS, MAX_FOLDED, MAX_MESSAGE, MAX_SPEC};
 
 /// The longest path of a socket in bytes: `sun_path` has 108, one of them for
 /// the end (unix(7)).
@@ -39,6 +39,36 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// The open files that came along, in the sender's order; close-on-exec.
     pub fds: Vec<OwnedFd>,
+}
+
+/// What a packet says whose message is in the memfd that came along.
+const FOLDED: &[u8] = br#"{"folded":"message"}"#;
+
+/// What a folded message's file bears, so that reading it cannot be made to wait
+/// and nobody changes it meanwhile. Only files in memory can have seals.
+const FIXED: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+impl Packet {
+    /// The message that was meant: the packet's own, or that of the file which
+    /// came along ([`send_any_length`]).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` for a file that is not fixed, or longer than
+    /// [`MAX_FOLDED`].
+    pub fn unfold(mut self) -> io::Result<Self> {
+        if self.bytes != FOLDED || self.fds.len() != 1 {
+            return Ok(self);
+        }
+        let Some(file) = self.fds.pop() else { return Ok(self) };
+        let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
+        if !seals.contains(FIXED) {
+            return Err(Error::new(ErrorKind::InvalidData, "a message in a file that may change"));
+        }
+        self.bytes = read_memfd(file, MAX_FOLDED)?;
+        Ok(self)
+    }
 }
 
 /// Why a packet is no message of ours.
@@ -127,6 +157,20 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
     send_with(fd, bytes, fds, SendFlags::empty())
 }
 
+/// Sends a message without descriptors, in a file in memory if it is too long
+/// for a packet.
+///
+/// # Errors
+///
+/// `InvalidInput` beyond [`MAX_FOLDED`]; otherwise as [`send`].
+pub fn send_any_length(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() <= MAX_MESSAGE {
+        return send(fd, bytes, &[]);
+    }
+    let file = memfd_within(bytes, MAX_FOLDED)?;
+    send(fd, FOLDED, &[file.as_fd()])
+}
+
 /// Receives one packet; `None` when the peer is gone.
 ///
 /// # Errors
@@ -182,8 +226,12 @@ struct Head {
 ///
 /// `InvalidInput` beyond [`MAX_SPEC`] bytes; otherwise what the system says.
 pub fn memfd(bytes: &[u8]) -> io::Result<OwnedFd> {
-    if bytes.len() > MAX_SPEC {
-        return Err(too_long("the spec", bytes.len(), MAX_SPEC));
+    memfd_within(bytes, MAX_SPEC)
+}
+
+fn memfd_within(bytes: &[u8], limit: usize) -> io::Result<OwnedFd> {
+    if bytes.len() > limit {
+        return Err(too_long("the file", bytes.len(), limit));
     }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Not executable, where the kernel knows of it (6.3).
@@ -193,8 +241,7 @@ pub fn memfd(bytes: &[u8]) -> io::Result<OwnedFd> {
     };
     let mut file = File::from(file);
     file.write_all(bytes)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
+    rustix::fs::fcntl_add_seals(&file, FIXED)?;
     Ok(file.into())
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use krustlet_protocol::{
-    Failure, Frame, MAX_MESSAGE, Packet, SandboxMessage, SandboxReply, socket,
+    FOLDS, Failure, Frame, MAX_FOLDED, MAX_MESSAGE, Packet, SandboxMessage, SandboxReply, socket,
 };
 use tokio::sync::watch;
 
@@ -24,6 +24,8 @@ pub(crate) struct Connection {
     waiting: VecDeque<Vec<u8>>,
     /// Dropped with the connection, which ends its execs.
     life: watch::Sender<()>,
+    /// The agent's version of the protocol; 0 until it has said hello.
+    pub(crate) version: u32,
 }
 
 /// The agent is gone, or is to be let go.
@@ -32,7 +34,7 @@ pub(crate) struct Gone;
 
 impl Connection {
     pub(crate) fn new(number: u64, socket: OwnedFd) -> Self {
-        Self { number, socket, waiting: VecDeque::new(), life: watch::Sender::new(()) }
+        Self { number, socket, waiting: VecDeque::new(), life: watch::Sender::new(()), version: 0 }
     }
 
     /// Ends when the connection does.
@@ -54,12 +56,13 @@ impl Connection {
         }
     }
 
-    /// Sends an answer, or has it wait. One too long for a packet is replaced
-    /// by a failure that says so: what a program put into it must not cost the
-    /// agent its connection.
+    /// Sends an answer, or has it wait. One that is too long, for a packet with
+    /// an agent that knows no better, is replaced by a failure that says so: what
+    /// a program put into it must not cost the agent its connection.
     pub(crate) fn reply(&mut self, id: u64, reply: SandboxReply) -> Result<(), Gone> {
         let mut bytes = written(id, reply)?;
-        if bytes.len() > MAX_MESSAGE {
+        let most = if self.version >= FOLDS { MAX_FOLDED } else { MAX_MESSAGE };
+        if bytes.len() > most {
             let message = format!("the answer has {} bytes, too many to send", bytes.len());
             bytes = written(id, SandboxReply::Failed(Failure::Failed { message }))?;
         }
@@ -78,7 +81,7 @@ impl Connection {
     /// Sends what waits, as far as the agent takes it.
     pub(crate) fn flush(&mut self) -> Result<(), Gone> {
         while let Some(bytes) = self.waiting.front() {
-            match socket::send(self.socket.as_fd(), bytes, &[]) {
+            match socket::send_any_length(self.socket.as_fd(), bytes) {
                 Ok(()) => drop(self.waiting.pop_front()),
                 Err(error) if is_full(&error) => return Ok(()),
                 Err(_) => return Err(Gone),
@@ -126,5 +129,13 @@ mod tests {
         assert!(message.contains("too many to send"), "{message}");
         let packet = socket::receive(agents.as_fd()).unwrap().unwrap();
         assert_eq!(socket::parse_frame::<SandboxMessage>(&packet).unwrap().id, 8);
+
+        // One that understands gets it whole.
+        connection.version = FOLDS;
+        let failure = Failure::Unlinkable { message: "x".repeat(MAX_MESSAGE) };
+        connection.reply(9, SandboxReply::Failed(failure.clone())).unwrap();
+        let packet = socket::receive(agents.as_fd()).unwrap().unwrap().unfold().unwrap();
+        let frame: Frame<SandboxMessage> = socket::parse_frame(&packet).unwrap();
+        assert_eq!(frame.body, SandboxMessage::Reply(SandboxReply::Failed(failure)));
     }
 }

@@ -1,7 +1,7 @@
 //! The control thread: answers agents, tells them the news, ticks epochs.
 //!
-//! It never waits for a guest, a disk or an agent, so that no guest can keep it
-//! from hearing a stop. What it knows of containers is in
+//! It never waits for a guest or an agent, so that no guest can keep it from
+//! hearing a stop. What it knows of containers is in
 //! [`table`](crate::table); guests run elsewhere ([`guests`](crate::guests)).
 
 use std::{
@@ -16,8 +16,8 @@ use std::{
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    DescriptorName, ExitReport, Failure, Frame, MAX_MESSAGE, MAX_SPEC, Packet, PodNetwork,
-    SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, VERSION, socket,
+    DescriptorName, ExitReport, Failure, Frame, MAX_SPEC, Packet, PodNetwork, SandboxEvent,
+    SandboxMessage, SandboxReply, SandboxRequest, VERSION, socket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -40,6 +40,11 @@ use crate::{
     warm::Warm,
     zygote::{nonblocking, refusal},
 };
+
+/// Time for the first agent to say something. One that asked for this process
+/// does so within seconds, if it lives; without it nobody may know that there is
+/// a process to end.
+const ALONE: Duration = Duration::from_mins(1);
 
 /// Agents that may be connected at once; see the zygote.
 const CONNECTIONS: usize = 16;
@@ -73,6 +78,9 @@ pub(crate) struct Control<'a> {
     leaving: Vec<(PodUid, RequestId)>,
     /// Whether something was done since memory was given back.
     untidy: bool,
+    /// When the process ends unless an agent has said something before; `None`
+    /// once one has.
+    alone_until: Option<Instant>,
     end: Option<i32>,
 }
 
@@ -110,6 +118,7 @@ impl<'a> Control<'a> {
             networks: HashMap::new(),
             leaving: Vec::new(),
             untidy: true,
+            alone_until: Some(Instant::now() + ALONE),
             end: None,
         })
     }
@@ -145,6 +154,9 @@ impl<'a> Control<'a> {
             if ready.knock {
                 self.accept();
             }
+            if self.alone_until.is_some_and(|end| end <= Instant::now()) {
+                return HOST_FAILED;
+            }
         }
         self.end.unwrap_or(HOST_FAILED)
     }
@@ -161,7 +173,9 @@ impl<'a> Control<'a> {
         }));
         let quiet = self.untidy.then_some(QUIET);
         let timeout = self.ticks.timeout(now).or(quiet);
-        let timeout = timeout.into_iter().chain(self.door.rest(now)).min().map(timespec);
+        let alone = self.alone_until.map(|end| end.saturating_duration_since(now));
+        let timeout = timeout.into_iter().chain(self.door.rest(now)).chain(alone);
+        let timeout = timeout.min().map(timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -218,6 +232,7 @@ impl<'a> Control<'a> {
     fn answer(&mut self, number: u64, packet: Packet) {
         let (frame, answer) = match socket::parse_frame::<SandboxRequest>(&packet) {
             Ok(Frame { id, descriptors, body }) => {
+                self.alone_until = None;
                 let request = RequestId { connection: number, frame: id };
                 (id, self.carry_out(request, body, &descriptors, packet.fds))
             }
@@ -250,7 +265,10 @@ impl<'a> Control<'a> {
     ) -> Result<Answer, Failure> {
         let done = Ok(Answer::Now(SandboxReply::Done));
         match verb {
-            SandboxRequest::Hello { .. } => {
+            SandboxRequest::Hello { version } => {
+                if let Some(connection) = self.connection(request.connection) {
+                    connection.version = version;
+                }
                 let pid = std::process::id();
                 Ok(Answer::Now(SandboxReply::Hello { version: VERSION, pid }))
             }
@@ -283,11 +301,11 @@ impl<'a> Control<'a> {
             }
             SandboxRequest::ListContainers => {
                 let containers = self.table.reports();
-                Ok(Answer::Now(within_a_packet(SandboxReply::Containers { containers })))
+                Ok(Answer::Now(SandboxReply::Containers { containers }))
             }
             SandboxRequest::Stats => {
                 let containers = self.table.stats();
-                Ok(Answer::Now(within_a_packet(SandboxReply::Stats { containers })))
+                Ok(Answer::Now(SandboxReply::Stats { containers }))
             }
             SandboxRequest::Exec { id, args } => {
                 let exec = self.exec(request, &id, args, names, fds)?;
@@ -489,18 +507,6 @@ fn exactly<const N: usize>(
     fds.try_into().map_err(|_| Failure::Malformed { why: why() })
 }
 
-/// A list that is too long for a packet is said to be so. 250 containers fit;
-/// more are in one sandbox only where pods share one.
-fn within_a_packet(reply: SandboxReply) -> SandboxReply {
-    // Around the reply there is a frame, of less than 100 bytes.
-    match serde_json::to_vec(&reply) {
-        Ok(bytes) if bytes.len() + 100 <= MAX_MESSAGE => reply,
-        Ok(_) | Err(_) => SandboxReply::Failed(Failure::Failed {
-            message: "more containers than one message can list".into(),
-        }),
-    }
-}
-
 /// Verbs that are not part of the protocol; see [`attacks`](crate::attacks).
 #[cfg(feature = "test-attacks")]
 fn unknown(packet: &Packet) -> Option<Result<Answer, Failure>> {
@@ -510,4 +516,42 @@ fn unknown(packet: &Packet) -> Option<Result<Answer, Failure>> {
 #[cfg(not(feature = "test-attacks"))]
 fn unknown(_: &Packet) -> Option<Result<Answer, Failure>> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_sandbox_that_no_agent_ever_speaks_to_ends() {
+        let warm = Warm::new().unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("control.sock");
+        let born = |alone_until| {
+            let listener = socket::bind(&path).unwrap();
+            let status = tempfile::tempfile().unwrap();
+            let mut control = Control::new(&warm, listener, status).unwrap();
+            control.alone_until = Some(alone_until);
+            control
+        };
+        let soon = Instant::now() + Duration::from_millis(10);
+        // To connect is not enough: that may be a client of something else.
+        let control = born(soon);
+        let _silent = socket::connect(&path).unwrap();
+        assert_eq!(control.run(), HOST_FAILED);
+
+        // One that was told something ends when it is told to.
+        let mut control = born(Instant::now() + Duration::from_hours(1));
+        let agent = socket::connect(&path).unwrap();
+        control.accept();
+        for (id, body) in [(1, SandboxRequest::Stats), (2, SandboxRequest::Shutdown)] {
+            let frame = Frame { id, descriptors: vec![], body };
+            socket::send_frame(agent.as_fd(), &frame, &[]).unwrap();
+            control.serve(1);
+            assert_eq!(control.alone_until, None);
+        }
+        assert_eq!(control.run(), 0);
+    }
 }

@@ -1,4 +1,11 @@
 //! Makes a container of a request and the descriptors that came with it.
+//!
+//! Done on the control thread: its time is the loading of the program, which maps
+//! the compiled file and reads its tables, for the first container of a program
+//! only. With the file in the system's memory that takes 0.03 ms for a small
+//! program, 0.3 ms for one of Go (8 MB of code) and 4 to 6 ms for the largest
+//! that was tried (214 MB of code). Until then nobody hears a stop; a thread for
+//! it would cost every sandbox more than that is worth.
 
 use std::{fs::File, net::TcpListener, os::fd::OwnedFd};
 

@@ -231,9 +231,17 @@ impl Zygote {
         };
         let names = pidfd.iter().map(|_| DescriptorName::PidFd).collect();
         let frame = Frame { id, descriptors: names, body: ZygoteMessage::Reply(reply) };
-        let fds: Vec<BorrowedFd<'_>> = pidfd.iter().map(AsFd::as_fd).collect();
+        let to = self.agents[agent].as_fd();
+        let sent = match &pidfd {
+            Some(pidfd) => socket::send_frame(to, &frame, &[pidfd.as_fd()]),
+            // A list may be long. Agents of another version are not here: the
+            // name of the listener has it.
+            None => serde_json::to_vec(&frame)
+                .map_err(io::Error::from)
+                .and_then(|bytes| socket::send_any_length(to, &bytes)),
+        };
         // An agent that does not read is let go: the journal keeps the news.
-        if socket::send_frame(self.agents[agent].as_fd(), &frame, &fds).is_err() {
+        if sent.is_err() {
             self.agents.remove(agent);
             return false;
         }

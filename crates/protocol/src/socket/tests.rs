@@ -264,6 +264,30 @@ where
     back
 }
 
+#[test]
+fn a_message_of_any_length_arrives() {
+    let (a, b) = pair().unwrap();
+    for length in [1, MAX_MESSAGE, MAX_MESSAGE + 1, 5 << 20] {
+        let bytes = vec![b'x'; length];
+        send_any_length(a.as_fd(), &bytes).unwrap();
+        let packet = receive(b.as_fd()).unwrap().unwrap().unfold().unwrap();
+        assert_eq!((packet.bytes.len(), packet.fds.len()), (length, 0));
+        assert_eq!(packet.bytes, bytes);
+    }
+    let error = send_any_length(a.as_fd(), &vec![0; MAX_FOLDED + 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_message_in_a_file_that_may_change_is_refused() {
+    let disk = OwnedFd::from(tempfile::tempfile().unwrap());
+    let (pipe, _end) = rustix::pipe::pipe().unwrap();
+    for fd in [disk, pipe] {
+        let packet = Packet { bytes: FOLDED.to_vec(), fds: vec![fd] };
+        assert_eq!(packet.unfold().unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_frame_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..256)) {

@@ -179,7 +179,7 @@ pub(crate) struct Sandbox {
     pub(crate) status: PathBuf,
     pub(crate) files: TempDir,
     pub(crate) connection: Connection,
-    next: Cell<u8>,
+    next: Cell<u32>,
 }
 
 /// What a container is made of, with the usual as default.
@@ -250,7 +250,9 @@ impl Sandbox {
     /// Creates a container; its id, or why not.
     pub(crate) fn create(&self, make: Make) -> Result<ContainerId, Failure> {
         let number = self.next.replace(self.next.get() + 1);
-        let id = ContainerId::from_bytes([number; 32]);
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        let id = ContainerId::from_bytes(bytes);
         let spec = ContainerSpec {
             id: id.clone(),
             pod: PodUid::new(&make.pod),
@@ -446,7 +448,7 @@ pub(crate) fn receive<T: DeserializeOwned>(from: &OwnedFd) -> (Frame<T>, Vec<Own
 
 fn try_receive<T: DeserializeOwned>(from: &OwnedFd) -> Option<(Frame<T>, Vec<OwnedFd>)> {
     assert!(readable(from, LIMIT), "no message within {LIMIT:?}");
-    let packet = socket::receive(from.as_fd()).unwrap()?;
+    let packet = socket::receive(from.as_fd()).unwrap()?.unfold().unwrap();
     Some((socket::parse_frame(&packet).unwrap(), packet.fds))
 }
 

@@ -95,6 +95,27 @@ pub(crate) fn a_sandbox_can_host_many_pods() {
     assert_eq!(exit.exit_code, 3);
 }
 
+pub(crate) fn a_list_longer_than_a_packet_arrives() {
+    const COUNT: usize = 700;
+    let zygote = Zygote::start();
+    let mut sandbox = zygote.sandbox();
+    let created: Vec<_> = (0..COUNT)
+        .map(|number| {
+            let pod = format!("pod-{number}");
+            sandbox.create(Make { pod, ..Make::module("sleep", &["x"]) }).unwrap()
+        })
+        .collect();
+    // To an agent of an older version, which would not understand it, it says so.
+    let refused = sandbox.ask(SandboxRequest::ListContainers);
+    assert!(matches!(refused, SandboxReply::Failed(Failure::Failed { .. })), "it was sent whole");
+    sandbox.reconnect();
+    sandbox.ask(SandboxRequest::Hello { version: VERSION });
+    let listed: Vec<_> = containers(&sandbox).into_iter().map(|(id, _)| id).collect();
+    assert!(listed == created, "{} of {COUNT}", listed.len());
+    let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else { panic!() };
+    assert_eq!(containers.len(), COUNT);
+}
+
 pub(crate) fn guests_of_one_sandbox_share_its_thread() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();

@@ -73,6 +73,7 @@ const TESTS: &[Test] = tests! {
         without_grace_a_guest_is_killed,
         a_sandbox_can_host_many_pods,
         guests_of_one_sandbox_share_its_thread,
+        a_list_longer_than_a_packet_arrives,
         a_sandbox_outlives_its_agent_and_tells_the_next,
         exits_are_in_the_status_file_and_the_journal,
         a_verb_of_a_newer_version_is_refused_by_name,
