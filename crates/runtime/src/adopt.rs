@@ -10,18 +10,26 @@
 //! The exits of a dead one come from its status file; for containers that are
 //! not in it, from the journal; else they count as 137.
 
-use std::{collections::HashMap, os::fd::AsFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use krustlet_model::{Chain, PodUid};
 use krustlet_protocol::{
     Caller, ContainerReport, PidFd, RunState, SandboxEvent, SandboxReply, SandboxRequest,
-    WithSandbox, connection, process::start_time, socket,
+    WithSandbox,
+    connection::{self, CallError},
+    process::start_time,
+    socket,
 };
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use crate::{
-    PodEvents,
+    PodEvents, RuntimeError,
     events::Feed,
     logs::LogFile,
     record::{self, ContainerRecord, Found, SandboxRecord},
@@ -33,6 +41,10 @@ use crate::{
 /// Sandboxes that are asked at once: enough that a few which hang do not hold
 /// up the others, few enough for the descriptors they need.
 const AT_ONCE: usize = 64;
+
+/// The pauses after each try to reach a process that closes its connections.
+const RECONNECTS: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
 
 /// A pod that an earlier agent left.
 #[derive(Debug)]
@@ -129,6 +141,62 @@ struct Living {
     reading: Reading,
     /// None if there are more than it can list in one message.
     reports: Option<Vec<ContainerReport>>,
+}
+
+impl Sandbox {
+    /// Connects to the process once more and asks what became of its containers;
+    /// `None` if it does not answer. It may have let the agent go, which did not
+    /// read for too long.
+    pub(crate) async fn reach_again(&self) -> Option<(Reading, Vec<ContainerReport>)> {
+        let process = self.process()?;
+        for pause in RECONNECTS {
+            if process.has_ended().unwrap_or(true) {
+                return None;
+            }
+            let path = self.common.state.socket(&self.id);
+            // Nobody listens: it is about to be gone.
+            let socket = blocking(move || socket::connect(&path)).await.ok()?;
+            match self.greet_again(socket).await {
+                Ok((caller, reading, reports)) => {
+                    self.line_up(caller);
+                    return Some((reading, reports));
+                }
+                Err(error) => {
+                    tracing::debug!(sandbox = self.id, error = %Chain(&error), "not reached again");
+                    // One that had its time and said nothing will not say more.
+                    if matches!(error, RuntimeError::Call(CallError::TimedOut { .. })) {
+                        return None;
+                    }
+                }
+            }
+            sleep(pause).await;
+        }
+        None
+    }
+
+    async fn greet_again(
+        &self,
+        socket: OwnedFd,
+    ) -> Result<(Caller<WithSandbox>, Reading, Vec<ContainerReport>), RuntimeError> {
+        let (caller, mut incoming) =
+            connection::connection(socket).map_err(RuntimeError::Process)?;
+        let peer = PidFd::of_peer(caller.socket()).map_err(RuntimeError::Process)?;
+        // A number that has not ended is nobody else's.
+        if peer.pid().map_err(RuntimeError::Process)? != Some(self.pid) {
+            return Err(RuntimeError::Died);
+        }
+        let mut early = Vec::new();
+        hello(&caller, &mut incoming, &mut early).await?;
+        let list = SandboxRequest::ListContainers;
+        match ask_early(&caller, &mut incoming, &mut early, list).await? {
+            SandboxReply::Containers { containers } => {
+                // The logs themselves tell, as after an adoption.
+                early.retain(|news| !matches!(news, SandboxEvent::LogRotated { .. }));
+                Ok((caller, Reading { incoming, early }, containers))
+            }
+            other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+        }
+    }
 }
 
 async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Living> {

@@ -22,7 +22,7 @@ use std::{
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
     Caller, Incoming, PidFd, SandboxEvent, SandboxReply, SandboxRequest, VERSION, WithSandbox,
-    connection::{self, Answer},
+    connection::{self, Answer, CallError},
     process, socket,
 };
 use tokio::sync::watch;
@@ -43,6 +43,10 @@ const UP_LIMIT: Duration = Duration::from_secs(10);
 /// Time for a sandbox to answer what needs no work. Its control thread is
 /// never held up by a guest.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time for a lost connection to be noticed and made again, or given up: more
+/// than the watch takes for it.
+const LINE_LIMIT: Duration = Duration::from_mins(1);
 
 /// How much news is kept while nobody watches, in bytes: what thousands of
 /// containers say that start or end at once. More is no sound sandbox's.
@@ -84,8 +88,24 @@ pub(crate) struct Sandbox {
 
 #[derive(Debug)]
 struct Link {
-    caller: Caller<WithSandbox>,
     process: PidFd,
+    line: watch::Sender<Line>,
+}
+
+/// Whether a process can be asked. Set by its [`watch`](crate::watch).
+#[derive(Debug)]
+enum Line {
+    Up(Caller<WithSandbox>),
+    /// The connection is lost, and another is being made.
+    Lost,
+    /// The process is gone, or nobody reads its answers any more.
+    Down,
+}
+
+impl Link {
+    fn new(caller: Caller<WithSandbox>, process: PidFd) -> Self {
+        Self { process, line: watch::Sender::new(Line::Up(caller)) }
+    }
 }
 
 /// The pods in a sandbox and their containers.
@@ -139,7 +159,7 @@ impl Sandbox {
                 let pid = forked.pid;
                 match Self::greet(&common, &id, (pid, &process), &domain, &user).await {
                     Ok((caller, reading)) => {
-                        let link = Some(Link { caller, process });
+                        let link = Some(Link::new(caller, process));
                         let sandbox = Self::new(id, domain, user, common, pid, link);
                         Ok((Arc::new(sandbox), reading))
                     }
@@ -195,7 +215,7 @@ impl Sandbox {
         process: PidFd,
     ) -> Self {
         let (id, record) = found;
-        let link = Some(Link { caller, process });
+        let link = Some(Link::new(caller, process));
         Self::new(id, record.domain, record.user, common, record.pid, link)
     }
 
@@ -254,21 +274,81 @@ impl Sandbox {
         self.link.as_ref().map(|link| &link.process)
     }
 
-    /// Asks the process something.
+    /// Asks the process something. If the connection is lost meanwhile and made
+    /// again, what was handed nothing is asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Call`] with [`CallError::Gone`] when the connection was
+    /// lost and the process lives: it may have done what it was asked, or not.
     pub(crate) async fn ask(
         &self,
         request: SandboxRequest,
         given: Vec<(krustlet_protocol::DescriptorName, std::os::fd::OwnedFd)>,
         limit: Duration,
     ) -> Result<SandboxReply, RuntimeError> {
-        let link = self.link.as_ref().ok_or(RuntimeError::Died)?;
+        if !given.is_empty() {
+            return self.ask_once(request, given, limit).await;
+        }
+        match self.ask_once(request.clone(), Vec::new(), limit).await {
+            Err(RuntimeError::Call(CallError::Gone)) => {
+                self.ask_once(request, Vec::new(), limit).await
+            }
+            other => other,
+        }
+    }
+
+    /// As [`Sandbox::ask`], but never a second time.
+    pub(crate) async fn ask_once(
+        &self,
+        request: SandboxRequest,
+        given: Vec<(krustlet_protocol::DescriptorName, std::os::fd::OwnedFd)>,
+        limit: Duration,
+    ) -> Result<SandboxReply, RuntimeError> {
+        let Some(Link { line, .. }) = &self.link else { return Err(RuntimeError::Died) };
         if self.is_dead() {
             return Err(RuntimeError::Died);
         }
-        let Answer { reply, .. } = link.caller.call(request, given, limit).await?;
-        match reply {
-            SandboxReply::Failed(failure) => Err(RuntimeError::Refused(failure)),
-            other => Ok(other),
+        let mut line = line.subscribe();
+        let patience = limit.min(LINE_LIMIT);
+        let caller = settled(&mut line, patience).await?;
+        // The next change of the line tells of this connection's loss.
+        match caller.call(request, given, limit).await {
+            Ok(Answer { reply: SandboxReply::Failed(failure), .. }) => {
+                Err(RuntimeError::Refused(failure))
+            }
+            Ok(Answer { reply, .. }) => Ok(reply),
+            Err(CallError::Gone) => {
+                // The watch has not noticed yet, or is at it.
+                let noticed = tokio::time::timeout(patience, line.changed()).await;
+                if !matches!(noticed, Ok(Ok(()))) {
+                    return Err(RuntimeError::Died);
+                }
+                settled(&mut line, patience).await?;
+                Err(RuntimeError::Call(CallError::Gone))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The connection is lost; those who ask wait for what comes of it.
+    pub(crate) fn line_lost(&self) {
+        self.set_line(Line::Lost);
+    }
+
+    /// There is a connection again.
+    pub(crate) fn line_up(&self, caller: Caller<WithSandbox>) {
+        self.set_line(Line::Up(caller));
+    }
+
+    /// Nobody will answer any more.
+    pub(crate) fn line_down(&self) {
+        self.set_line(Line::Down);
+    }
+
+    fn set_line(&self, line: Line) {
+        if let Some(link) = &self.link {
+            link.line.send_replace(line);
         }
     }
 
@@ -354,6 +434,22 @@ impl Sandbox {
             common.state.remove(&id).map_err(|source| common.state_error(source))
         })
         .await
+    }
+}
+
+/// The caller of a line that is not being made again.
+async fn settled(
+    line: &mut watch::Receiver<Line>,
+    limit: Duration,
+) -> Result<Caller<WithSandbox>, RuntimeError> {
+    let known = line.wait_for(|line| !matches!(line, Line::Lost));
+    match tokio::time::timeout(limit, known).await {
+        Ok(Ok(line)) => match &*line {
+            Line::Up(caller) => Ok(caller.clone()),
+            Line::Lost | Line::Down => Err(RuntimeError::Died),
+        },
+        Ok(Err(_)) => Err(RuntimeError::Died),
+        Err(_) => Err(RuntimeError::Call(CallError::TimedOut { limit })),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
     ContainerSpec, DescriptorName, ExecOutcome, Failure, SandboxReply, SandboxRequest, StatsReport,
-    socket::memfd,
+    connection::CallError, socket::memfd,
 };
 
 use crate::{
@@ -123,7 +123,20 @@ impl Sandbox {
 
     pub(crate) async fn start_container(&self, id: ContainerId) -> Result<(), RuntimeError> {
         self.known(&id)?;
-        self.done(SandboxRequest::StartContainer { id }, Vec::new(), ANSWER_LIMIT).await
+        let request = SandboxRequest::StartContainer { id };
+        match self.ask_once(request.clone(), Vec::new(), ANSWER_LIMIT).await {
+            // It may have been started before the connection was lost, and is
+            // then started by no second request.
+            Err(RuntimeError::Call(CallError::Gone)) => {
+                match self.ask_once(request, Vec::new(), ANSWER_LIMIT).await {
+                    Ok(_) | Err(RuntimeError::Refused(Failure::Failed { .. })) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            Ok(SandboxReply::Done) => Ok(()),
+            Ok(other) => Err(wrong(&other)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns when the request is taken; one that has ended need not be told.

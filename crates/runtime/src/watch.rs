@@ -1,5 +1,10 @@
 //! Reads what a sandbox says until it ends, and passes it to its pods.
 //!
+//! ```text
+//! reading ──connection lost──▶ reached again ──▶ reading
+//!                                    └──no answer──▶ killed, buried
+//! ```
+//!
 //! Never waits for a pod, since the pod may be waiting for a reply that only
 //! this reader can hand out; what a pod does not take yet is kept in its
 //! [`Feed`](crate::events::Feed).
@@ -8,11 +13,11 @@ use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use krustlet_model::{Chain, ContainerId, PodUid};
-use krustlet_protocol::{ExitReport, SandboxEvent, process};
+use krustlet_protocol::{ContainerReport, ExitReport, RunState, SandboxEvent, process};
 use tokio::{
     sync::mpsc::{OwnedPermit, error::SendError},
     task::{JoinError, JoinSet},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +40,11 @@ const REAPED_LIMIT: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 50;
 const LOOK: Duration = Duration::from_millis(20);
 
+/// A connection that is lost more often than this, each time less than that after
+/// the last, is not made again: its process is of no use.
+const LOSSES: u32 = 10;
+const LOSS_PERIOD: Duration = Duration::from_mins(1);
+
 /// The exit code of a container whose process left no word.
 const UNKNOWN: i32 = 137;
 
@@ -49,29 +59,34 @@ enum Chore {
 /// Watches one sandbox. Returns when it has ended and every pod has been told,
 /// or when stopped.
 pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: CancellationToken) {
-    let mut watcher = Watcher::new(sandbox);
-    let Reading { mut incoming, early } = reading;
-    watcher.resume_logs().await;
-    for news in early {
-        watcher.take(news);
-    }
+    // However this ends, nobody reads answers then.
+    let _down = Down(Arc::clone(&sandbox));
+    let mut watcher = Watcher::new(Arc::clone(&sandbox));
+    let mut reading = reading;
+    let (mut losses, mut lost_at) = (0, Instant::now());
     loop {
-        tokio::select! {
-            biased;
-            // All three are cancel-safe, and no arm awaits in its body.
-            () = stop.cancelled() => return,
-            Some(chore) = watcher.chores.join_next() => watcher.finish(chore),
-            news = incoming.next() => match news {
-                Ok(Some(news)) => watcher.take(news),
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::error!(sandbox = watcher.sandbox.id, %error, "cannot be read any more");
-                    break;
-                }
-            },
+        watcher.resume_logs().await;
+        if watcher.read(reading, &stop).await == Left::Stopped {
+            return;
         }
+        losses = if lost_at.elapsed() > LOSS_PERIOD { 1 } else { losses + 1 };
+        lost_at = Instant::now();
+        if sandbox.is_ending() || losses > LOSSES {
+            break;
+        }
+        let reached = tokio::select! {
+            biased;
+            // Nothing is lost: the next agent asks for everything.
+            () = stop.cancelled() => return,
+            reached = sandbox.reach_again() => reached,
+        };
+        let Some((again, reports)) = reached else { break };
+        tracing::warn!(sandbox = sandbox.id, "its connection was lost, and is there again");
+        watcher.catch_up(reports);
+        reading = again;
     }
-    if !watcher.sandbox.is_ending() {
+    sandbox.line_down();
+    if !sandbox.is_ending() {
         watcher.bury().await;
     }
     // What is left are pods that have not yet taken all their news.
@@ -89,6 +104,22 @@ pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: Cancell
     watcher.sandbox.table().pods.clear();
 }
 
+/// Why reading ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    Stopped,
+    Lost,
+}
+
+/// Says, when dropped, that nobody reads a sandbox's answers.
+struct Down(Arc<Sandbox>);
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        self.0.line_down();
+    }
+}
+
 struct Watcher {
     sandbox: Arc<Sandbox>,
     chores: JoinSet<Chore>,
@@ -104,7 +135,54 @@ impl Watcher {
         Self { sandbox, chores: JoinSet::new(), turning: HashMap::new() }
     }
 
-    /// Catches up with the logs that were switched while no agent lived. A new
+    /// Takes what comes until the connection is lost.
+    async fn read(&mut self, reading: Reading, stop: &CancellationToken) -> Left {
+        let Reading { mut incoming, early } = reading;
+        for news in early {
+            self.take(news);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                // All three are cancel-safe, and no arm awaits in its body.
+                () = stop.cancelled() => return Left::Stopped,
+                Some(chore) = self.chores.join_next() => self.finish(chore),
+                news = incoming.next() => match news {
+                    Ok(Some(news)) => self.take(news),
+                    Ok(None) => break,
+                    Err(error) => {
+                        let sandbox = &self.sandbox.id;
+                        tracing::error!(sandbox, %error, "cannot be read any more");
+                        break;
+                    }
+                },
+            }
+        }
+        // Those whose calls have ended with it wait to hear of this.
+        self.sandbox.line_lost();
+        Left::Lost
+    }
+
+    /// Tells what happened while there was no connection. What is told twice is
+    /// told on once.
+    fn catch_up(&mut self, reports: Vec<ContainerReport>) {
+        for ContainerReport { id, state, .. } in reports {
+            match state {
+                RunState::Created => {}
+                RunState::Running { started_at } => {
+                    self.take(SandboxEvent::Running { id, at: started_at });
+                }
+                RunState::Exited(exit) => {
+                    if let Some(at) = exit.started_at {
+                        self.take(SandboxEvent::Running { id: id.clone(), at });
+                    }
+                    self.take(SandboxEvent::Exited { id, exit });
+                }
+            }
+        }
+    }
+
+    /// Catches up with the logs that were switched while nobody was told. A new
     /// sandbox has none.
     async fn resume_logs(&mut self) {
         let logs: Vec<_> = self
@@ -113,6 +191,7 @@ impl Watcher {
             .containers
             .iter()
             .filter(|(_, container)| container.reached != Reached::Ended)
+            .filter(|(id, _)| !self.turning.contains_key(*id))
             .map(|(id, container)| (id.clone(), container.log.clone()))
             .collect();
         if logs.is_empty() {

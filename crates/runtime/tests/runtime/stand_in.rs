@@ -22,7 +22,7 @@ use krustlet_protocol::{
     ContainerReport, ContainerSpec, DescriptorName, ExecOutcome, ExitReport, Failure, Frame,
     MAX_SPEC, Packet, RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest,
     StatsReport, VERSION, ZygoteMessage, ZygoteReply, ZygoteRequest,
-    socket::{parse_frame, read_memfd, receive, send_frame},
+    socket::{parse_frame, read_memfd, receive, send_any_length, send_frame},
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -208,6 +208,7 @@ fn sandbox() {
             containers: vec![],
             many: false,
             flood: false,
+            leaves: false,
         }
         .run();
     }
@@ -222,6 +223,8 @@ struct Sandbox {
     many: bool,
     /// Whether it says more than it should when it is asked for its list.
     flood: bool,
+    /// Whether it lets its agents go instead of answering.
+    leaves: bool,
 }
 
 struct Container {
@@ -254,10 +257,15 @@ impl Sandbox {
                 let frame: Frame<SandboxRequest> = parse_frame(&packet).unwrap();
                 let id = frame.id;
                 let reply = self.answer(frame, packet.fds);
+                if std::mem::take(&mut self.leaves) {
+                    gone = (0..self.agents.len()).collect();
+                    break;
+                }
                 let reply = reply.unwrap_or_else(SandboxReply::Failed);
                 let body = SandboxMessage::Reply(reply);
                 let frame = Frame { id, descriptors: vec![], body };
-                let _ = send_frame(self.agents[index].as_fd(), &frame, &[]);
+                let bytes = serde_json::to_vec(&frame).unwrap();
+                let _ = send_any_length(self.agents[index].as_fd(), &bytes);
             }
             for index in gone.into_iter().rev() {
                 self.agents.remove(index);
@@ -406,6 +414,20 @@ impl Sandbox {
             "exit-untold" => {
                 self.exit(id, number(), false);
                 end(9);
+            }
+            // Ends without telling, and lets its agents go.
+            "leave" => {
+                if let Some(code) = args.get(1) {
+                    self.exit(id, code.parse().unwrap(), false);
+                }
+                self.leaves = true;
+            }
+            // Is there and answers no more.
+            "leave-deaf" => {
+                self.agents.clear();
+                loop {
+                    thread::park();
+                }
             }
             "die" => end(number()),
             "many" => self.many = true,

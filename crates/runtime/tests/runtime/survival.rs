@@ -44,6 +44,68 @@ async fn an_exit_that_was_only_written_down_is_told_before_the_death() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_lets_the_agent_go_is_reached_again() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.start("a", 2, &mut events).await;
+    let pid = bed.pid("a", 1).await;
+    for (digit, code) in [(1, None), (2, Some("6")), (1, None)] {
+        let args: Vec<_> = ["leave"].into_iter().chain(code).collect();
+        let error = bed.exec("a", digit, &args).await.unwrap_err();
+        assert!(!error.is_death() && error.is_transient(), "{error}");
+    }
+    // What happened meanwhile is told, once, and the process is the same.
+    assert_eq!(exit_code(&mut events, 2).await, 6);
+    assert_eq!(bed.pid("a", 1).await, pid);
+    let stats = bed.runtime.stats(&PodUid::new("a")).await.unwrap();
+    assert_eq!(stats.len(), 2);
+    bed.exec("a", 1, &["exit", "7"]).await.unwrap();
+    assert_eq!(exit_code(&mut events, 1).await, 7);
+    bed.stop_pod("a").await;
+    assert_eq!(next(&mut events).await, None);
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_answers_no_more_is_killed() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    let error = bed.exec("a", 1, &["leave-deaf"]).await.unwrap_err();
+    assert!(error.is_death(), "{error}");
+    assert_eq!(death(&mut events).await, 137);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_thousand_containers_are_listed_and_counted() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    let ids: Vec<_> = (0..1100_u32)
+        .map(|number| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            krustlet_model::ContainerId::from_bytes(bytes)
+        })
+        .collect();
+    for id in &ids {
+        let mut launch = bed.launch("a", 1);
+        launch.spec.id = id.clone();
+        bed.runtime.create_container(launch).await.unwrap();
+    }
+    let stats = bed.runtime.stats(&PodUid::new("a")).await.unwrap();
+    assert_eq!(stats.len(), ids.len());
+    let (bed, adopted) = bed.agent_leaves().await.agent_returns().await;
+    assert_eq!(next(&mut events).await, None);
+    let listed: Vec<_> = adopted[0].containers.iter().map(|report| report.id.clone()).collect();
+    assert_eq!(listed, ids);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn a_process_that_leaves_in_peace_is_no_success_of_its_containers() {
     let bed = Bed::new().await;
     let mut events = bed.run("a").await;
