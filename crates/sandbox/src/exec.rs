@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use krustlet_protocol::ExecOutcome;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
     sync::watch,
     time::timeout,
 };
@@ -53,7 +53,8 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    /// Runs to the end of the program, of its container, or of whoever asked.
+    /// Runs to the end of the program, of its container, or of whoever asked:
+    /// the agent, or the client behind it, with whom the pipes close.
     pub(crate) async fn run(self, ticker: Arc<Ticker>) -> ExecOutcome {
         let Self { container, args, mut wanted, .. } = self;
         let streams = Pipe::open(self.stdin)
@@ -78,6 +79,7 @@ impl Exec {
             // Each may be dropped: the guest's end is what ends the exec.
             _ = stopped(&container) => Ending::stopped(KILLED),
             _ = wanted.changed() => Ending::stopped(KILLED),
+            () = async { tokio::join!(stdout.unread(), stderr.unread()); } => Ending::stopped(KILLED),
             ending = guest => ending,
         };
         let last_words = async {
@@ -113,6 +115,18 @@ impl Pipe {
                 } else {
                     Err(error)
                 }
+            }
+        }
+    }
+
+    /// Waits until nobody reads any more what is written. Never, for a file.
+    async fn unread(&self) {
+        match self {
+            Self::Plain(_) => std::future::pending().await,
+            Self::Polled(polled) => {
+                // A pipe without readers has an error pending (poll(2)). It is
+                // never cleared: so it is, once it is.
+                let _ = polled.ready(Interest::ERROR).await;
             }
         }
     }
@@ -197,6 +211,11 @@ impl Output {
             }
         }
         Poll::Ready(())
+    }
+
+    /// Waits until nobody reads it any more.
+    async fn unread(&self) {
+        self.0.pipe.unread().await;
     }
 
     async fn drained(&self) {

@@ -60,8 +60,7 @@ fn one_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Runs a program and gives the response's body. A client that goes away closes
-/// the pipes; the program goes on until it reads, writes or ends, at the latest
-/// with its container.
+/// the pipes, and the sandbox ends a program whose output nobody reads.
 ///
 /// # Errors
 ///

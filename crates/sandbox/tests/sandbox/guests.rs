@@ -322,7 +322,7 @@ pub(crate) fn an_exec_is_a_program_beside_the_container() {
             |exit_code| Some(SandboxReply::Exec(ExecOutcome { exit_code, message: String::new() }));
         assert_eq!(sandbox.connection.answer(request), ended(0));
 
-        let (request, ..) = exec(&sandbox, &id, &["hello", "exit", "7"]);
+        let (request, _stdin, _stdout, _stderr) = exec(&sandbox, &id, &["hello", "exit", "7"]);
         assert_eq!(sandbox.connection.answer(request), ended(exit_code));
         let (request, _, mut stdout, _) = exec(&sandbox, &id, &["hello", "env"]);
         assert_eq!(sandbox.connection.answer(request), ended(0));
@@ -337,7 +337,7 @@ pub(crate) fn an_exec_ends_with_its_container() {
     let sandbox = zygote.sandbox();
     let id = sandbox.start(Make::module("sleep", &["x"]));
     sandbox.running(&id);
-    let (request, ..) = exec(&sandbox, &id, &["x"]);
+    let (request, _stdin, _stdout, _stderr) = exec(&sandbox, &id, &["x"]);
     sandbox.connection.send(SandboxRequest::StopContainer { id: id.clone(), grace_ms: 1000 }, &[]);
     // Two answers, in the order in which they are ready: the stop is at once.
     assert_eq!(sandbox.connection.answer(request + 1), Some(SandboxReply::Done));
@@ -349,6 +349,32 @@ pub(crate) fn an_exec_ends_with_its_container() {
     assert_eq!(sandbox.exit(&id).exit_code, 143);
     let (request, ..) = exec(&sandbox, &id, &["x"]);
     assert!(matches!(sandbox.connection.answer(request), Some(SandboxReply::Failed(_))));
+}
+
+pub(crate) fn an_exec_ends_with_those_who_read_it() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let id = sandbox.start(Make::module("spin", &["x"]));
+    sandbox.running(&id);
+    let (request, stdin, stdout, stderr) = exec(&sandbox, &id, &["x"]);
+    drop((stdin, stdout));
+    // Who reads one of them still wants it.
+    wait_until(|| stats(&sandbox)[0].memory_bytes == 2 * 65_536);
+    drop(stderr);
+    // It computes for ever, and the container goes on.
+    let outcome = sandbox.connection.answer(request);
+    assert!(
+        matches!(&outcome, Some(SandboxReply::Exec(outcome)) if outcome.exit_code == 137),
+        "{outcome:?}"
+    );
+    wait_until(|| stats(&sandbox)[0].memory_bytes == 65_536);
+}
+
+fn stats(sandbox: &Sandbox) -> Vec<krustlet_protocol::StatsReport> {
+    match sandbox.ask(SandboxRequest::Stats) {
+        SandboxReply::Stats { containers } => containers,
+        other => panic!("{other:?}"),
+    }
 }
 
 pub(crate) fn statistics_tell_memory_and_processor_time() {

@@ -57,6 +57,7 @@ const TESTS: &[Test] = tests! {
         a_full_log_goes_on_in_the_next_file,
         an_exec_is_a_program_beside_the_container,
         an_exec_ends_with_its_container,
+        an_exec_ends_with_those_who_read_it,
         statistics_tell_memory_and_processor_time;
     http:
         requests_are_answered_each_by_its_own_instance,
@@ -72,8 +73,8 @@ const TESTS: &[Test] = tests! {
         a_guest_that_waits_is_stopped_at_once,
         without_grace_a_guest_is_killed,
         a_sandbox_can_host_many_pods,
-        guests_of_one_sandbox_share_its_thread,
         a_list_longer_than_a_packet_arrives,
+        guests_of_one_sandbox_share_its_thread,
         a_sandbox_outlives_its_agent_and_tells_the_next,
         exits_are_in_the_status_file_and_the_journal,
         a_verb_of_a_newer_version_is_refused_by_name,
