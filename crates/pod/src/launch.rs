@@ -24,7 +24,8 @@ use crate::{
     listeners::{self, ListenError},
     objects,
     outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
-    words::waiting,
+    users,
+    words::{self, waiting},
 };
 
 /// A container to be made.
@@ -70,6 +71,8 @@ pub(crate) enum LaunchError {
     Limit(#[from] QuantityError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error("{0}")]
+    Root(String),
     #[error(transparent)]
     Sandbox(#[from] Refused),
     #[error("the work was broken off")]
@@ -87,6 +90,7 @@ impl LaunchError {
             | Self::Services
             | Self::Environment(_)
             | Self::Mounts(_)
+            | Self::Root(_)
             | Self::Limit(_) => waiting::CREATE_CONFIG,
             Self::Load(failure) => failure.reason,
             Self::Entry(_) | Self::Listen(_) | Self::Sandbox(_) | Self::Broken(_) => {
@@ -104,6 +108,10 @@ impl LaunchError {
 /// Makes the container.
 pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> {
     let LaunchOrder { context, pod, container, uid, key, .. } = &order;
+    if users::breaks_non_root(pod, container) {
+        let text = words::breaks_non_root(key, uid, &container.name);
+        return Err(LaunchError::Root(text));
+    }
     let outside = &context.outside;
 
     // Kubelet starts no pod before it has read the services once: a guest that
@@ -197,6 +205,10 @@ fn working_directory(container: &Container, image: &ProgramConfig) -> Option<Str
     own.or_else(|| image.working_dir.clone()).filter(|directory| !directory.is_empty())
 }
 
+fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
+    container.resources.as_ref()?.limits.as_ref()?.get(name)
+}
+
 /// `limits.memory` in bytes.
 fn memory_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
     let bytes = limit(container, "memory").map(quantity::bytes).transpose()?;
@@ -214,7 +226,3 @@ fn cpu_limit(container: &Container) -> Result<Option<u64>, QuantityError> {
     let millis = millis.and_then(|millis| u64::try_from(millis).ok());
     Ok(millis.filter(|&millis| millis > 0).map(|millis| millis.max(LEAST_CPU)))
 }
-fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
-    container.resources.as_ref()?.limits.as_ref()?.get(name)
-}
-

@@ -32,6 +32,7 @@ use crate::{
     outside::{About, Adopted, Domain, EventType, Outside, PodUser},
     users::{self, Allotted, UserError, Users},
     view::Views,
+    words,
     worker::{End, Start, Wanted, Worker, key_of},
 };
 
@@ -297,7 +298,14 @@ impl PodsTask {
         }
         let node = self.node.borrow_and_update().clone()?;
         match self.admit(pod, &node) {
-            Ok(user) => Some((Start::Fresh(user), true)),
+            Ok(user) => {
+                if users::asks_for_root(pod) {
+                    let message = words::no_root(user.user.uid);
+                    let events = &self.context.outside.events;
+                    events.record(About::Pod(pod), EventType::Warning, words::NO_ROOT, message);
+                }
+                Some((Start::Fresh(user), true))
+            }
             Err(rejection) => {
                 let message = rejection.message.clone();
                 tracing::info!(pod = %key_of(pod), reason = rejection.reason, message, "refused");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext};
 use krustlet_model::restarts;
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,8 @@ pub struct Allotted {
 /// Reads what a pod asks for.
 ///
 /// User 0 is never given: `runAsUser: 0` counts as not asked, since a guest
-/// cannot tell and the sandbox must not be root.
+/// cannot tell and the sandbox must not be root. [`asks_for_root`] is for telling
+/// whoever wrote it.
 ///
 /// # Errors
 ///
@@ -98,7 +99,7 @@ pub fn asked(pod: &Pod) -> Result<Asked, UserError> {
     let mut first: Option<(&str, GivenIds)> = None;
     for (_, container) in restarts::containers(pod) {
         let own = container.security_context.as_ref();
-        let uid = own.and_then(|own| own.run_as_user).or_else(|| context?.run_as_user);
+        let uid = user_of(context, container);
         let gid = own.and_then(|own| own.run_as_group).or_else(|| context?.run_as_group);
         match first {
             None => first = Some((&container.name, (uid, gid))),
@@ -116,6 +117,31 @@ pub fn asked(pod: &Pod) -> Result<Asked, UserError> {
         asked.gid = id("runAsGroup", gid)?.filter(|&gid| gid != 0);
     }
     Ok(asked)
+}
+
+/// Whether a pod asks for user 0, which it does not get.
+#[must_use]
+pub fn asks_for_root(pod: &Pod) -> bool {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    restarts::containers(pod).any(|(_, container)| user_of(context, container) == Some(0))
+}
+
+/// Whether a container asks for user 0 and not to run as it.
+///
+/// Source: kubelet, `verifyRunAsNonRoot` in
+/// `pkg/kubelet/kuberuntime/security_context_others.go`. What the image says of
+/// its user is of no matter here, as no sandbox is root.
+#[must_use]
+pub fn breaks_non_root(pod: &Pod, container: &Container) -> bool {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref();
+    let non_root = own.and_then(|own| own.run_as_non_root).or_else(|| context?.run_as_non_root);
+    non_root == Some(true) && user_of(context, container) == Some(0)
+}
+
+fn user_of(context: Option<&PodSecurityContext>, container: &Container) -> Option<i64> {
+    let own = container.security_context.as_ref();
+    own.and_then(|own| own.run_as_user).or_else(|| context?.run_as_user)
 }
 
 fn of_pod(context: Option<&PodSecurityContext>) -> Result<Asked, UserError> {
@@ -290,6 +316,28 @@ mod tests {
         let given = Users::new(RANGE).allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
         assert_eq!(given.user, PodUser { uid: 1000, gid: 1000, groups: vec![] });
         assert_eq!(given.volume_group, 1000);
+    }
+
+    #[test]
+    fn not_to_be_root_and_to_be_root_is_a_contradiction() {
+        for (of_pod, own, breaks) in [
+            (json!({"runAsNonRoot": true, "runAsUser": 0}), json!({}), true),
+            (json!({"runAsUser": 0}), json!({"runAsNonRoot": true}), true),
+            (json!({"runAsNonRoot": true}), json!({"runAsUser": 0}), true),
+            (json!({"runAsNonRoot": true, "runAsUser": 0}), json!({"runAsUser": 7}), false),
+            (json!({"runAsNonRoot": true}), json!({"runAsNonRoot": false, "runAsUser": 0}), false),
+            (json!({"runAsNonRoot": true}), json!({}), false),
+            (json!({"runAsUser": 0}), json!({}), false),
+        ] {
+            let pod = pod(json!({
+                "securityContext": of_pod,
+                "containers": [{"name": "a", "securityContext": own}],
+            }));
+            let container = &pod.spec.as_ref().unwrap().containers[0];
+            assert_eq!(breaks_non_root(&pod, container), breaks, "{pod:?}");
+            let root = user_of(pod.spec.as_ref().unwrap().security_context.as_ref(), container);
+            assert_eq!(asks_for_root(&pod), root == Some(0));
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(crate) const INSPECT_FAILED: &str = "InspectFailed";
 pub(crate) const KILLING: &str = "Killing";
 pub(crate) const NEVER_PULL: &str = "ErrImageNeverPull";
 pub(crate) const PULLED: &str = "Pulled";
+pub(crate) const NO_ROOT: &str = "RunAsUserChanged";
 pub(crate) const PULLING: &str = "Pulling";
 pub(crate) const PULL_SECRET: &str = "FailedToRetrieveImagePullSecret";
 pub(crate) const SANDBOX_CHANGED: &str = "SandboxChanged";
@@ -90,6 +91,23 @@ pub(crate) fn changed(container: &str) -> String {
 }
 
 pub(crate) fn error(message: &str) -> String {
+pub(crate) fn no_root(uid: u32) -> String {
+    format!(
+        "runAsUser 0 is not given, because no sandbox is root; the pod runs as user {uid}, \
+         which its programs cannot tell"
+    )
+}
+
+/// Source: `verifyRunAsNonRoot` in
+/// `pkg/kubelet/kuberuntime/security_context_others.go`.
+pub(crate) fn breaks_non_root(pod: &PodKey, uid: &PodUid, container: &str) -> String {
+    format!(
+        "container's runAsUser breaks non-root policy (pod: \"{}_{}({uid})\", container: \
+         {container})",
+        pod.name, pod.namespace,
+    )
+}
+
     format!("Error: {message}")
 }
 

@@ -1,5 +1,6 @@
 //! How pods begin.
 
+use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
 use super::bed::{Bed, Call, Guest, is_ready, key, main_of, one, pod, waits};
@@ -338,5 +339,35 @@ async fn a_pod_that_ended_before_is_left_alone_until_it_is_deleted() {
         assert!(world.calls.is_empty(), "{:?}", world.calls);
         assert!(world.statuses.is_empty(), "what it ended with stands");
     });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_asks_for_root_is_told_who_it_is() {
+    let mut bed = Bed::new().await;
+    let mut root = one("Never");
+    root["spec"]["securityContext"] = json!({"runAsUser": 0});
+    bed.put(root);
+    bed.until_phase("u", "Running").await;
+    bed.shared.with(|world| {
+        let told = world.events.iter().find(|(reason, _)| reason == "RunAsUserChanged");
+        assert!(told.is_some_and(|(_, message)| message.contains("runAsUser 0")), "{told:?}");
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_to_be_root_and_not_root_is_not_made() {
+    let mut bed = Bed::new().await;
+    let mut root = one("Never");
+    root["spec"]["securityContext"] = json!({"runAsUser": 0, "runAsNonRoot": true});
+    bed.put(root);
+    let config_error = |status: &PodStatus| waits(status) == Some("CreateContainerConfigError");
+    let status = bed.until_status("u", "it is refused", config_error).await;
+    let state = main_of(&status).state.clone().unwrap().waiting.unwrap();
+    assert_eq!(
+        state.message.as_deref(),
+        Some("container's runAsUser breaks non-root policy (pod: \"p_n(u)\", container: main)"),
+    );
     bed.stop().await;
 }
