@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::restarts::Backoff;
 use krustlet_protocol::HttpLimits;
 use krustlet_volume::VolumeOwner;
+use tokio::sync::Semaphore;
 
 use crate::{
     checkpoint::PodDirectories,
@@ -122,6 +123,8 @@ pub(crate) struct Context {
     pub(crate) outside: Outside,
     pub(crate) directories: PodDirectories,
     pub(crate) views: Arc<Views>,
+    /// One pod's files are looked through at a time.
+    pub(crate) storage_looks: Semaphore,
 }
 
 impl Context {

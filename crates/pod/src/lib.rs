@@ -32,6 +32,7 @@ pub mod outside;
 mod pods;
 mod pulls;
 mod setup;
+mod storage;
 pub mod users;
 pub mod view;
 mod words;

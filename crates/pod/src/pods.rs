@@ -20,7 +20,7 @@ use krustlet_model::{
 };
 use krustlet_volume::{VolumeOwner, Volumes};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{Id, JoinError, JoinSet, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
@@ -121,7 +121,13 @@ pub async fn open(
     let mut task = PodsTask {
         node: outside.objects.node(),
         users: Users::new(config.users),
-        context: Arc::new(Context { config, outside, directories, views }),
+        context: Arc::new(Context {
+            config,
+            outside,
+            directories,
+            views,
+            storage_looks: Semaphore::new(1),
+        }),
         wanted,
         commands: received,
         entries: BTreeMap::new(),

@@ -12,6 +12,7 @@ use krustlet_model::{PodKey, PodUid};
 pub(crate) const BACK_OFF: &str = "BackOff";
 pub(crate) const CREATED: &str = "Created";
 pub(crate) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+pub(crate) const EVICTED: &str = "Evicted";
 pub(crate) const FAILED: &str = "Failed";
 pub(crate) const FAILED_KILL_POD: &str = "FailedKillPod";
 pub(crate) const FAILED_MOUNT: &str = "FailedMount";
@@ -19,8 +20,8 @@ pub(crate) const FAILED_SANDBOX: &str = "FailedCreatePodSandBox";
 pub(crate) const INSPECT_FAILED: &str = "InspectFailed";
 pub(crate) const KILLING: &str = "Killing";
 pub(crate) const NEVER_PULL: &str = "ErrImageNeverPull";
-pub(crate) const PULLED: &str = "Pulled";
 pub(crate) const NO_ROOT: &str = "RunAsUserChanged";
+pub(crate) const PULLED: &str = "Pulled";
 pub(crate) const PULLING: &str = "Pulling";
 pub(crate) const PULL_SECRET: &str = "FailedToRetrieveImagePullSecret";
 pub(crate) const SANDBOX_CHANGED: &str = "SandboxChanged";
@@ -90,7 +91,6 @@ pub(crate) fn changed(container: &str) -> String {
     format!("Container {container} definition changed, will be restarted")
 }
 
-pub(crate) fn error(message: &str) -> String {
 pub(crate) fn no_root(uid: u32) -> String {
     format!(
         "runAsUser 0 is not given, because no sandbox is root; the pod runs as user {uid}, \
@@ -108,6 +108,7 @@ pub(crate) fn breaks_non_root(pod: &PodKey, uid: &PodUid, container: &str) -> St
     )
 }
 
+pub(crate) fn error(message: &str) -> String {
     format!("Error: {message}")
 }
 

@@ -20,6 +20,7 @@ mod report;
 mod resume;
 mod start;
 mod stop;
+mod storage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -188,6 +189,7 @@ pub(crate) struct Worker {
     /// When the whole sandbox is ended because something will not.
     kill_at: Option<Instant>,
 
+    storage: storage::Storage,
     events: Option<PodEvents>,
     jobs: JoinSet<Done>,
     saves: Saves,
@@ -209,6 +211,7 @@ impl Worker {
         let told = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
         let started_at = told.map_or_else(|| context.config.clock.now(), from_api_time);
         let now = Instant::now();
+        let storage = storage::Storage::new(&pod, now);
         let mut worker = Self {
             uid,
             key,
@@ -228,6 +231,7 @@ impl Worker {
             removal: Removal::NotAsked,
             stop_by: None,
             kill_at: None,
+            storage,
             events: None,
             jobs: JoinSet::new(),
             saves: Saves::default(),
@@ -311,6 +315,11 @@ impl Worker {
         if let Some(grace) = deletion(&self.pod).or(wanted.stop) {
             return Desired::Stop(grace);
         }
+        if self.failure.as_ref().is_some_and(|failure| failure.reason == words::EVICTED) {
+            // Source: kubelet, `immediateEvictionGracePeriodSeconds` in
+            // `pkg/kubelet/eviction/eviction_manager.go`.
+            return Desired::Stop(Grace::from_seconds(1));
+        }
         if wanted.is_gone || self.failure.is_some() {
             return Desired::Stop(own_grace(&self.pod));
         }
@@ -344,6 +353,7 @@ impl Worker {
             });
             self.tell(EventType::Normal, words::DEADLINE_EXCEEDED, words::TOO_LONG.to_owned());
         }
+        self.look_at_storage(now);
         for index in 0..self.slots.len() {
             if self.slots[index].show_back_off(now) {
                 let image = &self.slots[index].seen.image;
@@ -375,6 +385,7 @@ impl Worker {
         match self.phase {
             Phase::Starting | Phase::Running => {
                 moments.extend(self.deadline);
+                moments.extend(self.storage.wake());
                 moments.extend(self.slots.iter().filter_map(|slot| slot.wake(looked)));
                 if let Sandbox::None { from } = self.sandbox {
                     moments.push(from);

@@ -16,10 +16,12 @@ mod mounts;
 mod objects;
 mod payload;
 mod remove;
+mod usage;
 mod volumes;
 
 pub use error::VolumeError;
 pub use mounts::VolumeMountDir;
 pub use objects::{ObjectRef, object_refs, token_requests};
 pub use payload::{Sources, TokenKey};
+pub use usage::{UsageError, disk_usage};
 pub use volumes::{VolumeOwner, Volumes};

@@ -20,6 +20,7 @@ use crate::{
     objects,
     payload::{Sources, payload},
     remove,
+    usage::{UsageError, disk_usage},
 };
 
 /// Who must be able to use a pod's files: the user its sandbox runs as.
@@ -123,6 +124,15 @@ impl Volumes {
             }
         }
         remove::tree(&self.root).map_err(VolumeError::Remove)
+    }
+
+    /// The bytes that a volume has on the disk. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`disk_usage`].
+    pub fn used(&self, volume: &str) -> Result<u64, UsageError> {
+        disk_usage(&self.directory(volume))
     }
 
     pub(crate) fn directory(&self, volume: &str) -> PathBuf {

@@ -8,10 +8,6 @@
 //! - permissions that a WebAssembly program has no means to use, such as
 //!   `allowPrivilegeEscalation: true`;
 //! - what concerns the scheduler and the controllers, not the node.
-//!
-//! CPU and `ephemeral-storage` limits are accepted: the scheduler and the
-//! admission count them, as on a kubelet with `cpuCFSQuota: false` and
-//! `localStorageCapacityIsolation: false`.
 
 mod containers;
 mod security;

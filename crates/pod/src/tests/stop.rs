@@ -197,6 +197,29 @@ async fn a_deadline_comes_though_time_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_has_too_much_on_the_disk_is_evicted() {
+    let mut bed = Bed::new().await;
+    let mut limited = one("Always");
+    limited["spec"]["volumes"] = json!([{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    bed.put(limited);
+    bed.until_phase("u", "Running").await;
+    let volume = bed.home.path().join("pods/u/volumes/scratch");
+    std::fs::write(volume.join("small"), vec![1; 64 << 10]).unwrap();
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    let phase = bed.shared.with(|world| world.last_status("u").unwrap().phase.clone());
+    assert_eq!(phase.as_deref(), Some("Running"));
+    std::fs::write(volume.join("large"), vec![1; 2 << 20]).unwrap();
+    let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    assert_eq!(
+        status.message.as_deref(),
+        Some("Usage of EmptyDir volume \"scratch\" exceeds the limit \"1Mi\". "),
+    );
+    assert!(bed.shared.with(|world| world.has_event("Evicted")));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_of_the_same_name_waits_for_the_old_one() {
     let mut bed = Bed::new().await;
     bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Stubborn));

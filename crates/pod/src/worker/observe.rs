@@ -63,6 +63,8 @@ pub(super) enum Done {
     },
     Told(Result<(), DeleteFailure>),
     Forgotten(Result<(), String>),
+    /// The limit of local storage that is exceeded, in kubelet's words.
+    Stored(Option<String>),
 }
 
 impl Worker {
@@ -140,6 +142,7 @@ impl Worker {
                     slot.leftover = None;
                 }
             }
+            Done::Stored(found) => self.stored(found),
             Done::Saved { number, result } => self.saved(number, result),
             Done::Told(Ok(())) => self.removal = Removal::Told,
             Done::Told(Err(error)) => {
