@@ -433,3 +433,38 @@ pub(crate) fn numbers(kept: &[BorrowedFd<'_>]) -> Vec<RawFd> {
     numbers.sort_unstable();
     numbers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_thousands_of_sandboxes_arrives() {
+        const COUNT: i32 = 10_000;
+        let nothing = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let (theirs, ours) = socket::pair().unwrap();
+        let mut zygote = Zygote {
+            door: Door::new(socket::bind(&home.path().join("zygote.sock")).unwrap()),
+            signals: nothing().into(),
+            journal: nothing(),
+            nothing: nothing().into(),
+            agents: vec![theirs],
+            sandboxes: (1..=COUNT).map(|pid| (pid, format!("{pid:016x}"))).collect(),
+            walls: room::Walls::FiltersOnly,
+            warm: Warm::new().unwrap(),
+            filters: Filters::new().unwrap(),
+            retiring: false,
+        };
+        let list = Frame { id: 3, descriptors: Vec::new(), body: ZygoteRequest::List };
+        let packet = Packet { bytes: serde_json::to_vec(&list).unwrap(), fds: Vec::new() };
+        assert!(zygote.answer(0, packet), "the agent was let go");
+        let packet = socket::receive(ours.as_fd()).unwrap().unwrap().unfold().unwrap();
+        let frame: Frame<ZygoteMessage> = socket::parse_frame(&packet).unwrap();
+        let ZygoteMessage::Reply(ZygoteReply::Sandboxes { mut running }) = frame.body else {
+            panic!("another answer")
+        };
+        running.sort_by_key(|(_, pid)| *pid);
+        assert!(running.iter().map(|(_, pid)| *pid).eq(1..=COUNT), "{} of {COUNT}", running.len());
+    }
+}
