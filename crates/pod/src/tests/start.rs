@@ -371,3 +371,18 @@ async fn a_container_that_is_to_be_root_and_not_root_is_not_made() {
     );
     bed.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn limits_reach_the_sandbox_as_kubelet_would_set_them() {
+    for (cpu, millis) in [("5m", Some(10)), ("250m", Some(250)), ("0", None), ("2", Some(2000))] {
+        let mut bed = Bed::new().await;
+        let mut limited = one("Never");
+        let limits = json!({"cpu": cpu, "memory": "1Mi"});
+        limited["spec"]["containers"][0]["resources"] = json!({"limits": limits});
+        bed.put(limited);
+        bed.until_phase("u", "Running").await;
+        let given = bed.shared.with(|world| world.launches[0].limits.clone());
+        assert_eq!((given.cpu_millis, given.memory_bytes), (millis, Some(1 << 20)), "{cpu}");
+        bed.stop().await;
+    }
+}
