@@ -150,6 +150,33 @@ async fn a_pod_in_the_background_is_listed_read_entered_and_stopped() {
 }
 
 #[tokio::test]
+async fn an_exec_ends_with_its_client() {
+    let machine = Machine::new();
+    let file = guest("hello.wasm");
+    machine.ok(&["run", "-d", &file, "--", "tick"]).await;
+    krustlet_testkit::eventually("the pod runs", LIMIT, async || {
+        machine.ok(&["ps"]).await.contains("Running")
+    })
+    .await;
+    // The last column: what all instances of the container have.
+    let memory = async || {
+        let stats = machine.ok(&["stats"]).await;
+        stats.split_whitespace().last().unwrap_or_default().to_owned()
+    };
+    let alone = memory().await;
+    let pod = machine.ok(&["ps"]).await.lines().nth(1).unwrap().to_owned();
+    let pod = pod.split_whitespace().nth(1).unwrap();
+    // It reads and writes nothing, and computes for ever.
+    let mut client = machine.command(&["exec", pod, "--", "hello", "spin"]).spawn().unwrap();
+    let beside = "the program runs beside the container's";
+    krustlet_testkit::eventually(beside, LIMIT, async || memory().await != alone).await;
+    client.kill().await.unwrap();
+    let gone = "the program ends with its client";
+    krustlet_testkit::eventually(gone, LIMIT, async || memory().await == alone).await;
+    machine.ok(&["stop", pod, "--grace-period", "1"]).await;
+}
+
+#[tokio::test]
 async fn an_interrupt_stops_the_pod_within_its_grace_period() {
     let machine = Machine::new();
     let mut child = machine.command(&["run", &guest("hello.wasm"), "--", "tick"]).spawn().unwrap();
