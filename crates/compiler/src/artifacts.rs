@@ -10,10 +10,10 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{CompileError, OpenError};
@@ -21,6 +21,7 @@ use crate::inspect::Inspection;
 use crate::limits::CompileLimits;
 use crate::process::{Compiler, Job};
 use crate::report::Fault;
+use crate::setbacks::Setbacks;
 use crate::store::{ARTIFACT, Known, ModuleDigest, Stamp, Store};
 
 /// Requests that may queue up before [`Artifacts::artifact`] waits: the pods of
@@ -69,6 +70,8 @@ pub struct ArtifactsTask {
     /// What was checked since the agent started. As many as there are programs
     /// on the node; the image store bounds those.
     ready: HashMap<ModuleDigest, Ready>,
+    /// What failed of late, for reasons that may pass.
+    setbacks: Setbacks,
 }
 
 type ArtifactResult = Result<Artifact, CompileError>;
@@ -108,6 +111,7 @@ pub fn open(config: ArtifactsConfig) -> Result<(Artifacts, ArtifactsTask), OpenE
         modules: HashMap::new(),
         waiting: HashMap::new(),
         ready: HashMap::new(),
+        setbacks: Setbacks::default(),
     };
     Ok((Artifacts { requests: sender }, task))
 }
@@ -123,7 +127,8 @@ impl Artifacts {
     ///
     /// [`CompileError::Program`] if the program is at fault, which is remembered
     /// and said again at once the next time; otherwise what kept the node from
-    /// compiling it now.
+    /// compiling it now. If finding that out took much, it is said again for a
+    /// while, longer each time, until it is tried anew.
     pub async fn artifact(&self, program: &Path, digest: &str) -> Result<Artifact, CompileError> {
         let digest = parse(digest)?;
         let (reply, answer) = oneshot::channel();
@@ -189,6 +194,10 @@ impl ArtifactsTask {
             }
             self.ready.remove(&digest);
         }
+        if let Some(error) = self.setbacks.stands(&digest, Instant::now()) {
+            let _ = reply.send(Err(error.clone()));
+            return;
+        }
         let waiting = self.waiting.entry(digest.clone()).or_default();
         waiting.push(reply);
         if waiting.len() == 1 {
@@ -202,6 +211,7 @@ impl ArtifactsTask {
     /// one is given what is about to vanish. A rename and a few unlinks.
     fn remove(&mut self, digest: &ModuleDigest) {
         self.ready.remove(digest);
+        self.setbacks.forget(digest);
         if let Err(error) = self.workshop.store.remove(digest) {
             tracing::warn!(%digest, %error, "cannot remove compiled code");
         }
@@ -220,6 +230,7 @@ impl ArtifactsTask {
             // Whoever has gone does not care.
             let _ = reply.send(made.clone().map(|ready| ready.artifact));
         }
+        self.setbacks.note(&digest, made.as_ref().err(), Instant::now());
         if let Ok(ready) = made {
             self.ready.insert(digest, ready);
         }

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 
 use crate::engine::{engine_config, fingerprint, hex};
+use crate::gauge;
 use crate::inspect::{ProgramKind, inspect};
 use crate::limits::Bounds;
 use crate::lockdown::lock_down;
@@ -78,6 +79,8 @@ fn compile(bounds: &Bounds) -> Result<Outcome, Outcome> {
     // features, which some machines tell in a file.
     let engine = Engine::new(&engine_config())
         .map_err(|error| failed(&format!("cannot set up the engine: {error:#}")))?;
+    // Without it each failed allocation is taken for the machine's.
+    let _ = gauge::install();
     lock_down(bounds).map_err(|error| {
         let mut message = error.to_string();
         let mut cause = std::error::Error::source(&error);
@@ -88,6 +91,11 @@ fn compile(bounds: &Bounds) -> Result<Outcome, Outcome> {
         failed(&message)
     })?;
     end_with_the_agent()?;
+    // Made by the first who needs it, it would end the process if a thread cannot be had. The number of
+    // threads is in the environment.
+    rayon::ThreadPoolBuilder::new()
+        .build_global()
+        .map_err(|error| failed(&format!("cannot start the compiler's threads: {error}")))?;
 
     let module = read_module(bounds.module_bytes)?;
     let module_sha256 = hex(&Sha256::digest(&module));
@@ -101,12 +109,12 @@ fn compile(bounds: &Bounds) -> Result<Outcome, Outcome> {
             engine.precompile_component(&module)
         }
     }
-    .map_err(|error| {
-        refuse(if error.is::<wasmtime::OutOfMemory>() {
-            Fault::TooMuchMemory { bytes: bounds.memory_bytes }
-        } else {
-            Fault::Invalid { message: format!("{error:#}") }
-        })
+    .map_err(|error| match shortage(&error) {
+        None => refuse(Fault::Invalid { message: format!("{error:#}") }),
+        Some(wanted) if gauge::is_at_limit(gauge::address_space(), wanted, bounds.memory_bytes) => {
+            refuse(Fault::TooMuchMemory { bytes: bounds.memory_bytes })
+        }
+        Some(_) => failed(&format!("{error:#}")),
     })?;
 
     if code.len() as u64 > bounds.artifact_bytes {
@@ -118,6 +126,18 @@ fn compile(bounds: &Bounds) -> Result<Outcome, Outcome> {
         .and_then(|()| output.flush())
         .map_err(|error| failed(&format!("cannot write the code: {error}")))?;
     Ok(Outcome::Compiled { module_sha256, inspection })
+}
+
+/// The bytes that could not be had, 0 if they are not known; none if the error says something of the module.
+fn shortage(error: &wasmtime::Error) -> Option<u64> {
+    if let Some(error) = error.downcast_ref::<wasmtime::OutOfMemory>() {
+        return Some(error.requested_allocation_size() as u64);
+    }
+    // What the system refuses (memory for the code, a thread) is nothing that a module says.
+    let is_systems = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<io::Error>() || cause.is::<rustix::io::Errno>()
+    };
+    error.chain().any(is_systems).then_some(0)
 }
 
 fn failed(message: &str) -> Outcome {

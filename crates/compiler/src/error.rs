@@ -42,6 +42,14 @@ pub enum CompileError {
     #[error("the compiler of {digest} was killed by signal {signal}")]
     Killed { digest: String, signal: i32 },
 
+    #[error(
+        "the compiler of {digest} crashed ({how}); it is tried again, with longer and longer waits"
+    )]
+    Crashed { digest: String, how: String },
+
+    #[error("the machine has not enough memory for compiling {digest}")]
+    Shortage { digest: String },
+
     #[error("the compiler does not work here: {message}")]
     Broken { message: String },
 
@@ -63,13 +71,32 @@ impl CompileError {
         match self {
             Self::Program { .. } | Self::InvalidDigest { .. } => false,
             // A file is mended by the next pull, a full disk is cleared, an
-            // overloaded machine recovers.
+            // overloaded machine recovers. A compiler that crashes may lack
+            // something too; only what it says of the program lasts.
             Self::Changed { .. }
             | Self::TimedOut { .. }
             | Self::Killed { .. }
+            | Self::Crashed { .. }
+            | Self::Shortage { .. }
             | Self::Broken { .. }
             | Self::File { .. }
             | Self::Stopping => true,
+        }
+    }
+
+    /// Whether finding it out took much of the machine, so that it is not done again at once.
+    pub(crate) fn is_costly(&self) -> bool {
+        match self {
+            Self::TimedOut { .. }
+            | Self::Killed { .. }
+            | Self::Crashed { .. }
+            | Self::Shortage { .. } => true,
+            Self::Program { .. }
+            | Self::InvalidDigest { .. }
+            | Self::Changed { .. }
+            | Self::Broken { .. }
+            | Self::File { .. }
+            | Self::Stopping => false,
         }
     }
 
@@ -85,6 +112,8 @@ impl CompileError {
             }
             Self::TimedOut { .. }
             | Self::Killed { .. }
+            | Self::Crashed { .. }
+            | Self::Shortage { .. }
             | Self::Broken { .. }
             | Self::File { .. }
             | Self::Stopping => "CreateContainerError",

@@ -14,11 +14,13 @@ mod artifacts;
 mod child;
 mod engine;
 mod error;
+mod gauge;
 mod inspect;
 mod limits;
 mod lockdown;
 mod process;
 mod report;
+mod setbacks;
 mod store;
 
 pub use artifacts::{Artifact, Artifacts, ArtifactsConfig, ArtifactsTask, open};

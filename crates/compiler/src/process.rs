@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::child::FINGERPRINT;
 use crate::error::CompileError;
+use crate::gauge;
 use crate::inspect::Inspection;
 use crate::limits::{Bounds, CompileLimits};
 use crate::report::{Fault, Outcome, tail};
@@ -165,11 +166,16 @@ fn judge(
     let words = tail(output);
     match (status.code(), status.signal()) {
         (_, Some(libc::SIGXCPU)) => Err(at_fault(Fault::TooSlow { seconds: bounds.cpu_seconds })),
-        // The standard library's last words before it aborts.
-        (_, Some(libc::SIGABRT)) if words.contains("memory allocation of ") => {
-            Err(at_fault(Fault::TooMuchMemory { bytes: bounds.memory_bytes }))
+        (_, Some(libc::SIGABRT)) if failed_allocation(&words).is_some() => {
+            let wanted = failed_allocation(&words).unwrap_or_default();
+            if gauge::is_at_limit(gauge::last_words(output), wanted, bounds.memory_bytes) {
+                Err(at_fault(Fault::TooMuchMemory { bytes: bounds.memory_bytes }))
+            } else {
+                Err(CompileError::Shortage { digest: digest.to_string() })
+            }
         }
-        // What a broken or a taken-over compiler dies of; 101 is Rust's panic.
+        // What a broken or a taken-over compiler dies of, or one that lacks
+        // something: who can tell? 101 is Rust's panic.
         (
             _,
             Some(
@@ -182,11 +188,20 @@ fn judge(
                 | libc::SIGTRAP,
             ),
         )
-        | (Some(101), _) => Err(at_fault(Fault::Crash { how: format!("{status}; {words}") })),
+        | (Some(101), _) => {
+            let how = format!("{status}; {words}");
+            Err(CompileError::Crashed { digest: digest.to_string(), how })
+        }
         // Most likely the kernel, for want of memory, or a person.
         (_, Some(signal)) => Err(CompileError::Killed { digest: digest.to_string(), signal }),
         (_, None) => Err(broken(format!("{status}; {words}"))),
     }
+}
+
+/// The bytes that could not be had, from the standard library's last words before it aborts.
+fn failed_allocation(words: &str) -> Option<u64> {
+    let (_, rest) = words.rsplit_once("memory allocation of ")?;
+    rest.split(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -210,16 +225,49 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_at_fault_if_the_compiler_runs_out_or_crashes() {
+    fn a_module_is_at_fault_if_the_compiler_reaches_its_own_limits() {
         assert_eq!(fault(libc::SIGXCPU, b""), Some(Fault::TooSlow { seconds: 120 }));
+        let pages = (4_u64 << 30) / rustix::param::page_size() as u64 - 2;
+        let words =
+            format!("memory allocation of 99 bytes failed\nkrustlet-statm: {pages} 1 1 1 0 1 0\n");
         assert_eq!(
-            fault(libc::SIGABRT, b"memory allocation of 99 bytes failed\n"),
+            fault(libc::SIGABRT, words.as_bytes()),
             Some(Fault::TooMuchMemory { bytes: 4 << 30 })
         );
-        assert!(matches!(fault(libc::SIGSEGV, b""), Some(Fault::Crash { .. })));
-        assert!(
-            matches!(fault(101 << 8, b"thread panicked\n"), Some(Fault::Crash { how }) if how.contains("panicked"))
-        );
+        // One allocation beyond the limit needs nothing else to be large.
+        let words = "memory allocation of 4294967296 bytes failed\nkrustlet-statm: 9 1 1 1 0 1 0\n";
+        assert!(matches!(
+            fault(libc::SIGABRT, words.as_bytes()),
+            Some(Fault::TooMuchMemory { .. })
+        ));
+    }
+
+    #[test]
+    fn a_shortage_of_the_machine_is_not_the_modules_fault() {
+        for words in [
+            "memory allocation of 99 bytes failed\nkrustlet-statm: 9 1 1 1 0 1 0\n",
+            "memory allocation of 99 bytes failed\n",
+        ] {
+            let error = judged(libc::SIGABRT, words.as_bytes()).unwrap_err();
+            assert!(matches!(error, CompileError::Shortage { .. }), "{error:?}");
+            assert!(error.is_transient() && error.is_costly());
+        }
+    }
+
+    #[test]
+    fn a_crash_is_not_held_against_the_module() {
+        for (status, words) in [
+            (libc::SIGSEGV, ""),
+            (libc::SIGABRT, "stack overflow"),
+            (101 << 8, "The global thread pool has not been initialized"),
+        ] {
+            let error = judged(status, words.as_bytes()).unwrap_err();
+            assert!(
+                matches!(&error, CompileError::Crashed { how, .. } if how.contains(words)),
+                "{error:?}"
+            );
+            assert!(error.is_transient() && error.is_costly());
+        }
     }
 
     #[test]

@@ -25,9 +25,6 @@ pub enum Fault {
 
     #[error("its compiled code has more than {bytes} bytes")]
     TooMuchCode { bytes: u64 },
-
-    #[error("the compiler crashes on it ({how})")]
-    Crash { how: String },
 }
 
 /// How a compilation ended.

@@ -340,6 +340,86 @@ async fn a_compiler_that_does_not_work_is_not_the_programs_fault() {
     assert!(matches!(error, CompileError::Broken { .. }) && error.is_transient(), "{error:?}");
 }
 
+/// A compiler that dies of this signal the first time, and works from then on.
+fn dying_once(bench: &Bench, signal: &str) -> ArtifactsConfig {
+    let script = bench.root.path().join("dying");
+    let (child, count) = (env!("CARGO_BIN_EXE_krustlet-compile"), bench.count_file());
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" != --fingerprint ]; then\n echo x >> '{0}'\n \
+         [ $(wc -l < '{0}') -gt 1 ] || kill -{signal} $$\nfi\nexec '{child}' \"$@\"\n",
+        count.display()
+    );
+    fs::write(&script, text).unwrap();
+    let command = vec!["/bin/sh".into(), script.into()];
+    ArtifactsConfig { root: bench.store(), command, limits: bench.limits.clone() }
+}
+
+#[tokio::test]
+async fn a_crash_is_said_again_for_a_while_and_is_not_kept_for_the_next_agent() {
+    for signal in ["SEGV", "ABRT", "KILL"] {
+        let bench = Bench::new();
+        let (path, digest) = bench.program(&wat(COMMAND));
+        let ask = async |times: usize| {
+            let (artifacts, task) = open(dying_once(&bench, signal)).unwrap();
+            let stop = CancellationToken::new();
+            let asking = async {
+                let mut answers = Vec::new();
+                for _ in 0..times {
+                    answers.push(artifacts.artifact(&path, &digest).await);
+                }
+                stop.cancel();
+                answers
+            };
+            timeout(LIMIT, async { tokio::join!(task.run(stop.clone()), asking).1 })
+                .await
+                .expect("the work ends")
+        };
+        for answer in ask(3).await {
+            let error = answer.unwrap_err();
+            assert!(error.is_transient(), "{error:?}");
+            assert_eq!(error.reason(), "CreateContainerError");
+        }
+        assert_eq!(bench.compilations(), 1, "it was tried again at once");
+        assert_eq!(exit_code_of(&ask(1).await.remove(0).unwrap()), 3);
+        assert_eq!(bench.compilations(), 2);
+    }
+}
+
+#[tokio::test]
+async fn who_removes_a_program_lets_it_be_tried_again_at_once() {
+    let bench = Bench::new();
+    let (path, digest) = bench.program(&wat(COMMAND));
+    let (artifacts, task) = open(dying_once(&bench, "SEGV")).unwrap();
+    let stop = CancellationToken::new();
+    let asking = async {
+        artifacts.artifact(&path, &digest).await.unwrap_err();
+        artifacts.remove(&digest).await;
+        let artifact = artifacts.artifact(&path, &digest).await.unwrap();
+        stop.cancel();
+        artifact
+    };
+    let both = async { tokio::join!(task.run(stop.clone()), asking).1 };
+    let artifact = timeout(LIMIT, both).await.expect("the work ends");
+    assert_eq!(exit_code_of(&artifact), 3);
+}
+
+#[tokio::test]
+async fn threads_that_cannot_be_had_are_not_the_programs_fault() {
+    let mut bench = Bench::new();
+    // Each takes 2 MiB of address space for its stack.
+    bench.limits.threads = 500;
+    bench.limits.memory_bytes = 300 << 20;
+    let error = bench.compile(&wat(COMMAND)).await.unwrap_err();
+    assert!(
+        matches!(&error, CompileError::Broken { message } if message.contains("threads")),
+        "{error:?}"
+    );
+    assert!(error.is_transient());
+    // And nothing of it is kept.
+    bench.limits.threads = 1;
+    bench.compile(&wat(COMMAND)).await.unwrap();
+}
+
 #[tokio::test]
 async fn large_programs_do_not_hold_up_small_ones() {
     let mut bench = Bench::new();
