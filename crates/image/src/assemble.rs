@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use crate::access::Right;
 use crate::digest::Digest;
 use crate::format::{self, Compression, FormatError, Shape};
 use crate::layout::{Layout, LayoutError};
@@ -92,6 +93,16 @@ impl ContentError {
 pub(crate) enum Source<'a> {
     Registry(Session<'a>),
     Layout(Layout),
+}
+
+impl Source<'_> {
+    /// What was proved by what came from there.
+    pub(crate) fn right(&self) -> Right {
+        match self {
+            Self::Registry(session) => session.right(),
+            Self::Layout(_) => Right::Preloaded,
+        }
+    }
 }
 
 /// Brings one image into the store.

@@ -16,6 +16,9 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
+use crate::access::{Right, SecretRight, SecretSource};
+use crate::digest::{Algorithm, Hasher};
+
 /// Standard alphabet; files written by hand often lack the padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -29,6 +32,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub struct Credential {
     scope: Scope,
     login: Login,
+    /// None for the node's own.
+    source: Option<SecretSource>,
 }
 
 /// What is shown to a registry.
@@ -101,7 +106,14 @@ impl Credential {
     pub(crate) fn new(key: &str, login: Login) -> Result<Self, CredentialError> {
         let scope =
             Scope::parse(key).ok_or_else(|| CredentialError::Key { key: key.to_owned() })?;
-        Ok(Self { scope, login })
+        Ok(Self { scope, login, source: None })
+    }
+
+    /// Says which Secret the login was read from: what it pulls is then for those who have it, and not
+    /// for every pod of the node.
+    #[must_use]
+    pub fn of_secret(self, source: SecretSource) -> Self {
+        Self { source: Some(source), ..self }
     }
 
     /// Reads `.dockerconfigjson`, the content of a `kubernetes.io/dockerconfigjson`
@@ -127,6 +139,36 @@ impl Credential {
 
     pub(crate) fn login(&self) -> &Login {
         &self.login
+    }
+
+    /// What a registry that takes this login proves of an image.
+    pub(crate) fn right(&self) -> Right {
+        self.secret_right().map_or(Right::NodePods, Right::Secret)
+    }
+
+    /// The Secret with this login; none for the node's own.
+    pub(crate) fn secret_right(&self) -> Option<SecretRight> {
+        let source = self.source.clone()?;
+        Some(SecretRight { source, credential_hash: self.login.hash() })
+    }
+}
+
+impl Login {
+    /// SHA-256 of its kind and parts, each behind its length, in hexadecimal digits. Which registry it is
+    /// for plays no part: the same login in two Secrets is the same.
+    fn hash(&self) -> String {
+        let (kind, parts): (&[u8], [&str; 2]) = match self {
+            Self::Basic { username, password } => (b"basic", [username, password]),
+            Self::Identity(token) => (b"identity", [token, ""]),
+            Self::Registry(token) => (b"registry", [token, ""]),
+        };
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(kind);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_be_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.finish().hex().to_owned()
     }
 }
 
@@ -318,6 +360,21 @@ mod tests {
     fn docker_hub_is_known_by_all_its_names() {
         let all = [login("https://index.docker.io/v1/", "hub")];
         assert_eq!(names(&all, "docker.io", "library/nginx"), ["hub"]);
+    }
+
+    #[test]
+    fn a_login_has_one_hash_whatever_secret_holds_it_and_the_nodes_own_has_no_owner() {
+        let source =
+            |name: &str| SecretSource { uid: "1".into(), namespace: "n".into(), name: name.into() };
+        let of = |user: &str, password: &str, name: &str| {
+            let login = Credential::basic("h.io", user, password).unwrap();
+            login.of_secret(source(name)).secret_right().unwrap()
+        };
+        assert_eq!(of("ann", "x", "a").credential_hash, of("ann", "x", "b").credential_hash);
+        assert_ne!(of("ann", "x", "a").source, of("ann", "x", "b").source);
+        assert_ne!(of("ann", "bx", "a").credential_hash, of("annb", "x", "a").credential_hash);
+        assert!(!of("ann", "hunter2", "a").credential_hash.contains("hunter2"));
+        assert_eq!(Credential::basic("h.io", "ann", "x").unwrap().right(), Right::NodePods);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::remove::RemoveError;
 use crate::request::{Ensured, ImageRequest};
 use crate::store::{OpenError, Store};
 use crate::task::{ImagesTask, Request};
+use crate::verification::VerificationPolicy;
 
 /// Requests that may queue up before a caller waits: the pods of one full node, each
 /// starting at once (kubelet's default `maxPods` is 110).
@@ -35,6 +36,8 @@ pub struct ImagesConfig {
     pub registries: RegistryRules,
     /// Sizes, times and repetitions.
     pub limits: PullLimits,
+    /// Which images that are here pods get without their credentials being verified.
+    pub verification: VerificationPolicy,
 }
 
 /// Asks for images. Cheap to clone.
@@ -52,11 +55,11 @@ pub struct Images {
 ///
 /// [`OpenError`] if another process has the store, the disk fails, or the configuration of registries is wrong.
 pub fn open(config: ImagesConfig) -> Result<(Images, ImagesTask), OpenError> {
-    let ImagesConfig { root, docker_config, registries: rules, limits } = config;
+    let ImagesConfig { root, docker_config, registries: rules, limits, verification } = config;
     rules.check().map_err(|error| OpenError::Rules { what: error.to_string() })?;
     let http = Http::new(&rules, &limits)?;
     let (store, records) = Store::open(&root)?;
-    let context = Arc::new(Context { store, http, rules, limits, docker_config });
+    let context = Arc::new(Context { store, http, rules, limits, docker_config, verification });
     let (sender, requests) = mpsc::channel(QUEUE);
     let task = ImagesTask::new(Arc::clone(&context), records, requests);
     Ok((Images { context, requests: sender }, task))
@@ -64,7 +67,8 @@ pub fn open(config: ImagesConfig) -> Result<(Images, ImagesTask), OpenError> {
 
 impl Images {
     /// Returns the image, pulling it if the policy says so. Callers that want the same image with the same
-    /// credentials share one download; it goes on if a caller stops waiting.
+    /// credentials share one download; it goes on if a caller stops waiting. A pod that wants an image that is
+    /// here, and whose right to it is not known, has to get it from the registry like one that is not here.
     ///
     /// # Errors
     ///

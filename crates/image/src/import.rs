@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use crate::access::Right;
 use crate::artifact::{self, Artifact, ArtifactError};
 use crate::assemble::{Assembly, ContentError, Source, flatten};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::image::ProgramConfig;
 use crate::layout::{Layout, LayoutError};
-use crate::pull::{Context, Stored, write};
+use crate::pull::{Context, Stored, known, lock_name, write};
 use crate::reference::{Reference, ReferenceError};
 use crate::store::Store;
 use crate::store::holds::Lease;
@@ -54,22 +55,25 @@ pub enum ImportError {
     Stopping,
 }
 
-/// Imports the file or OCI layout at `path`. `known` is what the reference meant so far.
+/// Imports the file or OCI layout at `path`.
 pub(crate) async fn import(
     context: &Context,
     path: &Path,
     reference: &Reference,
-    known: Option<Record>,
 ) -> Result<Stored, ImportError> {
-    let guard = context.store.lock(&format!("reference {reference}")).await;
     let image = reference.to_string();
+    let guard = context.store.lock(&lock_name(&image)).await;
+    let known = known(context, &image, reference).await?;
     let is_directory = tokio::fs::metadata(path).await.is_ok_and(|metadata| metadata.is_dir());
     let (fetched, lease, transferred) = if is_directory {
         layout(context, &image, path, reference).await?
     } else {
         file(context, &image, path).await?
     };
-    let record = Record::new(image.clone(), reference.name(), fetched);
+    let unchanged = known.as_ref().filter(|known| known.digest == fetched.digest);
+    let mut access = unchanged.map(|known| known.access.clone()).unwrap_or_default();
+    access.add(Right::Preloaded);
+    let record = Record::new(image.clone(), reference.name(), fetched, access);
     let (record, left_behind) = write(context, &image, record, known).await?;
     Ok(Stored { record, left_behind, lease, transferred, guard })
 }

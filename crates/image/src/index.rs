@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use crate::access::Access;
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::store::holds::ContentKey;
@@ -49,13 +50,14 @@ impl Index {
         self.records.values().find(|record| record.name == name && record.digest == *digest)
     }
 
-    /// The record of exactly this reference.
-    pub(crate) fn get(&self, reference: &str) -> Option<&Record> {
-        self.records.get(reference)
-    }
-
     pub(crate) fn insert(&mut self, record: Record) {
         self.records.insert(record.reference.clone(), record);
+    }
+
+    /// All that is known of who may have the image of a record, under whatever tag of its repository.
+    pub(crate) fn access(&self, record: &Record) -> Access {
+        let same = |other: &&Record| other.digest == record.digest && other.name == record.name;
+        Access::union(self.records.values().filter(same).map(|record| &record.access))
     }
 
     /// Takes a reference out. Also says whether no other one has the same content.

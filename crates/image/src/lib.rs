@@ -5,8 +5,10 @@
 //! Nothing here compiles or runs a program.
 //!
 //! Reading order: [`reference`](Reference), `format` (what is accepted), `registry/` (how it
-//! is fetched), `assemble` (how it becomes content), `store/` (how it is kept), `task` (who waits for what).
+//! is fetched), `assemble` (how it becomes content), `store/` (how it is kept), `verification` (who gets what is
+//! here), `task` (who waits for what).
 
+mod access;
 mod artifact;
 mod assemble;
 mod credential;
@@ -30,7 +32,9 @@ mod request;
 mod store;
 mod task;
 mod unpack;
+mod verification;
 
+pub use access::SecretSource;
 pub use artifact::ArtifactError;
 pub use assemble::ContentError;
 pub use credential::{Credential, CredentialError};
@@ -52,7 +56,8 @@ pub use registry::error::RequestError;
 pub use registry::guard::GuardError;
 pub use registry::rules::{EndpointError, Mirror, RegistryRules};
 pub use remove::RemoveError;
-pub use request::{Ensured, ImageRequest, PullPolicy, PullReport};
+pub use request::{Asker, Ensured, ImageRequest, PullPolicy, PullReport};
 pub use store::OpenError;
 pub use task::ImagesTask;
 pub use unpack::{Overrun, PathError, UnpackError};
+pub use verification::{Allowlist, PolicyError, VerificationPolicy};

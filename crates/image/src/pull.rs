@@ -8,17 +8,21 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 
+use crate::access::{Right, SecretRight};
 use crate::assemble::{Assembly, ContentError, Source, flatten};
-use crate::credential::Credential;
+use crate::credential::{self, Credential};
+use crate::digest::Digest;
 use crate::docker_config::{self, DockerConfigError};
 use crate::limits::PullLimits;
 use crate::reference::{Reference, ReferenceError};
 use crate::registry::fetch::Session;
 use crate::registry::http::Http;
 use crate::registry::rules::RegistryRules;
+use crate::request::Asker;
 use crate::store::Store;
 use crate::store::holds::Lease;
 use crate::store::record::{Fetched, Record};
+use crate::verification::VerificationPolicy;
 
 /// Why an image could not be made available. `image` is as it was asked for.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,9 +92,24 @@ pub(crate) struct Context {
     pub rules: RegistryRules,
     pub limits: PullLimits,
     pub docker_config: Option<PathBuf>,
+    pub verification: VerificationPolicy,
 }
 
 impl Context {
+    /// The Secrets among the credentials that would be shown to a place that has the image.
+    pub(crate) fn secrets(
+        &self,
+        reference: &Reference,
+        credentials: &[Credential],
+    ) -> Vec<SecretRight> {
+        // A mirror without an address is told when it is asked.
+        let places = self.rules.endpoints(reference).unwrap_or_default();
+        let fitting = places
+            .iter()
+            .flat_map(|place| credential::matching(credentials, &place.host, &place.repository));
+        fitting.filter_map(Credential::secret_right).collect()
+    }
+
     /// The given credentials, then those of the Docker configuration.
     pub(crate) async fn credentials(
         &self,
@@ -118,29 +137,36 @@ pub(crate) struct Stored {
     pub guard: OwnedMutexGuard<()>,
 }
 
-/// Pulls an image. `known` is what the reference meant so far.
-pub(crate) async fn pull(
-    context: &Context,
-    image: &str,
-    reference: &Reference,
-    credentials: &[Credential],
-    known: Option<&Record>,
-) -> Result<Stored, PullError> {
-    let limit = context.limits.total;
-    let work = pull_unbounded(context, image, reference, credentials, known);
-    tokio::time::timeout(limit, work)
-        .await
-        .map_err(|_| PullError::TimedOut { image: image.to_owned(), limit })?
+/// One image to be pulled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// As it was asked for, for messages.
+    pub image: &'a str,
+    pub reference: &'a Reference,
+    pub credentials: &'a [Credential],
+    pub asker: Asker,
+    /// The same image as it is here already, maybe under another tag.
+    pub here: Option<&'a Record>,
 }
 
-async fn pull_unbounded(
-    context: &Context,
-    image: &str,
-    reference: &Reference,
-    credentials: &[Credential],
-    known: Option<&Record>,
-) -> Result<Stored, PullError> {
-    let guard = context.store.lock(&format!("reference {reference}")).await;
+/// Pulls an image. What is here already is not fetched again, but the registry is asked for the manifest, so
+/// that a pull that succeeds proves that its credentials may have the image.
+pub(crate) async fn pull(context: &Context, wanted: Wanted<'_>) -> Result<Stored, PullError> {
+    let limit = context.limits.total;
+    tokio::time::timeout(limit, pull_unbounded(context, wanted))
+        .await
+        .map_err(|_| PullError::TimedOut { image: wanted.image.to_owned(), limit })?
+}
+
+/// The name of the lock on a reference.
+pub(crate) fn lock_name(reference: &str) -> String {
+    format!("reference {reference}")
+}
+
+async fn pull_unbounded(context: &Context, wanted: Wanted<'_>) -> Result<Stored, PullError> {
+    let Wanted { image, reference, credentials, asker, here } = wanted;
+    let guard = context.store.lock(&lock_name(&reference.to_string())).await;
+    let known = known(context, image, reference).await?;
     let credentials = context
         .credentials(reference, credentials)
         .await
@@ -162,8 +188,9 @@ async fn pull_unbounded(
     };
 
     // Nothing else has to be asked if the tag still means what it meant.
-    let unchanged = known.filter(|known| known.digest == root.digest);
-    let (fetched, lease) = match unchanged {
+    let unchanged = known.as_ref().filter(|known| known.digest == root.digest);
+    let mut access = unchanged.map(|known| known.access.clone()).unwrap_or_default();
+    let (fetched, lease) = match unchanged.or(here.filter(|here| here.digest == root.digest)) {
         Some(known) => {
             let lease = context.store.holds().take(&known.content.key());
             if context.store.is_present(&known.content) {
@@ -175,10 +202,49 @@ async fn pull_unbounded(
         }
         None => assembly.run(root).await?,
     };
-    let record = Record::new(reference.to_string(), reference.name(), fetched);
+    access.add(match asker {
+        Asker::Pod => assembly.source.right(),
+        Asker::Operator => Right::Preloaded,
+    });
+    let record = Record::new(reference.to_string(), reference.name(), fetched, access);
     let transferred = assembly.transferred;
-    let (record, left_behind) = write(context, image, record, known.cloned()).await?;
+    let (record, left_behind) = write(context, image, record, known).await?;
     Ok(Stored { record, left_behind, lease, transferred, guard })
+}
+
+/// What a reference means so far. The caller has it for itself.
+pub(crate) async fn known(
+    context: &Context,
+    image: &str,
+    reference: &Reference,
+) -> Result<Option<Record>, ContentError> {
+    let (store, name) = (context.store.clone(), reference.to_string());
+    let read = spawn_blocking(move || store.read_record(&name)).await;
+    flatten(read).map_err(|source: io::Error| ContentError::Store {
+        image: image.to_owned(),
+        source: Arc::new(source),
+    })
+}
+
+/// Remembers a right to the image that a reference means, if that is still the one with `digest`.
+pub(crate) async fn learn(
+    context: &Context,
+    reference: &str,
+    digest: &Digest,
+    right: SecretRight,
+) -> io::Result<Option<(Record, OwnedMutexGuard<()>)>> {
+    let guard = context.store.lock(&lock_name(reference)).await;
+    let (store, reference, digest) = (context.store.clone(), reference.to_owned(), digest.clone());
+    let written = spawn_blocking(move || {
+        let known = store.read_record(&reference)?;
+        let Some(mut record) = known.filter(|known| known.digest == digest) else {
+            return Ok(None);
+        };
+        record.access.add(Right::Secret(right));
+        store.write_record(&record)?;
+        Ok(Some(record))
+    });
+    Ok(flatten(written.await)?.map(|record| (record, guard)))
 }
 
 /// Makes the image exist. What the reference meant before goes on under its digest, as long as
@@ -194,10 +260,15 @@ pub(crate) async fn write(
         .map(|known| known.left_behind());
     let store = context.store.clone();
     let written = spawn_blocking(move || {
-        // First the old under its new name: at no time is an image in use without a record.
-        if let Some(old) = &left_behind {
-            store.write_record(old)?;
-        }
+        // First the old under its new name: at no time is an image in use without a record. One that was
+        // pulled under that name stays as it is.
+        let left_behind = match left_behind {
+            Some(old) if store.read_record(&old.reference)?.is_none() => {
+                store.write_record(&old)?;
+                Some(old)
+            }
+            Some(_) | None => None,
+        };
         store.write_record(&record)?;
         Ok((record, left_behind))
     });

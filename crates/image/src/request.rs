@@ -17,9 +17,22 @@ pub enum PullPolicy {
     Never,
 }
 
+/// Who wants an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Asker {
+    /// A pod. An image that is here is only given to it if its credentials allow; see
+    /// [`crate::VerificationPolicy`].
+    Pod,
+    /// Whoever runs the node. The image is preloaded by this: pods get it without being verified, unless
+    /// the policy says otherwise.
+    Operator,
+}
+
 /// A wish for an image.
 #[derive(Clone, Debug)]
 pub struct ImageRequest {
+    /// Who wants it.
+    pub asker: Asker,
     /// As the pod's author wrote it.
     pub reference: String,
     /// Whether a registry is asked.

@@ -1,8 +1,8 @@
 //! The image store's task: knows every image, runs each job once, answers everyone who waits.
 //!
 //! ```text
-//! ensure ──present──▶ answer
-//!    └────absent───▶ pull (one per reference and logins) ──▶ record, answer all
+//! ensure ──here, and given──▶ answer
+//!    └────otherwise───▶ pull (one per reference and logins) ──▶ record, answer all
 //! remove, import ──▶ job (alone on its reference) ──▶ answer
 //! last lease ends ──▶ forget what a tag left behind
 //! ```
@@ -10,26 +10,30 @@
 //! Jobs do the work on disk and network; the task only keeps the index.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::SecretRight;
 use crate::assemble::flatten;
 use crate::credential::Credential;
+use crate::digest::Digest;
 use crate::image::{Content, Image};
 use crate::import::{self, ImportError};
 use crate::index::{ImageSummary, Index};
-use crate::pull::{self, Context, PullError, Stored};
+use crate::pull::{self, Context, PullError, Stored, Wanted, lock_name};
 use crate::reference::Reference;
 use crate::remove::RemoveError;
-use crate::request::{Ensured, ImageRequest, PullPolicy, PullReport};
+use crate::request::{Asker, Ensured, ImageRequest, PullPolicy, PullReport};
 use crate::store::holds::Lease;
 use crate::store::record::{Record, StoredContent};
+use crate::verification::{Claim, Verdict, judge};
 
 /// What a [`crate::Images`] asks for.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ type Reply<T> = oneshot::Sender<T>;
 struct PullKey {
     reference: Reference,
     credentials: Vec<Credential>,
+    asker: Asker,
 }
 
 /// Who waits for a job.
@@ -58,6 +63,7 @@ enum Job {
     Pull(PullKey),
     Remove { reference: String, reply: Option<Reply<Result<(), RemoveError>>> },
     Import { reference: String, source: PathBuf, reply: Reply<Result<Image, ImportError>> },
+    Learn { reference: String },
 }
 
 /// What a job came to.
@@ -66,6 +72,7 @@ enum Done {
     Pull(Result<Pulled, PullError>),
     Remove(Result<(), RemoveError>),
     Import(Result<Stored, ImportError>),
+    Learn(io::Result<Option<(Record, OwnedMutexGuard<()>)>>),
 }
 
 #[derive(Debug)]
@@ -168,7 +175,7 @@ impl ImagesTask {
         request: ImageRequest,
         reply: Reply<Result<Ensured, PullError>>,
     ) {
-        let ImageRequest { reference: image, policy, credentials } = request;
+        let ImageRequest { asker, reference: image, policy, credentials } = request;
         let is_removed = self.is_busy(&reference.to_string());
         let present = match policy {
             PullPolicy::Always => None,
@@ -176,6 +183,12 @@ impl ImagesTask {
             PullPolicy::IfNotPresent | PullPolicy::Never if is_removed => None,
             PullPolicy::IfNotPresent | PullPolicy::Never => self.present(&reference),
         };
+        // An image that may not be had answers as one that is not here: who may not have it does not learn
+        // that it is here.
+        let present = present.filter(|_| match asker {
+            Asker::Operator => true,
+            Asker::Pod => self.gives(&image, &reference, &credentials),
+        });
         match (present, policy) {
             (Some(image), _) => {
                 let _ = reply.send(Ok(Ensured { image, pull: None }));
@@ -184,9 +197,38 @@ impl ImagesTask {
                 let _ = reply.send(Err(PullError::NeverPulled { image }));
             }
             (None, PullPolicy::Always | PullPolicy::IfNotPresent) => {
-                self.pull(&image, PullKey { reference, credentials }, reply);
+                self.pull(&image, PullKey { reference, credentials, asker }, reply);
             }
         }
+    }
+
+    /// Whether a pod gets an image that is here. `image` is its name as the pod has it.
+    fn gives(&mut self, image: &str, reference: &Reference, credentials: &[Credential]) -> bool {
+        let Some(record) = self.index.find(reference) else { return false };
+        let secrets = self.context.secrets(reference, credentials);
+        let claim = Claim { given: image, reference, secrets: &secrets };
+        let verdict = judge(&self.context.verification, claim, &self.index.access(record));
+        match verdict {
+            Verdict::Given => true,
+            Verdict::GivenAndLearned(right) => {
+                let (name, digest) = (record.reference.clone(), record.digest.clone());
+                self.learn(name, digest, right);
+                true
+            }
+            Verdict::Unproven => {
+                tracing::debug!(image, "nothing is known of this pod's right to the image");
+                false
+            }
+        }
+    }
+
+    /// Has a right remembered. If that fails, it is found out again.
+    fn learn(&mut self, reference: String, digest: Digest, right: SecretRight) {
+        let (context, name) = (Arc::clone(&self.context), reference.clone());
+        let abort = self
+            .jobs
+            .spawn(async move { Done::Learn(pull::learn(&context, &name, &digest, right).await) });
+        self.running.insert(abort.id(), Job::Learn { reference });
     }
 
     fn pull(&mut self, image: &str, key: PullKey, reply: Reply<Result<Ensured, PullError>>) {
@@ -195,7 +237,7 @@ impl ImagesTask {
             return;
         }
         self.pulls.insert(key.clone(), vec![reply]);
-        let known = self.index.find(&key.reference).cloned();
+        let here = self.index.find(&key.reference).cloned();
         let (context, slots) = (Arc::clone(&self.context), Arc::clone(&self.slots));
         let (image, job) = (image.to_owned(), Job::Pull(key.clone()));
         let abort = self.jobs.spawn(async move {
@@ -206,9 +248,10 @@ impl ImagesTask {
             };
             let waited = asked.elapsed();
             let started = Instant::now();
-            let PullKey { reference, credentials } = key;
-            let stored =
-                pull::pull(&context, &image, &reference, &credentials, known.as_ref()).await;
+            let PullKey { reference, credentials, asker } = &key;
+            let here = here.as_ref();
+            let wanted = Wanted { image: &image, reference, credentials, asker: *asker, here };
+            let stored = pull::pull(&context, wanted).await;
             Done::Pull(stored.map(|stored| Pulled { stored, took: started.elapsed(), waited }))
         });
         self.running.insert(abort.id(), job);
@@ -217,7 +260,7 @@ impl ImagesTask {
     /// Whether a removal or import has the reference for itself.
     fn is_busy(&self, reference: &str) -> bool {
         self.running.values().any(|job| match job {
-            Job::Pull(_) => false,
+            Job::Pull(_) | Job::Learn { .. } => false,
             Job::Remove { reference: other, .. } | Job::Import { reference: other, .. } => {
                 other == reference
             }
@@ -243,6 +286,13 @@ impl ImagesTask {
     }
 
     fn start_removal(&mut self, reference: String, reply: Option<Reply<Result<(), RemoveError>>>) {
+        // Whoever pulls it from now on waits until it is gone: what a pull writes is not removed by this.
+        let Some(guard) = self.context.store.try_lock(&lock_name(&reference)) else {
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(RemoveError::InUse { reference }));
+            }
+            return;
+        };
         let Some((record, is_last)) = self.index.remove(&reference) else { return };
         let store = self.context.store.clone();
         let job = Job::Remove { reference: reference.clone(), reply };
@@ -256,6 +306,7 @@ impl ImagesTask {
                 Ok(())
             });
             let removed = flatten(removed.await);
+            drop(guard);
             Done::Remove(removed.map_err(|source| RemoveError::Io { reference, source }))
         });
         self.running.insert(abort.id(), job);
@@ -272,11 +323,10 @@ impl ImagesTask {
             let _ = reply.send(Err(ImportError::Busy { reference: name }));
             return;
         }
-        let known = self.index.get(&name).cloned();
         let context = Arc::clone(&self.context);
         let job = Job::Import { reference: name, source: source.clone(), reply };
         let abort = self.jobs.spawn(async move {
-            Done::Import(import::import(&context, &source, &reference, known).await)
+            Done::Import(import::import(&context, &source, &reference).await)
         });
         self.running.insert(abort.id(), job);
     }
@@ -309,6 +359,17 @@ impl ImagesTask {
             (Job::Import { reply, .. }, Ok(Done::Import(result))) => {
                 let image = result.map(|stored| self.keep(stored).0);
                 let _ = reply.send(image);
+            }
+            (Job::Learn { .. }, Ok(Done::Learn(Ok(learned)))) => {
+                if let Some((record, _guard)) = learned {
+                    self.index.insert(record);
+                }
+            }
+            (Job::Learn { reference }, Ok(Done::Learn(Err(error)))) => {
+                tracing::warn!(image = reference, %error, "cannot remember who may have an image");
+            }
+            (Job::Learn { reference }, _) => {
+                tracing::warn!(image = reference, "remembering who may have an image failed");
             }
             (Job::Pull(key), _) => {
                 let image = key.reference.to_string();

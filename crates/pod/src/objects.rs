@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use krustlet_image::Credential;
+use krustlet_image::{Credential, SecretSource};
 use krustlet_model::{
     Chain, PodKey, PodUid,
     objects::{self, ObjectRef, ObjectRefs},
@@ -120,6 +120,13 @@ fn logins(name: &str, secret: &Secret) -> Option<Vec<Credential>> {
         Some(type_) if type_ == DOCKERCFG.0 => Credential::from_dockercfg(bytes(DOCKERCFG.1)?),
         Some(_) | None => return None,
     };
+    // The coordinates by which what it pulls is known to be its owners'.
+    let source = SecretSource {
+        uid: secret.metadata.uid.clone().unwrap_or_default(),
+        namespace: secret.metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+    };
+    let read = read.map(|all| all.into_iter().map(|one| one.of_secret(source.clone())).collect());
     read.inspect_err(|error| {
         tracing::warn!(secret = name, error = %Chain(error), "cannot read an image pull secret");
     })

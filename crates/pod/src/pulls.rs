@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use krustlet_image::{ImageRequest, PullPolicy};
+use krustlet_image::{Asker, ImageRequest, PullPolicy};
 use krustlet_model::{ContainerName, observed::ContainerKind};
 use tokio::time::{Instant, sleep};
 
@@ -56,7 +56,7 @@ pub(crate) async fn ask_for_image(question: ImageQuestion) -> ImageAnswer {
         let about = About::Container(&pod, kind, &name);
         outside.events.record(about, EventType::Normal, words::PULLING, words::pulling(&image));
     };
-    let request = ImageRequest { reference: image.clone(), policy, credentials };
+    let request = ImageRequest { asker: Asker::Pod, reference: image.clone(), policy, credentials };
     let mut pull = outside.programs.ensure(request);
     // Cancel-safe: the pull is waited for on.
     let early = tokio::select! {

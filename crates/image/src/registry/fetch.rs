@@ -15,6 +15,7 @@ use super::error::RequestError;
 use super::http::{Access, Ask, Http, Purpose};
 use super::retry::Retry;
 use super::rules::RegistryRules;
+use crate::access::{Right, SecretRight};
 use crate::credential::{self, Credential};
 use crate::digest::{Digest, Hasher};
 use crate::limits::DOCUMENT_LIMIT;
@@ -43,6 +44,8 @@ pub(crate) struct Session<'a> {
     /// Place by place, login by login.
     accesses: Vec<Access>,
     current: usize,
+    /// The Secret whose login gave out some of it.
+    secret: Option<SecretRight>,
 }
 
 impl<'a> Session<'a> {
@@ -65,7 +68,19 @@ impl<'a> Session<'a> {
                 Access::new(endpoint.clone(), Purpose::Pull, Some(credential.clone()))
             }));
         }
-        Ok(Self { http, accesses, current: 0 })
+        Ok(Self { http, accesses, current: 0, secret: None })
+    }
+
+    /// What was proved by what was fetched. Every pod may have it only if all of it was given to everyone;
+    /// of several logins the last was not refused.
+    pub(crate) fn right(&self) -> Right {
+        self.secret.clone().map_or(Right::NodePods, Right::Secret)
+    }
+
+    fn note_right(&mut self) {
+        if let Right::Secret(right) = self.accesses[self.current].right() {
+            self.secret = Some(right);
+        }
     }
 
     /// Fetches a manifest or index by tag or digest.
@@ -77,7 +92,10 @@ impl<'a> Session<'a> {
         loop {
             let access = &mut self.accesses[self.current];
             match document(self.http, access, tag, digest).await {
-                Ok(document) => return Ok(document),
+                Ok(document) => {
+                    self.note_right();
+                    return Ok(document);
+                }
                 Err(error) if self.move_on(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -94,7 +112,10 @@ impl<'a> Session<'a> {
         loop {
             let access = &mut self.accesses[self.current];
             match fetch_blob(self.http, access, blob, &mut sink).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.note_right();
+                    return Ok(());
+                }
                 Err(error) if self.move_on(&error) => {
                     let host = &self.accesses[self.current].endpoint.host;
                     sink.restart().await.map_err(|error| RequestError::store(host, error))?;

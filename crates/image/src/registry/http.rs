@@ -24,6 +24,7 @@ use super::error::RequestError;
 use super::guard::{self, GuardedResolver};
 use super::retry::parse_retry_after;
 use super::rules::{Endpoint, RegistryRules, is_loopback};
+use crate::access::Right;
 use crate::credential::{Credential, Login};
 use crate::limits::PullLimits;
 use crate::store::OpenError;
@@ -71,6 +72,15 @@ impl Access {
             Some(Login::Basic { .. } | Login::Identity(_)) | None => None,
         };
         Self { endpoint, purpose, credential, authorization }
+    }
+
+    /// What was proved by what was given out so far. A registry that asked for no login gives to everyone.
+    pub(crate) fn right(&self) -> Right {
+        match (&self.authorization, &self.credential) {
+            (Some(_), Some(credential)) => credential.right(),
+            // A token that was had without a login is anybody's.
+            (Some(_) | None, None) | (None, Some(_)) => Right::NodePods,
+        }
     }
 
     /// The URL of something in the repository.

@@ -120,14 +120,20 @@ impl Store {
 
     /// Waits for the only right to fetch what `name` names.
     pub(crate) async fn lock(&self, name: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            let lock = locks.get(name).and_then(Weak::upgrade).unwrap_or_default();
-            locks.insert(name.to_owned(), Arc::downgrade(&lock));
-            lock
-        };
-        lock.lock_owned().await
+        self.lock_of(name).lock_owned().await
+    }
+
+    fn lock_of(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = locks.get(name).and_then(Weak::upgrade).unwrap_or_default();
+        locks.insert(name.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    /// Takes the only right to `name` if nobody has it or waits for it.
+    pub(crate) fn try_lock(&self, name: &str) -> Option<OwnedMutexGuard<()>> {
+        self.lock_of(name).try_lock_owned().ok()
     }
 
     /// Where content of a key is, once it is there.
@@ -192,6 +198,16 @@ impl Store {
         sync_parent(&path)
     }
 
+    /// What a reference means, as it is on disk: to be asked by who has the reference for itself. None if
+    /// it means nothing, or its record cannot be read.
+    pub(crate) fn read_record(&self, reference: &str) -> io::Result<Option<Record>> {
+        match read_record_file(&self.record_path(reference)) {
+            Ok(record) => Ok(record.filter(|record| record.reference == reference)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends the image of a reference. Its content may stay, see [`Store::discard`].
     pub(crate) fn remove_record(&self, reference: &str) -> io::Result<()> {
         let path = self.record_path(reference);
@@ -236,9 +252,7 @@ impl Store {
         let mut records = Vec::new();
         for entry in fs::read_dir(self.0.root.join("records"))? {
             let path = entry?.path();
-            let is_small = fs::metadata(&path).is_ok_and(|file| file.len() <= RECORD_LIMIT);
-            let record = if is_small { Record::parse(&fs::read(&path)?) } else { None };
-            let whole = record.filter(|record| {
+            let whole = read_record_file(&path)?.filter(|record| {
                 self.is_present(&record.content) && path == self.record_path(&record.reference)
             });
             if let Some(record) = whole {
@@ -277,6 +291,11 @@ impl Store {
             Err(error) => Err(error),
         }
     }
+}
+
+fn read_record_file(path: &Path) -> io::Result<Option<Record>> {
+    let is_small = fs::metadata(path)?.len() <= RECORD_LIMIT;
+    Ok(if is_small { Record::parse(&fs::read(path)?) } else { None })
 }
 
 fn remove(path: &Path) -> io::Result<()> {

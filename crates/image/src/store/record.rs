@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::holds::ContentKey;
+use crate::access::Access;
 use crate::digest::Digest;
 use crate::image::ProgramConfig;
 
@@ -31,6 +32,9 @@ pub(crate) struct Record {
     /// The tag moved on, and only those that still use this image keep it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dangling: bool,
+    /// Who may have it without the registry being asked.
+    #[serde(default)]
+    pub access: Access,
     pub config: ProgramConfig,
     pub content: StoredContent,
 }
@@ -64,7 +68,7 @@ pub(crate) struct Fetched {
 }
 
 impl Record {
-    pub(crate) fn new(reference: String, name: String, fetched: Fetched) -> Self {
+    pub(crate) fn new(reference: String, name: String, fetched: Fetched, access: Access) -> Self {
         let Fetched { digest, bytes, config, content } = fetched;
         Self {
             version: VERSION,
@@ -74,6 +78,7 @@ impl Record {
             bytes,
             pulled_at: Timestamp::now(),
             dangling: false,
+            access,
             config,
             content,
         }

@@ -65,6 +65,7 @@ async fn a_pull_that_is_cut_off_leaves_nothing_to_see() {
     let images = bench.images.clone();
     let name = registry.name("a:1");
     let request = krustlet_image::ImageRequest {
+        asker: krustlet_image::Asker::Pod,
         reference: name.clone(),
         policy: PullPolicy::Always,
         credentials: Vec::new(),

@@ -8,6 +8,7 @@ mod kept;
 mod logins;
 mod pushing;
 mod registry;
+mod rights;
 mod tls;
 
 use std::future::Future;
@@ -15,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use krustlet_image::{
-    Content, Credential, Ensured, ImageRequest, Images, ImagesConfig, PullError, PullLimits,
-    PullPolicy, RegistryRules, open,
+    Asker, Content, Credential, Ensured, ImageRequest, Images, ImagesConfig, PullError, PullLimits,
+    PullPolicy, RegistryRules, VerificationPolicy, open,
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -83,7 +84,12 @@ impl Bench {
         policy: PullPolicy,
         credentials: Vec<Credential>,
     ) -> Result<Ensured, PullError> {
-        let request = ImageRequest { reference: reference.to_owned(), policy, credentials };
+        let request = ImageRequest {
+            asker: Asker::Pod,
+            reference: reference.to_owned(),
+            policy,
+            credentials,
+        };
         soon(self.images.ensure(request)).await
     }
 
@@ -103,6 +109,7 @@ pub(crate) fn config(directory: &Path) -> ImagesConfig {
             backoff_limit: Duration::from_secs(5),
             ..PullLimits::default()
         },
+        verification: VerificationPolicy::default(),
     }
 }
 

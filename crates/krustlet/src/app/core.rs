@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use krustlet_compiler::{Artifacts, ArtifactsConfig, CompileLimits};
-use krustlet_image::{Images, ImagesConfig, PullLimits, RegistryRules};
+use krustlet_image::{Images, ImagesConfig, PullLimits, RegistryRules, VerificationPolicy};
 use krustlet_runtime::{Adopted, Handover, Runtime, RuntimeConfig};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +46,8 @@ pub(crate) struct CoreConfig {
     pub(crate) registries: RegistryRules,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
+    /// Which images pods get without being verified.
+    pub(crate) verification: VerificationPolicy,
     /// Log files of one container, at least 2.
     pub(crate) log_files: usize,
 }
@@ -57,7 +59,7 @@ impl Core {
     ///
     /// Names the directory or process that is at fault.
     pub(crate) async fn open(config: CoreConfig) -> Result<Self> {
-        let CoreConfig { root, lock, registries, parallel_pulls, log_files } = config;
+        let CoreConfig { root, lock, registries, parallel_pulls, verification, log_files } = config;
         let mut supervisor = Supervisor::default();
         raise_descriptor_limit();
         // The zygote comes first: nothing secret has been read yet.
@@ -79,6 +81,7 @@ impl Core {
             docker_config: docker_config(),
             registries,
             limits: PullLimits { parallel: parallel_pulls, ..PullLimits::default() },
+            verification,
         })
         .context("cannot open the image store")?;
         supervisor.start("images", |stop| task.run(stop));

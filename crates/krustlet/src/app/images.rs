@@ -10,7 +10,7 @@ use axum::{
 };
 use http::StatusCode;
 use jiff::Timestamp;
-use krustlet_image::{Content, ImageRequest, ImageSummary, Images, PullPolicy, RemoveError};
+use krustlet_image::{Asker, Content, ImageRequest, ImageSummary, Images, PullPolicy, RemoveError};
 use krustlet_model::Chain;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,7 @@ async fn remove(State(images): State<Arc<Images>>, Query(named): Query<Named>) -
 
 async fn pull(State(images): State<Arc<Images>>, Query(named): Query<Named>) -> Response {
     let request = ImageRequest {
+        asker: Asker::Operator,
         reference: named.reference,
         policy: PullPolicy::Always,
         credentials: Vec::new(),

@@ -67,6 +67,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         lock,
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         parallel_pulls: settings.parallel_pulls,
+        verification: settings.verification.clone(),
         log_files: settings.log_max_files,
     })
     .await?;

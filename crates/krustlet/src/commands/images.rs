@@ -6,7 +6,7 @@ use std::{io::Write as _, path::Path};
 use anyhow::{Context as _, Result};
 use http::Method;
 use jiff::Timestamp;
-use krustlet_image::{Images, ImagesConfig, PullLimits};
+use krustlet_image::{Images, ImagesConfig, PullLimits, VerificationPolicy};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -104,6 +104,8 @@ async fn ask_bytes(
         docker_config: core::docker_config(),
         registries: rules,
         limits: PullLimits::default(),
+        // No pod asks here.
+        verification: VerificationPolicy::default(),
     })
     .context("cannot open the image store")?;
     let stop = CancellationToken::new();

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
-use krustlet_image::{ImagesConfig, PullLimits};
+use krustlet_image::{ImagesConfig, PullLimits, VerificationPolicy};
 use tokio_util::sync::CancellationToken;
 
 use crate::{app::core, cli::PushArgs, config::registries, output};
@@ -17,6 +17,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<()> {
         docker_config: core::docker_config(),
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         limits: PullLimits::default(),
+        verification: VerificationPolicy::default(),
     })
     .context("cannot prepare the push")?;
     let stop = CancellationToken::new();

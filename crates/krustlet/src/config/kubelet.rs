@@ -5,6 +5,8 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Taint;
+use krustlet_image::{PolicyError, VerificationPolicy};
+use krustlet_model::Chain;
 use serde::Deserialize;
 
 use super::duration::GoDuration;
@@ -60,6 +62,12 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) pod_logs_dir: Option<PathBuf>,
     /// Images pulled at once; at least 1.
     pub(crate) max_parallel_image_pulls: Option<u32>,
+    /// Which images that are here pods get without their credentials being
+    /// verified, `NeverVerifyPreloadedImages` by default.
+    pub(crate) image_pull_credentials_verification_policy: Option<String>,
+    /// Those images, for `NeverVerifyAllowlistedImages`.
+    #[serde(default)]
+    pub(crate) preloaded_images_verification_allowlist: Vec<String>,
 }
 
 /// `authentication`.
@@ -157,7 +165,20 @@ impl KubeletConfiguration {
         if self.max_parallel_image_pulls == Some(0) {
             return refuse("maxParallelImagePulls", "must be at least 1");
         }
+        self.verification().map_err(|error| Chain(&error).to_string())?;
         Ok(())
+    }
+
+    /// The two fields about the verification of pull credentials.
+    ///
+    /// # Errors
+    ///
+    /// [`PolicyError`], which names the field.
+    pub(crate) fn verification(&self) -> Result<VerificationPolicy, PolicyError> {
+        VerificationPolicy::new(
+            self.image_pull_credentials_verification_policy.as_deref(),
+            &self.preloaded_images_verification_allowlist,
+        )
     }
 }
 
@@ -194,6 +215,21 @@ mod tests {
     }
 
     #[test]
+    fn the_verification_of_pull_credentials_is_read() {
+        assert_eq!(read("").unwrap().verification(), Ok(VerificationPolicy::default()));
+        let never = read("imagePullCredentialsVerificationPolicy: NeverVerify").unwrap();
+        assert_eq!(never.verification(), Ok(VerificationPolicy::NeverVerify));
+        let listed = read(
+            "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n\
+             preloadedImagesVerificationAllowlist: [h.io/base/*, h.io/tool]\n",
+        );
+        assert!(matches!(
+            listed.unwrap().verification(),
+            Ok(VerificationPolicy::NeverVerifyAllowlistedImages(_))
+        ));
+    }
+
+    #[test]
     fn an_unknown_or_unsafe_field_is_named() {
         for (text, field) in [
             ("cpuManagerPolicy: static", "cpuManagerPolicy"),
@@ -201,6 +237,19 @@ mod tests {
             ("authorization: {mode: AlwaysAllow}", "authorization.mode"),
             ("tlsCertFile: /x", "tlsPrivateKeyFile"),
             ("nodeStatusUpdateFrequency: soon", "soon"),
+            (
+                "imagePullCredentialsVerificationPolicy: Sometimes",
+                "imagePullCredentialsVerificationPolicy",
+            ),
+            (
+                "preloadedImagesVerificationAllowlist: [h.io/a]",
+                "imagePullCredentialsVerificationPolicy",
+            ),
+            (
+                "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n\
+                 preloadedImagesVerificationAllowlist: [\"h.io/a:1\"]",
+                "h.io/a:1",
+            ),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(field), "{error}");

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
+use krustlet_image::VerificationPolicy;
 
 use super::kubelet::KubeletConfiguration;
 use crate::{cli::NodeArgs, paths::Root};
@@ -59,6 +60,8 @@ pub(crate) struct NodeSettings {
     pub(crate) log_max_files: usize,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
+    /// Which images pods get without being verified.
+    pub(crate) verification: VerificationPolicy,
 }
 
 /// Puts flags, file and defaults together.
@@ -106,6 +109,7 @@ pub(crate) fn settings(
     let or = |given: Option<super::duration::GoDuration>, seconds| {
         given.map_or(Duration::from_secs(seconds), |given| given.0)
     };
+    let verification = file.verification()?;
     Ok(NodeSettings {
         name,
         ip,
@@ -130,6 +134,7 @@ pub(crate) fn settings(
         log_max_bytes,
         log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
         parallel_pulls: file.max_parallel_image_pulls.unwrap_or(3) as usize,
+        verification,
     })
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
+use krustlet_image::VerificationPolicy;
 use krustlet_pod::WantedPods;
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
@@ -66,6 +67,7 @@ impl Agent {
             lock,
             registries,
             parallel_pulls: PARALLEL_PULLS,
+            verification: VerificationPolicy::default(),
             log_files: LOG_FILES,
         })
         .await?;
