@@ -140,7 +140,7 @@ func (b *Bed) close(keep bool) {
 		_ = os.RemoveAll(b.Dir)
 		return
 	}
-	for _, data := range []string{"etcd", "registry", "pki"} {
+	for _, data := range []string{"etcd", "registry", "private", "pki"} {
 		_ = os.RemoveAll(filepath.Join(b.cluster.Dir, data))
 	}
 	fmt.Fprintln(os.Stderr, "bed: logs are kept in", b.Dir)
@@ -151,6 +151,9 @@ func (b *Bed) Cluster() *controlplane.Cluster { return b.cluster }
 
 // Registry is the host and port of the cluster's registry (plain HTTP).
 func (b *Bed) Registry() string { return b.cluster.Registry() }
+
+// PrivateRegistry is the host and port of the registry that wants a login (plain HTTP).
+func (b *Bed) PrivateRegistry() string { return b.cluster.PrivateRegistry() }
 
 func (b *Bed) all() []*Node {
 	b.mu.Lock()

@@ -3,14 +3,20 @@ package bed
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"krustlet.dev/tests/cluster/controlplane"
 	"krustlet.dev/tests/cluster/room"
 	"krustlet.dev/tests/cluster/toolchain"
 )
@@ -43,7 +49,7 @@ func (b *Bed) Image(t testing.TB, file string) string {
 // Push runs `krustlet push`.
 func (b *Bed) Push(t testing.TB, file, reference string) {
 	t.Helper()
-	b.Krustlet(t, "push", b.registryFlag(), file, reference)
+	b.Krustlet(t, "push", b.RegistryFlag(), file, reference)
 }
 
 // Krustlet runs a krustlet command in the cluster's namespaces to its end and
@@ -55,6 +61,53 @@ func (b *Bed) Krustlet(t testing.TB, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// KrustletAs runs a krustlet command with a Docker configuration, to its end.
+func (b *Bed) KrustletAs(t testing.TB, dockerConfig []byte, args ...string) (string, error) {
+	t.Helper()
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "config.json"), dockerConfig, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return b.cluster.Room.Run(room.Command{
+		Name: "krustlet " + args[0], Path: b.program, Args: args, Env: []string{"DOCKER_CONFIG=" + folder},
+	})
+}
+
+// PushPrivate pushes a file to the private registry under this name and tag.
+func (b *Bed) PushPrivate(t testing.TB, file, name string) string {
+	t.Helper()
+	reference := b.PrivateRegistry() + "/" + name
+	login := DockerConfig(b.PrivateRegistry(), controlplane.PrivateUser, controlplane.PrivatePassword)
+	if _, err := b.KrustletAs(t, login, "push", b.RegistryFlag(), file, reference); err != nil {
+		t.Fatal(err)
+	}
+	return reference
+}
+
+// DockerConfig is a config.json with one login, as `docker login` writes it.
+func DockerConfig(registry, user, password string) []byte {
+	type object = map[string]any
+	auth := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+	text, err := json.Marshal(object{"auths": object{registry: object{"auth": auth}}})
+	if err != nil {
+		panic(err) // strings are always JSON
+	}
+	return text
+}
+
+// PullSecret makes a Secret with a login for the private registry.
+func (b *Bed) PullSecret(t testing.TB, namespace, name, user, password string) {
+	t.Helper()
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Type:       corev1.SecretTypeDockerConfigJson,
+		Data:       map[string][]byte{corev1.DockerConfigJsonKey: DockerConfig(b.PrivateRegistry(), user, password)},
+	}
+	if _, err := b.Client.CoreV1().Secrets(namespace).Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ByDigest is the same image by its digest, as the registry tells it.

@@ -37,6 +37,6 @@ func krustlet(ctx context.Context, root string) (string, error) {
 	return filepath.Join(target, "debug", "krustlet"), nil
 }
 
-// registryFlag lets krustlet speak plain HTTP to the cluster's registry, which
-// has no certificate.
-func (b *Bed) registryFlag() string { return "--registry-config=" + b.cluster.KrustletRegistries() }
+// RegistryFlag lets krustlet speak plain HTTP to the cluster's registries, which
+// have no certificates.
+func (b *Bed) RegistryFlag() string { return "--registry-config=" + b.cluster.KrustletRegistries() }

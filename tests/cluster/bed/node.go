@@ -129,7 +129,7 @@ func (b *Bed) newNode(name string, args ...string) (*Node, error) {
 		"--hostname-override=" + name,
 		"--node-ip=" + node.Address.String(),
 		"--root-dir=" + node.Root,
-		b.registryFlag(),
+		b.RegistryFlag(),
 	}, args...)
 	return node, nil
 }

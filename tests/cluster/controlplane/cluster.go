@@ -1,9 +1,9 @@
-// Package controlplane starts a real Kubernetes control plane, a registry
-// beside it, and makes the credentials and files that people and nodes use. It
+// Package controlplane starts a real Kubernetes control plane, an open and a
+// private registry beside it, and makes the credentials and files that people and nodes use. It
 // starts no node: package bed does.
 //
 //	etcd ─┬─▶ kube-apiserver ─▶ kube-controller-manager, kube-scheduler ─▶ objects
-//	      └─ registry (at the same time)
+//	      └─ registry, private registry (at the same time)
 //
 // RBAC, the Node authorizer and NodeRestriction are on, as in a cluster by
 // kubeadm. Each start is a new, empty cluster.
@@ -43,6 +43,15 @@ const (
 	managerPort  = 10257
 	schedPort    = 10259
 	registryPort = 5000
+	privatePort  = 5001
+)
+
+// A user of the private registry.
+const (
+	PrivateUser     = "ann"
+	PrivatePassword = "open-sesame"
+	// privateUsers is its htpasswd file: the one user above, by the cheapest bcrypt.
+	privateUsers = PrivateUser + ":$2b$04$krustletTestRegistryuO/BayYNuylX3dzisOXq1G2X4zXAYkLDu\n"
 )
 
 //go:embed manifests
@@ -63,7 +72,7 @@ type Cluster struct {
 	bin  string
 	keys *keys
 
-	etcd, api, manager, scheduler, registry *room.Process
+	etcd, api, manager, scheduler, registry, private *room.Process
 
 	mu     sync.Mutex
 	starts []Window
@@ -77,12 +86,12 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{Dir: dir, bin: config.Bin}
-	for _, old := range []string{"pki", "etcd", "registry", "logs"} {
+	for _, old := range []string{"pki", "etcd", "registry", "private", "logs"} {
 		if err := os.RemoveAll(filepath.Join(dir, old)); err != nil {
 			return nil, err
 		}
 	}
-	for _, made := range []string{"etcd", "registry", "logs"} {
+	for _, made := range []string{"etcd", "registry", "private", "logs"} {
 		if err := os.MkdirAll(filepath.Join(dir, made), 0o700); err != nil {
 			return nil, err
 		}
@@ -106,7 +115,13 @@ func (c *Cluster) Server() string { return fmt.Sprintf("https://%s:%d", c.Room.A
 // Registry is the host and port of the registry, which speaks plain HTTP.
 func (c *Cluster) Registry() string { return fmt.Sprintf("%s:%d", c.Room.Address(1), registryPort) }
 
-// KrustletRegistries is the file that lets krustlet speak to the registry
+// PrivateRegistry is the host and port of the registry that knows PrivateUser only.
+// It speaks plain HTTP too.
+func (c *Cluster) PrivateRegistry() string {
+	return fmt.Sprintf("%s:%d", c.Room.Address(1), privatePort)
+}
+
+// KrustletRegistries is the file that lets krustlet speak to the registries
 // (`--registry-config`).
 func (c *Cluster) KrustletRegistries() string {
 	return filepath.Join(c.Dir, "krustlet-registries.yaml")
@@ -219,7 +234,10 @@ func (c *Cluster) start(ctx context.Context, extra []string) error {
 	if c.etcd, err = c.Room.Start(c.etcdCommand()); err != nil {
 		return err
 	}
-	if c.registry, err = c.Room.Start(c.registryCommand()); err != nil {
+	if c.registry, err = c.Room.Start(c.registryCommand("registry")); err != nil {
+		return err
+	}
+	if c.private, err = c.Room.Start(c.registryCommand("private")); err != nil {
 		return err
 	}
 	if err := c.answers(ctx, c.etcd, c.etcdURL()+"/health"); err != nil {
@@ -238,6 +256,10 @@ func (c *Cluster) start(ctx context.Context, extra []string) error {
 		return err
 	}
 	if err := c.answers(ctx, c.registry, "http://"+c.Registry()+"/v2/"); err != nil {
+		return err
+	}
+	// Without a login it answers at its root only.
+	if err := c.answers(ctx, c.private, "http://"+c.PrivateRegistry()+"/"); err != nil {
 		return err
 	}
 	// Pods are refused until their namespace has these two.
@@ -283,25 +305,37 @@ func (c *Cluster) writeFiles() error {
 		return err
 	}
 	type object = map[string]any
-	registry, err := json.Marshal(object{
-		"version": "0.1",
-		"log":     object{"level": "info", "accesslog": object{"disabled": false}},
-		"storage": object{
-			"filesystem": object{"rootdirectory": filepath.Join(c.Dir, "registry")},
-			"delete":     object{"enabled": true},
-		},
-		"http": object{"addr": fmt.Sprintf("0.0.0.0:%d", registryPort), "secret": "of no use with one registry"},
-	})
+	configuration := func(name string, port int) object {
+		return object{
+			"version": "0.1",
+			"log":     object{"level": "info", "accesslog": object{"disabled": false}},
+			"storage": object{
+				"filesystem": object{"rootdirectory": filepath.Join(c.Dir, name)},
+				"delete":     object{"enabled": true},
+			},
+			"http": object{"addr": fmt.Sprintf("0.0.0.0:%d", port), "secret": "of no use with one instance"},
+		}
+	}
+	open := configuration("registry", registryPort)
+	private := configuration("private", privatePort)
+	private["auth"] = object{"htpasswd": object{"realm": "testbed", "path": c.keys.file("private.htpasswd")}}
+	registry, err := json.Marshal(open)
 	if err != nil {
 		return err
 	}
-	plain, err := json.Marshal(object{"plainHTTP": []string{c.Registry()}})
+	guarded, err := json.Marshal(private)
+	if err != nil {
+		return err
+	}
+	plain, err := json.Marshal(object{"plainHTTP": []string{c.Registry(), c.PrivateRegistry()}})
 	if err != nil {
 		return err
 	}
 	return errors.Join(
 		os.WriteFile(c.keys.file("audit-policy.yaml"), policy, 0o644),
 		os.WriteFile(c.KrustletRegistries(), plain, 0o644),
-		os.WriteFile(c.registryConfig(), registry, 0o644),
+		os.WriteFile(c.registryConfig("registry"), registry, 0o644),
+		os.WriteFile(c.registryConfig("private"), guarded, 0o644),
+		os.WriteFile(c.keys.file("private.htpasswd"), []byte(privateUsers), 0o600),
 	)
 }

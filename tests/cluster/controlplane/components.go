@@ -109,8 +109,11 @@ func (c *Cluster) schedulerCommand() room.Command {
 	)
 }
 
-func (c *Cluster) registryConfig() string { return filepath.Join(c.Dir, "registry.yaml") }
+// registryConfig is the configuration of the registry of this name.
+func (c *Cluster) registryConfig(name string) string { return filepath.Join(c.Dir, name+".yaml") }
 
-func (c *Cluster) registryCommand() room.Command {
-	return c.command("registry", "serve", c.registryConfig())
+func (c *Cluster) registryCommand(name string) room.Command {
+	return room.Command{
+		Name: name, Path: c.Program("registry"), Args: []string{"serve", c.registryConfig(name)}, Log: c.Log(name),
+	}
 }
