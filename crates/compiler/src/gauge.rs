@@ -59,7 +59,13 @@ pub(crate) fn is_at_limit(used: Option<u64>, wanted: u64, limit: u64) -> bool {
 /// `statm` begins with the number of pages.
 fn parse(statm: &[u8]) -> Option<u64> {
     let pages: u64 = std::str::from_utf8(statm).ok()?.split_whitespace().next()?.parse().ok()?;
-    pages.checked_mul(rustix::param::page_size() as u64)
+    pages.checked_mul(page_bytes()?)
+}
+
+/// Size of a page, in bytes; the agent's is the child's.
+pub(crate) fn page_bytes() -> Option<u64> {
+    // SAFETY: it asks for a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()
 }
 
 /// Reads `statm` from its beginning. Safe in a signal handler.
@@ -89,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_last_words_tell_the_address_space() {
-        let page = rustix::param::page_size() as u64;
+        let page = page_bytes().unwrap();
         let words = b"memory allocation of 99 bytes failed\nkrustlet-statm: 1000 5 3 1 0 9 0\n";
         assert_eq!(last_words(words), Some(1000 * page));
         assert_eq!(last_words(b"memory allocation of 99 bytes failed\n"), None);

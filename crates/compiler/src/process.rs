@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn a_module_is_at_fault_if_the_compiler_reaches_its_own_limits() {
         assert_eq!(fault(libc::SIGXCPU, b""), Some(Fault::TooSlow { seconds: 120 }));
-        let pages = (4_u64 << 30) / rustix::param::page_size() as u64 - 2;
+        let pages = (4_u64 << 30) / gauge::page_bytes().unwrap() - 2;
         let words =
             format!("memory allocation of 99 bytes failed\nkrustlet-statm: {pages} 1 1 1 0 1 0\n");
         assert_eq!(

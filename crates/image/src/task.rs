@@ -250,8 +250,8 @@ impl ImagesTask {
             let started = Instant::now();
             let PullKey { reference, credentials, asker } = &key;
             let here = here.as_ref();
-            let wanted = Wanted { image: &image, reference, credentials, asker: *asker, here };
-            let stored = pull::pull(&context, wanted).await;
+            let question = Wanted { image: &image, reference, credentials, asker: *asker, here };
+            let stored = pull::pull(&context, question).await;
             Done::Pull(stored.map(|stored| Pulled { stored, took: started.elapsed(), waited }))
         });
         self.running.insert(abort.id(), job);

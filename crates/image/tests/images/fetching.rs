@@ -243,6 +243,27 @@ async fn callers_at_the_same_time_share_one_download() {
 }
 
 #[tokio::test]
+async fn no_more_images_are_pulled_at_once_than_is_allowed() {
+    let registry = Registry::start().await;
+    let bench = Bench::with(|config| {
+        config.limits.parallel = 1;
+        config.limits.stall = Duration::from_millis(500);
+    });
+    registry.add_module("a", "1", MODULE);
+    registry.add_module("b", "1", &[MODULE, b"\0\x01b"].concat());
+    registry.fail("/v2/a/blobs/", [Fault::Stall(3)]);
+    let (a, b) = (registry.name("a:1"), registry.name("b:1"));
+    let (first, second) = tokio::join!(bench.pull(&a), bench.pull(&b));
+    first.unwrap();
+    second.unwrap();
+    // While the first stood still the second was not begun.
+    let seen = registry.seen("");
+    let last = seen.iter().rposition(|seen| seen.path.starts_with("/v2/a/")).unwrap();
+    let next = seen.iter().position(|seen| seen.path.starts_with("/v2/b/")).unwrap();
+    assert!(last < next, "{last} {next}");
+}
+
+#[tokio::test]
 async fn mirrors_are_asked_first_and_the_registry_helps_out() {
     let (mirror, origin) = (Registry::start().await, Registry::start().await);
     let bench = Bench::with(|config| {

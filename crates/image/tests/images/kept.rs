@@ -83,6 +83,52 @@ async fn a_pull_that_is_cut_off_leaves_nothing_to_see() {
     bench.pull(&name).await.unwrap();
 }
 
+/// Where [`a_process_that_pulls`] keeps its store, and what it pulls.
+const STORE_OF_CHILD: &str = "KRUSTLET_TEST_STORE";
+const IMAGE_OF_CHILD: &str = "KRUSTLET_TEST_IMAGE";
+
+#[tokio::test]
+#[ignore = "run by `a_killed_process_leaves_nothing_to_see_and_no_lock`, as a process of its own"]
+async fn a_process_that_pulls() {
+    let (store, image) = (std::env::var(STORE_OF_CHILD), std::env::var(IMAGE_OF_CHILD));
+    let (images, task) = open(config(store.unwrap().as_ref())).unwrap();
+    let request = krustlet_image::ImageRequest {
+        asker: krustlet_image::Asker::Pod,
+        reference: image.unwrap(),
+        policy: PullPolicy::Always,
+        credentials: Vec::new(),
+    };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (_, ()) = tokio::join!(images.ensure(request), task.run(stop));
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_nothing_to_see_and_no_lock() {
+    let registry = Registry::start().await;
+    registry.add_module("a", "1", MODULE);
+    registry.fail("/blobs/", [Fault::Stall(3)]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "kept::a_process_that_pulls"])
+        .env(STORE_OF_CHILD, directory.path())
+        .env(IMAGE_OF_CHILD, registry.name("a:1"))
+        .spawn()
+        .unwrap();
+    until(|| !registry.seen("/blobs/").is_empty()).await;
+    // It holds the store, and has begun to write.
+    assert!(matches!(open(config(directory.path())), Err(OpenError::InUse { .. })));
+    // SIGKILL.
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let bench = Bench::at(directory, |_| {});
+    assert!(bench.images.list().await.is_empty());
+    for folder in ["blobs", "roots", "records", "tmp"] {
+        assert!(bench.files(folder).is_empty(), "{folder}");
+    }
+    assert_eq!(program(&bench.pull(&registry.name("a:1")).await.unwrap()), MODULE);
+}
+
 #[tokio::test]
 async fn a_store_has_one_owner() {
     let bench = Bench::new();
