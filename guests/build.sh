@@ -52,7 +52,7 @@ remap="--remap-path-prefix=$PWD=/guests --remap-path-prefix=${CARGO_HOME:-$HOME/
 
 # Compiling the standard library is not stable; nothing else here needs it.
 RUSTC=$guest_rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$target RUSTFLAGS=$remap \
-    cargo build --release --locked --package hello --package http \
+    cargo build --release --locked --workspace --exclude adapter \
     -Zbuild-std=std,panic_abort --target wasm32-wasip1
 built=$target/wasm32-wasip1/release
 
@@ -71,6 +71,8 @@ mkdir -p prebuilt
 "$wasm_tools" strip "$built/hello.wasm" --output prebuilt/hello.wasm
 component "$built/hello.wasm" command prebuilt/hello.p2.wasm
 component "$built/http.wasm" proxy prebuilt/http.wasm
+component "$built/net.wasm" command prebuilt/net.wasm
+component "$built/fetch.wasm" command prebuilt/fetch.wasm
 for text in wat/*.wat; do
     "$wasm_tools" parse "$text" --output "$target/check.wasm"
 done
