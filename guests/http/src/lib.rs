@@ -15,7 +15,12 @@
 //! GET  /bytes?count=N      a body of that many bytes
 //! GET  /trap               runs into an `unreachable` instruction
 //! POST /echo               sends the request's body back as it comes
+//! GET  /health?file=PATH   200 while the file says `ok`, else 503
+//! POST /health?file=PATH   writes the request's body to the file
+//! GET  /fetch?url=URL      the answer of another server; 502 if it has none
 //! ```
+
+mod files;
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -78,6 +83,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Server {
             "/bytes" => bytes(out, parameter(query, "count")),
             "/trap" => core::arch::wasm32::unreachable(),
             "/echo" => echo(&request, out),
+            "/health" => health(&request, text(query, "file"), out),
+            "/fetch" => relay(text(query, "url"), out),
             _ => answer(out, 404, "no such path\n"),
         }
     }
@@ -85,12 +92,16 @@ impl wasip2::exports::http::incoming_handler::Guest for Server {
 
 /// A number from the query; 0 if it is not there or is none.
 fn parameter(query: &str, name: &str) -> u64 {
+    text(query, name).parse().unwrap_or(0)
+}
+
+/// A text from the query, as it is written there; empty if it is not there.
+fn text<'query>(query: &'query str, name: &str) -> &'query str {
     query
         .split('&')
         .filter_map(|pair| pair.split_once('='))
         .find(|(key, _)| *key == name)
-        .and_then(|(_, value)| value.parse().ok())
-        .unwrap_or(0)
+        .map_or("", |(_, value)| value)
 }
 
 fn headers(request: &IncomingRequest) -> String {
@@ -160,6 +171,42 @@ fn echo(request: &IncomingRequest, out: ResponseOutparam) {
             }
         }
     });
+}
+
+fn health(request: &IncomingRequest, file: &str, out: ResponseOutparam) {
+    if matches!(request.method(), Method::Post) {
+        let Ok(body) = request.consume() else {
+            return answer(out, 500, "the body is gone\n");
+        };
+        let Ok(stream) = body.stream() else {
+            return answer(out, 500, "the body has no stream\n");
+        };
+        let mut bytes = Vec::new();
+        while let Ok(more) = stream.blocking_read(4096) {
+            bytes.extend(more);
+        }
+        return match files::write(file, &bytes) {
+            Ok(()) => answer(out, 200, "written\n"),
+            Err(error) => answer(out, 500, &format!("{file}: {}\n", error.name())),
+        };
+    }
+    match files::read(file) {
+        Ok(bytes) if bytes.trim_ascii() == b"ok" => answer(out, 200, "ok\n"),
+        Ok(bytes) => answer(out, 503, &format!("{}\n", String::from_utf8_lossy(&bytes))),
+        Err(error) => answer(out, 503, &format!("{file}: {}\n", error.name())),
+    }
+}
+
+fn relay(url: &str, out: ResponseOutparam) {
+    match fetch::get(url) {
+        Ok(upstream) => respond(out, upstream.status(), |stream| {
+            while let Ok(Some(bytes)) = upstream.piece() {
+                send(stream, &bytes)?;
+            }
+            Ok(())
+        }),
+        Err(why) => answer(out, 502, &format!("{why}\n")),
+    }
 }
 
 fn respond(

@@ -1,0 +1,3 @@
+module krustlet.dev/guests/go-http
+
+go 1.24
