@@ -91,6 +91,7 @@ pub(crate) fn settings(
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
         bail!("--node-ip {ip} cannot be reached by the API server: name an address of a network");
     }
+    let verification = file.verification()?;
     let taints = match &args.register_with_taints {
         Some(text) => parse_taints(text)?,
         None => file.register_with_taints.unwrap_or_else(|| default_taints(&args.node_arch)),
@@ -109,7 +110,6 @@ pub(crate) fn settings(
     let or = |given: Option<super::duration::GoDuration>, seconds| {
         given.map_or(Duration::from_secs(seconds), |given| given.0)
     };
-    let verification = file.verification()?;
     Ok(NodeSettings {
         name,
         ip,
