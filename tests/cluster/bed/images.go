@@ -21,15 +21,22 @@ import (
 	"krustlet.dev/tests/cluster/toolchain"
 )
 
-// Guest is the path of a prebuilt guest: hello.wasm, hello.p2.wasm, http.wasm
-// (guests/README.md says what each does).
+// Guest is the path of a guest that is checked in: hello.wasm, hello.p2.wasm,
+// http.wasm, and of others icepll.wasm (guests/README.md says what each does).
 func Guest(t testing.TB, file string) string {
 	t.Helper()
 	root, err := toolchain.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(root, "guests", "prebuilt", file)
+	for _, folder := range []string{"prebuilt", "third-party"} {
+		path := filepath.Join(root, "guests", folder, file)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("there is no guest %s in guests/prebuilt or guests/third-party", file)
+	return ""
 }
 
 // Image is the reference of a prebuilt guest in the cluster's registry, pushed
@@ -131,10 +138,16 @@ func (b *Bed) ByDigest(t testing.TB, reference string) string {
 	return b.Registry() + "/" + repository + "@" + digest
 }
 
-// PushLinux puts an image for linux/amd64 only into the registry: an index with
-// one manifest, as `docker buildx` pushes it. What is in its layer is of no
-// consequence, for nobody may get so far as to read it.
+// PushLinux puts an image for linux/amd64 only into the registry whose layer
+// nobody may get so far as to read.
 func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
+	t.Helper()
+	return b.PushLinuxLayer(t, repository, tag, []byte("not read"), "/bin/sh")
+}
+
+// PushLinuxLayer puts an image for linux/amd64 into the registry: an index with
+// one manifest, as `docker buildx` pushes it. Its one layer is a tar archive.
+func (b *Bed) PushLinuxLayer(t testing.TB, repository, tag string, layer []byte, entrypoint ...string) string {
 	t.Helper()
 	type object = map[string]any
 	encode := func(value object) []byte {
@@ -151,9 +164,8 @@ func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
 		manifestType = "application/vnd.oci.image.manifest.v1+json"
 		indexType    = "application/vnd.oci.image.index.v1+json"
 	)
-	layer := []byte("not read")
 	config := encode(object{
-		"os": "linux", "architecture": "amd64", "config": object{"Entrypoint": []string{"/bin/sh"}},
+		"os": "linux", "architecture": "amd64", "config": object{"Entrypoint": entrypoint},
 		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
 	})
 	b.pushBlob(t, repository, layer)
@@ -161,7 +173,7 @@ func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
 	manifest := encode(object{
 		"schemaVersion": 2, "mediaType": manifestType,
 		"config": descriptor("application/vnd.oci.image.config.v1+json", config),
-		"layers": []object{descriptor("application/vnd.oci.image.layer.v1.tar+gzip", layer)},
+		"layers": []object{descriptor("application/vnd.oci.image.layer.v1.tar", layer)},
 	})
 	b.put(t, b.url(repository, "manifests", digest(manifest)), manifestType, manifest)
 	entry := descriptor(manifestType, manifest)

@@ -1,7 +1,7 @@
 package scenarios
 
 import (
-	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,18 +41,7 @@ func TestADeploymentBecomesAvailable(t *testing.T) {
 	ns := b.Namespace(t)
 	image := b.ByDigest(t, b.Image(t, "hello.wasm"))
 	b.Apply(t, ns, strings.ReplaceAll(deployment, "IMAGE", image))
-	b.WaitFor(t, "the deployment is Available", limit, func() error {
-		web, err := b.Client.AppsV1().Deployments(ns).Get(t.Context(), "web", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		for _, condition := range web.Status.Conditions {
-			if condition.Type == appsv1.DeploymentAvailable && condition.Status == corev1.ConditionTrue && web.Status.AvailableReplicas == 2 {
-				return nil
-			}
-		}
-		return fmt.Errorf("%d of 2 pods are available", web.Status.AvailableReplicas)
-	})
+	awaitAvailable(t, b, ns, "web", 2)
 
 	pods, err := b.Client.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
 	if err != nil {
@@ -100,6 +89,13 @@ func TestADeploymentBecomesAvailable(t *testing.T) {
 			t.Fatal(err)
 		}
 		same(t, "pods", len(left.Items), 0)
+	})
+}
+
+// isAvailable tells whether a deployment says so of itself.
+func isAvailable(deployment *appsv1.Deployment) bool {
+	return slices.ContainsFunc(deployment.Status.Conditions, func(condition appsv1.DeploymentCondition) bool {
+		return condition.Type == appsv1.DeploymentAvailable && condition.Status == corev1.ConditionTrue
 	})
 }
 

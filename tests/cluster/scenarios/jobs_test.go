@@ -29,11 +29,17 @@ spec:
         args: ARGS
 `
 
-// runJob applies a job, waits for this condition and returns its pod.
+// runJob is runJobOf the guest hello.
 func runJob(t *testing.T, b *bed.Bed, args string, kind batchv1.JobConditionType) *corev1.Pod {
 	t.Helper()
+	return runJobOf(t, b, b.Image(t, "hello.wasm"), args, kind)
+}
+
+// runJobOf applies a job, waits for this condition and returns its pod.
+func runJobOf(t *testing.T, b *bed.Bed, image, args string, kind batchv1.JobConditionType) *corev1.Pod {
+	t.Helper()
 	ns := b.Namespace(t)
-	b.Apply(t, ns, strings.NewReplacer("IMAGE", b.Image(t, "hello.wasm"), "ARGS", args).Replace(job))
+	b.Apply(t, ns, strings.NewReplacer("IMAGE", image, "ARGS", args).Replace(job))
 	b.WaitFor(t, "the job is "+string(kind), limit, func() error {
 		found, err := b.Client.BatchV1().Jobs(ns).Get(t.Context(), "job", metav1.GetOptions{})
 		if err != nil {
