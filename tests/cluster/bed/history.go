@@ -37,21 +37,30 @@ func (h *History[T]) Seen(t testing.TB) []T {
 func (b *Bed) WatchPod(t testing.TB, namespace, name string) *History[*corev1.Pod] {
 	t.Helper()
 	pods := b.Client.CoreV1().Pods(namespace)
-	return record[*corev1.Pod](t, name, pods.Watch)
+	return record[*corev1.Pod](t, named(name), pods.Watch)
+}
+
+// WatchPods records all pods of a namespace, until the test ends. The last
+// version of one that is deleted is there twice.
+func (b *Bed) WatchPods(t testing.TB, namespace string) *History[*corev1.Pod] {
+	t.Helper()
+	return record[*corev1.Pod](t, fields.Everything(), b.Client.CoreV1().Pods(namespace).Watch)
 }
 
 // WatchNode records a node that exists, until the test ends.
 func (b *Bed) WatchNode(t testing.TB, name string) *History[*corev1.Node] {
 	t.Helper()
-	return record[*corev1.Node](t, name, b.Client.CoreV1().Nodes().Watch)
+	return record[*corev1.Node](t, named(name), b.Client.CoreV1().Nodes().Watch)
 }
 
-func record[T any](t testing.TB, name string, open func(context.Context, metav1.ListOptions) (watch.Interface, error)) *History[T] {
+func named(name string) fields.Selector {
+	return fields.OneTermEqualSelector("metadata.name", name)
+}
+
+func record[T any](t testing.TB, which fields.Selector, open func(context.Context, metav1.ListOptions) (watch.Interface, error)) *History[T] {
 	t.Helper()
 	// Without a version the watch begins with the object as it is.
-	watched, err := open(t.Context(), metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(),
-	})
+	watched, err := open(t.Context(), metav1.ListOptions{FieldSelector: which.String()})
 	if err != nil {
 		t.Fatal(err)
 	}

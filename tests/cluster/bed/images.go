@@ -142,13 +142,14 @@ func (b *Bed) ByDigest(t testing.TB, reference string) string {
 // nobody may get so far as to read.
 func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
 	t.Helper()
-	return b.PushLinuxLayer(t, repository, tag, []byte("not read"), "/bin/sh")
+	return b.PushLinuxLayer(t, repository+":"+tag, "amd64", []byte("not read"), "/bin/sh")
 }
 
-// PushLinuxLayer puts an image for linux/amd64 into the registry: an index with
-// one manifest, as `docker buildx` pushes it. Its one layer is a tar archive.
-func (b *Bed) PushLinuxLayer(t testing.TB, repository, tag string, layer []byte, entrypoint ...string) string {
+// PushLinuxLayer puts an image for Linux into the registry: an index with one
+// manifest, as `docker buildx` pushes it. Its one layer is a tar archive.
+func (b *Bed) PushLinuxLayer(t testing.TB, name, architecture string, layer []byte, entrypoint ...string) string {
 	t.Helper()
+	repository, tag, _ := strings.Cut(name, ":")
 	type object = map[string]any
 	encode := func(value object) []byte {
 		text, err := json.Marshal(value)
@@ -165,7 +166,7 @@ func (b *Bed) PushLinuxLayer(t testing.TB, repository, tag string, layer []byte,
 		indexType    = "application/vnd.oci.image.index.v1+json"
 	)
 	config := encode(object{
-		"os": "linux", "architecture": "amd64", "config": object{"Entrypoint": entrypoint},
+		"os": "linux", "architecture": architecture, "config": object{"Entrypoint": entrypoint},
 		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
 	})
 	b.pushBlob(t, repository, layer)
@@ -177,7 +178,7 @@ func (b *Bed) PushLinuxLayer(t testing.TB, repository, tag string, layer []byte,
 	})
 	b.put(t, b.url(repository, "manifests", digest(manifest)), manifestType, manifest)
 	entry := descriptor(manifestType, manifest)
-	entry["platform"] = object{"os": "linux", "architecture": "amd64"}
+	entry["platform"] = object{"os": "linux", "architecture": architecture}
 	index := encode(object{"schemaVersion": 2, "mediaType": indexType, "manifests": []object{entry}})
 	b.put(t, b.url(repository, "manifests", tag), indexType, index)
 	return b.Registry() + "/" + repository + ":" + tag

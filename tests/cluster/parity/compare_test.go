@@ -1,0 +1,78 @@
+package parity
+
+import (
+	"slices"
+	"testing"
+)
+
+func seen(field, value string, steps ...string) *Seen {
+	return &Seen{Events: map[string]string{field: value}, Steps: steps}
+}
+
+func compare(t *testing.T, kubelet, krustlet *Seen) []Difference {
+	t.Helper()
+	found, err := Compare("case", kubelet, krustlet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestWhatIsTheSameIsNoDifference(t *testing.T) {
+	if found := compare(t, seen("Pulled", "x", "Pending", "Running"), seen("Pulled", "x", "Pending", "Running")); len(found) != 0 {
+		t.Errorf("got %v", found)
+	}
+}
+
+func TestEachFieldAndStepThatDiffersIsFound(t *testing.T) {
+	found := compare(t,
+		&Seen{Events: map[string]string{"a": "1", "b": "2"}, Steps: []string{"Pending", "Running"}},
+		&Seen{Events: map[string]string{"a": "1", "b": "3", "c": "4"}, Steps: []string{"Running"}})
+	want := []Difference{
+		{"case", "events/b", "2", "3"}, {"case", "events/c", Absent, "4"}, {"case", "steps/Pending", "seen", Absent},
+	}
+	if !slices.Equal(found, want) {
+		t.Errorf("got %v", found)
+	}
+}
+
+func TestTheOrderOfCommonStepsIsCompared(t *testing.T) {
+	found := compare(t, seen("a", "1", "one", "two"), seen("a", "1", "two", "one"))
+	if len(found) != 1 || found[0].Field != "order of steps" {
+		t.Errorf("got %v", found)
+	}
+}
+
+func TestListsAreKeyedByWhatTheyHold(t *testing.T) {
+	status := func(types ...string) any {
+		var conditions []any
+		for _, kind := range types {
+			conditions = append(conditions, map[string]any{"type": kind, "status": "True"})
+		}
+		return map[string]any{"conditions": conditions}
+	}
+	one := &Seen{Statuses: map[string]any{"x": status("Ready", "Initialized")}}
+	other := &Seen{Statuses: map[string]any{"x": status("Initialized", "Ready")}}
+	if found := compare(t, one, other); len(found) != 0 {
+		t.Errorf("got %v", found)
+	}
+}
+
+func TestADifferenceIsListedOrFailsAndAListedOneOccursOrFails(t *testing.T) {
+	differences := []Difference{{"one", "events/Killing", "x", Absent}, {"two", "statuses/gone/phase", "Failed", "Running"}}
+	killing := Allowed{Case: "one", Field: "events/*"}
+	phase := Allowed{Field: "statuses/**", Kubelet: "Failed", Krustlet: "Running"}
+	idle := Allowed{Field: "owner/**"}
+	chance := Allowed{Field: "steps/**", Chance: true}
+
+	unlisted, unused := Judge(differences, []Allowed{killing, phase, chance})
+	if len(unlisted) != 0 || len(unused) != 0 {
+		t.Errorf("got %v, %v", unlisted, unused)
+	}
+	other := phase
+	other.Krustlet = "Succeeded"
+	unlisted, unused = Judge(differences, []Allowed{killing, other, idle})
+	if len(unlisted) != 1 || unlisted[0].Case != "two" || len(unused) != 2 {
+		t.Errorf("got %v, %v", unlisted, unused)
+	}
+}
