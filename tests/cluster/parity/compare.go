@@ -20,7 +20,7 @@ func (d Difference) String() string {
 }
 
 // Allowed is a difference that is meant. Case and Field are patterns of
-// path.Match, with `**` for any text; Kubelet and Krustlet are patterns too, and
+// path.Match, or texts with `**` for any text between; Kubelet and Krustlet are patterns too, and
 // empty ones fit all.
 type Allowed struct {
 	Case, Field, Kubelet, Krustlet string
@@ -41,12 +41,30 @@ func fits(pattern, text string) bool {
 	if pattern == "" {
 		return true
 	}
-	before, after, any := strings.Cut(pattern, "**")
-	if any {
-		return strings.HasPrefix(text, before) && strings.HasSuffix(text[len(before):], after)
+	if strings.Contains(pattern, "**") {
+		return anywhere(pattern, text)
 	}
 	matched, err := path.Match(pattern, text)
 	return err == nil && matched || pattern == text
+}
+
+// anywhere matches patterns with `**`: the parts between them occur in this order,
+// the first at the start and the last at the end. Within them `*` is no pattern.
+func anywhere(pattern, text string) bool {
+	parts := strings.Split(pattern, "**")
+	last := len(parts) - 1
+	if !strings.HasPrefix(text, parts[0]) {
+		return false
+	}
+	text = text[len(parts[0]):]
+	for _, part := range parts[1:last] {
+		at := strings.Index(text, part)
+		if at < 0 {
+			return false
+		}
+		text = text[at+len(part):]
+	}
+	return strings.HasSuffix(text, parts[last])
 }
 
 // Compare tells how what krustlet showed differs from what the kubelet showed.

@@ -76,3 +76,24 @@ func TestADifferenceIsListedOrFailsAndAListedOneOccursOrFails(t *testing.T) {
 		t.Errorf("got %v, %v", unlisted, unused)
 	}
 }
+
+func TestPatternsFit(t *testing.T) {
+	for _, test := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"", "anything", true},
+		{"events/*", "events/Killing", true},
+		{"events/*", "events/a/b", false},
+		{"statuses/**/exitCode", "statuses/gone/x/y/exitCode", true},
+		{"statuses/**/exitCode", "statuses/gone/x/y/reason", false},
+		{"a**b**c", "a1b2c", true},
+		{"a**b**c", "a1c", false},
+		{"**(once)**", "Normal: x (once)", true},
+		{"text [with] brackets", "text [with] brackets", true},
+	} {
+		if got := fits(test.pattern, test.text); got != test.want {
+			t.Errorf("%q on %q: got %v", test.pattern, test.text, got)
+		}
+	}
+}
