@@ -13,10 +13,12 @@ pub mod grace;
 pub mod ids;
 pub mod objects;
 pub mod observed;
+pub mod probes;
 pub mod qos;
 pub mod quantity;
 pub mod restarts;
 pub mod status;
+pub mod termination;
 pub mod time;
 
 pub use chain::Chain;

@@ -19,6 +19,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use krustlet_model::{PodUid, observed::PodObserved, restarts::Backoff};
+use krustlet_volume::MessagePlace;
 use serde::{Deserialize, Serialize};
 
 use crate::users::Allotted;
@@ -63,6 +64,9 @@ pub struct ContainerNote {
     pub has_begun: bool,
     /// The wait from the end of its newest run to the next.
     pub pause: Duration,
+    /// Where its newest run's termination message lies.
+    #[serde(default)]
+    pub message: MessagePlace,
 }
 
 /// Why checkpoints cannot be kept.
@@ -271,6 +275,7 @@ mod tests {
             has_ended: true,
             has_begun: true,
             pause: Duration::from_secs(10),
+            message: MessagePlace::Own,
         };
         Checkpoint::new(&pod, observed, None, user, false, vec![note])
     }

@@ -13,13 +13,15 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use krustlet_model::{
     ContainerId, ContainerName, PodKey, PodUid,
     observed::{ContainerKind, ContainerObserved, ContainerState, Terminated},
+    probes::{self, Finding, Outcome, ProbeKind, Probes},
     restarts::{self, Backoff, RestartPolicy, after_exit, crash_loop_message},
 };
 use krustlet_protocol::ExitReport;
+use krustlet_volume::MessagePlace;
 use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -106,6 +108,10 @@ pub(crate) struct Slot {
     pub(crate) leftover: Option<Leftover>,
     /// Whether it was begun in the sandbox that is there now.
     pub(crate) has_begun: bool,
+    /// Where the newest run's termination message lies.
+    pub(crate) message: MessagePlace,
+    /// The probes of the run that there is, if it has any.
+    pub(crate) probing: Option<Probing>,
     /// Cancelled when the newest run has ended; for readers of its log.
     pub(crate) ended: CancellationToken,
     policy: RestartPolicy,
@@ -119,9 +125,76 @@ pub(crate) struct Slot {
     pause: Duration,
     /// Whether it is to run again whatever its policy: it has another image now.
     is_replaced: bool,
+    /// Whether it failed a probe and is to run again, be it that it ends with 0.
+    must_restart: bool,
     /// How the run ended that is being replaced. Shown when there is something
     /// else to show: as an end, it could be taken for the pod's.
     replaced: Option<Terminated>,
+}
+
+/// A run's probes, by the task's clock.
+#[derive(Debug)]
+pub(crate) struct Probing {
+    probes: Probes,
+    /// A moment, and how long the guest had run then.
+    since: (Instant, Duration),
+}
+
+impl Probing {
+    /// Of a run whose guest was entered just now. None if it has no probes.
+    pub(crate) fn begin(container: &Container) -> Option<Self> {
+        let since = (Instant::now(), Duration::ZERO);
+        probes::has_any(container).then(|| Self { probes: Probes::begin(container), since })
+    }
+
+    /// Of a run that an earlier agent saw, and that has lasted as long as this.
+    pub(crate) fn resume(
+        container: &Container,
+        is_started: bool,
+        is_ready: bool,
+        lasted: Duration,
+    ) -> Option<Self> {
+        let chance = || f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / f64::from(u8::MAX);
+        let probes = || Probes::resume(container, is_started, is_ready, lasted, chance);
+        let since = (Instant::now(), lasted);
+        probes::has_any(container).then(|| Self { probes: probes(), since })
+    }
+
+    /// The probes to be made now.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<ProbeKind> {
+        self.probes.due(self.lasted(now))
+    }
+
+    pub(crate) fn take(
+        &mut self,
+        kind: ProbeKind,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Option<Finding> {
+        self.probes.take(kind, outcome, self.lasted(now))
+    }
+
+    pub(crate) fn is_started(&self) -> bool {
+        self.probes.is_started()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.probes.is_ready()
+    }
+
+    fn ends(&mut self) {
+        self.probes.ends();
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        let (moment, lasted) = self.since;
+        Some(moment + self.probes.next()?.saturating_sub(lasted))
+    }
+
+    fn lasted(&self, now: Instant) -> Duration {
+        let (moment, lasted) = self.since;
+        lasted + now.saturating_duration_since(moment)
+    }
 }
 
 /// An ended run that its sandbox has not forgotten.
@@ -160,6 +233,8 @@ impl Slot {
                 run: Run::Idle { due: Instant::now() },
                 leftover: None,
                 has_begun: false,
+                message: MessagePlace::Own,
+                probing: None,
                 ended: CancellationToken::new(),
                 policy: RestartPolicy::of_container(pod, container),
                 restarts: Backoff::restarts().with_max(max_backoff),
@@ -168,6 +243,7 @@ impl Slot {
                 has_ended: false,
                 pause: Duration::ZERO,
                 is_replaced: false,
+                must_restart: false,
                 replaced: None,
             })
             .collect()
@@ -183,6 +259,7 @@ impl Slot {
         self.has_ended = note.has_ended && is_shown;
         self.has_begun = note.has_begun;
         self.pause = note.pause;
+        self.message = note.message;
         if self.has_ended {
             self.ended.cancel();
         }
@@ -194,6 +271,7 @@ impl Slot {
             has_ended: self.has_ended,
             has_begun: self.has_begun,
             pause: self.pause,
+            message: self.message.clone(),
         }
     }
 
@@ -439,15 +517,21 @@ impl Slot {
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 
-    /// The guest was entered.
-    pub(crate) fn running(&mut self, id: &ContainerId, at: Timestamp) -> bool {
+    /// The guest was entered; what it is to be probed for.
+    pub(crate) fn running(
+        &mut self,
+        id: &ContainerId,
+        at: Timestamp,
+        probing: Option<Probing>,
+    ) -> bool {
         if self.live() != Some(id) {
             return false;
         }
         self.show(ContainerState::Running { started_at: at });
-        // There are no probes yet; without them, what runs is ready.
-        self.seen.started = true;
-        self.seen.ready = true;
+        // Without probes, what runs is ready.
+        self.seen.started = probing.as_ref().is_none_or(Probing::is_started);
+        self.seen.ready = probing.as_ref().is_none_or(Probing::is_ready);
+        self.probing = probing;
         true
     }
 
@@ -467,16 +551,20 @@ impl Slot {
         self.ended.cancel();
         self.seen.started = false;
         self.seen.ready = false;
+        self.probing = None;
         self.leftover = end.id.clone().map(|id| Leftover { id, needs, is_asked: false });
         let (code, finished_at) = (end.exit_code, end.finished_at);
-        if may_restart && std::mem::take(&mut self.is_replaced) {
+        let runs_again = after_exit(self.policy, self.seen.kind, code);
+        // Its pod is not over, though the policy takes this for the end.
+        let must_restart = std::mem::take(&mut self.must_restart) && !runs_again;
+        if may_restart && (std::mem::take(&mut self.is_replaced) || must_restart) {
             self.replaced = Some(end);
             self.image = ImageState::Wanted;
             self.run = Run::Idle { due: Instant::now() };
             return Some(After::Restart);
         }
         self.show(ContainerState::Terminated(end));
-        if !may_restart || !after_exit(self.policy, self.seen.kind, code) {
+        if !may_restart || !runs_again {
             self.run = Run::Over;
             return Some(After::Over);
         }
@@ -492,8 +580,23 @@ impl Slot {
         Some(After::BackOff)
     }
 
+    /// It failed a probe and is being stopped; says whether it will run again.
+    pub(crate) fn failed_probe(&mut self) -> bool {
+        let is_sidecar = self.seen.kind == ContainerKind::Sidecar;
+        self.must_restart = is_sidecar || self.policy != RestartPolicy::Never;
+        self.must_restart
+    }
+
+    /// When it is to be probed next.
+    pub(crate) fn probe_wake(&self) -> Option<Instant> {
+        self.probing.as_ref().and_then(Probing::wake)
+    }
+
     /// No other run will begin.
     pub(crate) fn halt(&mut self) {
+        if let Some(probing) = &mut self.probing {
+            probing.ends();
+        }
         if let ImageState::Asked(abort) = &self.image {
             abort.abort();
             self.image = ImageState::Wanted;
@@ -600,7 +703,7 @@ mod tests {
         launch(slot, byte);
         assert!(slot.created(&id(byte), 0));
         slot.enter();
-        assert!(slot.running(&id(byte), Timestamp::UNIX_EPOCH));
+        assert!(slot.running(&id(byte), Timestamp::UNIX_EPOCH, None));
     }
 
     fn end(slot: &mut Slot, byte: u8) {

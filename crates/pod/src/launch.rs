@@ -12,9 +12,10 @@ use krustlet_model::{
     Chain, ContainerId, ContainerName, PodKey, PodUid, env,
     objects::ObjectRefs,
     quantity::{self, QuantityError},
+    termination,
 };
 use krustlet_protocol::{ContainerSpec, GuestKind, Limits, LogLimits, Preopen};
-use krustlet_volume::{VolumeError, VolumeMountDir, Volumes};
+use krustlet_volume::{MessagePlace, MessageRun, VolumeError, VolumeMountDir, Volumes};
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::{
@@ -50,6 +51,8 @@ pub(crate) struct LaunchOrder {
 pub(crate) struct Launched {
     /// The run before, whose log was linked.
     pub(crate) previous: Option<ContainerId>,
+    /// Where its termination message lies.
+    pub(crate) message: MessagePlace,
 }
 
 /// Why a container was not made.
@@ -129,7 +132,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let program = order.image.program(call.argv0.clone()).await?;
     let guest = guest_kind(&program.shape, program.entry.as_deref(), context.config.http.clone())?;
 
-    let mounts = mounts(&order, &call).await?;
+    let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
     let mut listeners = Vec::new();
     if let GuestKind::Http(_) = guest {
         let port = listeners::http_port(container)?;
@@ -169,25 +172,33 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     // lead through descriptors, and the artifact.
     drop(mounts);
     drop(program);
-    Ok(Launched { previous: order.previous })
+    Ok(Launched { previous: order.previous, message })
 }
 
-async fn mounts(order: &LaunchOrder, call: &Call) -> Result<Vec<VolumeMountDir>, LaunchError> {
-    if order.container.volume_mounts.as_ref().is_none_or(Vec::is_empty) {
-        return Ok(Vec::new());
-    }
+/// The directories of the container's volumes, and last the one of its
+/// termination message, if that has one of its own.
+async fn mounts(
+    order: &LaunchOrder,
+    call: &Call,
+    root: Option<PathBuf>,
+) -> Result<(Vec<VolumeMountDir>, MessagePlace), LaunchError> {
     let (volumes, pod) = (order.volumes.clone(), Arc::clone(&order.pod));
     let container = order.container.clone();
     let env: BTreeMap<String, String> = call.own_env.iter().cloned().collect();
+    let (restart, path) = (order.restart_count, termination::path(&container));
     let look = move || {
         let expand = |text: &str| env::expand(text, |name| env.get(name).cloned());
-        volumes.mounts(&pod, &container, &expand)
+        let mut mounts = volumes.mounts(&pod, &container, &expand)?;
+        let run = MessageRun { container: &container.name, restart, path: &path };
+        let file = volumes.make_message(&run, root.as_deref(), &mounts)?;
+        mounts.extend(file.directory);
+        Ok::<_, VolumeError>((mounts, file.place))
     };
     Ok(spawn_blocking(look).await??)
 }
 
-/// What the guest may open: the image's root file system, if it has one, and
-/// the volumes.
+/// What the guest may open: the image's root file system, if it has one, the
+/// volumes, and the directory of its termination message.
 fn preopens(program: &Program, mounts: &[VolumeMountDir]) -> (Vec<Preopen>, Vec<PathBuf>) {
     let root = program.root.iter().map(|root| {
         // All containers of an image share it, so nobody may write to it.

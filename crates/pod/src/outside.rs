@@ -5,13 +5,16 @@
 //! The binary implements them for the real handles; `krustlet-runtime`'s
 //! implements [`PodRuntime`] here.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
-use krustlet_model::{Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind};
+use krustlet_model::{
+    Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind,
+    probes::target::Target,
+};
 use krustlet_protocol::{ExecOutcome, Failure, StatsReport, connection::CallError};
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, PodEvent, PodEvents, PodSandbox, PodUser,
@@ -34,6 +37,8 @@ pub struct Outside {
     pub status: Arc<dyn StatusSink>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
+    /// Makes probes.
+    pub prober: Arc<dyn Prober>,
 }
 
 impl fmt::Debug for Outside {
@@ -360,6 +365,36 @@ pub trait StatusSink: Send + Sync + 'static {
     /// Removes the pod from where it is kept, once its last status is written.
     /// Tries until it is done.
     fn delete(&self, pod: &Arc<Pod>) -> BoxFuture<'static, Result<(), DeleteFailure>>;
+}
+
+/// A probe to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeAsk {
+    /// What it does.
+    pub target: Target,
+    /// The pod's address, for a target that names no host.
+    pub address: IpAddr,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// What came of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// The container answered as it should.
+    Success,
+    /// It did, but somebody should know this.
+    Warning(String),
+    /// It did not, and why.
+    Failure(String),
+    /// The probe could not be made, and why; that says nothing of the container.
+    Unknown(String),
+}
+
+/// Makes probes.
+pub trait Prober: Send + Sync + 'static {
+    /// Makes a probe. It is broken off if the future is dropped.
+    fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer>;
 }
 
 /// What an event is about.

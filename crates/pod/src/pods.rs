@@ -29,6 +29,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointError, PodDirectories},
     config::{Context, PodsConfig},
     handle::{Command, Pods, QUEUE},
+    messages::{self, Said},
     outside::{About, Adopted, Domain, EventType, Outside, PodUser},
     users::{self, Allotted, UserError, Users},
     view::Views,
@@ -154,8 +155,18 @@ pub async fn open(
         }
     }
     task.strays.extend(adopted.into_keys());
-    for (adopted, uid, checkpoint) in resumed {
-        task.take_up(uid, checkpoint, adopted);
+    let context = Arc::clone(&task.context);
+    let read = move || {
+        let read = |(adopted, uid, checkpoint): (Option<Adopted>, PodUid, Checkpoint)| {
+            let asks = messages::left(&context, &checkpoint, adopted.as_ref());
+            let owner = context.volume_owner(&checkpoint.user);
+            let volumes = Volumes::new(&context.directories.of(&uid), owner);
+            (uid, checkpoint, adopted, messages::read(&volumes, asks))
+        };
+        resumed.into_iter().map(read).collect::<Vec<_>>()
+    };
+    for (uid, checkpoint, adopted, said) in spawn_blocking(read).await? {
+        task.take_up(uid, checkpoint, adopted, said);
     }
     Ok((pods, task))
 }
@@ -217,7 +228,13 @@ impl PodsTask {
     }
 
     /// Goes on with a pod of an earlier agent.
-    fn take_up(&mut self, uid: PodUid, checkpoint: Checkpoint, adopted: Option<Adopted>) {
+    fn take_up(
+        &mut self,
+        uid: PodUid,
+        checkpoint: Checkpoint,
+        adopted: Option<Adopted>,
+        said: Said,
+    ) {
         self.users.keep(&checkpoint.user);
         let wanted = Wanted {
             pod: Arc::new(checkpoint.pod.clone()),
@@ -225,7 +242,7 @@ impl PodsTask {
             is_gone: false,
             stop: None,
         };
-        let start = Start::Resumed(Box::new(checkpoint), adopted.map(Box::new));
+        let start = Start::Resumed(Box::new(checkpoint), adopted.map(Box::new), said);
         self.begin(uid, wanted, start, true);
     }
 

@@ -1,6 +1,8 @@
 //! Pods with paused time, real files, and stand-ins for what is outside.
 
 mod bed;
+mod messages;
+mod probes;
 mod restarts;
 mod rules;
 mod start;

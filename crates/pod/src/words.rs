@@ -7,7 +7,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use krustlet_image::PullReport;
-use krustlet_model::{PodKey, PodUid};
+use krustlet_model::{PodKey, PodUid, observed::ContainerKind, probes::ProbeKind};
 
 pub(crate) const BACK_OFF: &str = "BackOff";
 pub(crate) const CREATED: &str = "Created";
@@ -21,11 +21,13 @@ pub(crate) const INSPECT_FAILED: &str = "InspectFailed";
 pub(crate) const KILLING: &str = "Killing";
 pub(crate) const NEVER_PULL: &str = "ErrImageNeverPull";
 pub(crate) const NO_ROOT: &str = "RunAsUserChanged";
+pub(crate) const PROBE_WARNING: &str = "ProbeWarning";
 pub(crate) const PULLED: &str = "Pulled";
 pub(crate) const PULLING: &str = "Pulling";
 pub(crate) const PULL_SECRET: &str = "FailedToRetrieveImagePullSecret";
 pub(crate) const SANDBOX_CHANGED: &str = "SandboxChanged";
 pub(crate) const STARTED: &str = "Started";
+pub(crate) const UNHEALTHY: &str = "Unhealthy";
 
 pub(crate) const CONTAINER_CREATED: &str = "Container created";
 pub(crate) const CONTAINER_STARTED: &str = "Container started";
@@ -106,6 +108,38 @@ pub(crate) fn breaks_non_root(pod: &PodKey, uid: &PodUid, container: &str) -> St
          {container})",
         pod.name, pod.namespace,
     )
+}
+
+pub(crate) fn probe_failed(kind: ProbeKind, why: &str) -> String {
+    format!("{kind} probe failed: {why}")
+}
+
+pub(crate) fn probe_errored(kind: ProbeKind, why: &str) -> String {
+    format!("{kind} probe errored and resulted in unknown state: {why}")
+}
+
+pub(crate) fn probe_warning(kind: ProbeKind, why: &str) -> String {
+    format!("{kind} probe warning: {why}")
+}
+
+/// Source: `computePodActions` and `computeInitContainerActions` in
+/// `pkg/kubelet/kuberuntime/`.
+pub(crate) fn failed_probe(
+    container: &str,
+    of: ContainerKind,
+    probe: ProbeKind,
+    restarts: bool,
+) -> String {
+    let probe = probe.to_string().to_lowercase();
+    match (of, restarts) {
+        (ContainerKind::Init | ContainerKind::Sidecar, _) => {
+            format!("Init container {container} failed {probe} probe")
+        }
+        (ContainerKind::App, true) => {
+            format!("Container {container} failed {probe} probe, will be restarted")
+        }
+        (ContainerKind::App, false) => format!("Container {container} failed {probe} probe"),
+    }
 }
 
 pub(crate) fn error(message: &str) -> String {

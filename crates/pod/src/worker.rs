@@ -11,11 +11,12 @@
 //! The task owns everything that is known of the pod, never waits for anything
 //! but the next of these four, and so hears of a deletion during a pull. What
 //! is to be done is decided in [`decide`](crate::decide) and
-//! [`order`](crate::order); starting is in `start.rs`, stopping and cleaning up
-//! in `stop.rs`, what jobs and sandboxes tell in `observe.rs`, reporting in
+//! [`order`](crate::order); starting is in `start.rs`, probing in `probing.rs`,
+//! stopping and cleaning up in `stop.rs`, what jobs and sandboxes tell in `observe.rs`, reporting in
 //! `report.rs`, going on where an earlier agent was in `resume.rs`.
 
 mod observe;
+mod probing;
 mod report;
 mod resume;
 mod start;
@@ -46,7 +47,7 @@ use crate::{
     containers::Slot,
     decide::{Action, Desired, Facts, Phase, decide},
     order::{self, Standing},
-    outside::{About, EventType, PodEvents},
+    outside::{About, EventType, PodEvent, PodEvents},
     users::Allotted,
     words,
 };
@@ -191,6 +192,9 @@ pub(crate) struct Worker {
 
     storage: storage::Storage,
     events: Option<PodEvents>,
+    /// An event that tells of ends; no other is taken until what the runs left
+    /// is read.
+    in_hand: Option<PodEvent>,
     jobs: JoinSet<Done>,
     saves: Saves,
     reported: report::Reported,
@@ -233,6 +237,7 @@ impl Worker {
             kill_at: None,
             storage,
             events: None,
+            in_hand: None,
             jobs: JoinSet::new(),
             saves: Saves::default(),
             reported: report::Reported::new(now),
@@ -263,7 +268,9 @@ impl Worker {
                     }
                     self.take_wanted();
                 }
-                event = next(&mut self.events) => self.take_event(event),
+                event = next(&mut self.events), if self.in_hand.is_none() => {
+                    self.take_event(event);
+                }
                 Some(done) = self.jobs.join_next() => match done {
                     Ok(done) => self.take_done(done),
                     // The pod fails with its job; the owner of this task sees it.
@@ -304,6 +311,7 @@ impl Worker {
                 break now;
             }
         };
+        self.probe(looked);
         self.remove_leftovers();
         self.save();
         self.report();
@@ -382,6 +390,7 @@ impl Worker {
         let mut moments = Vec::new();
         moments.extend(self.reported.wake(self.saves.lazily));
         moments.extend(self.saves.retry);
+        moments.extend(self.slots.iter().filter_map(Slot::probe_wake));
         match self.phase {
             Phase::Starting | Phase::Running => {
                 moments.extend(self.deadline);
@@ -431,7 +440,7 @@ impl Worker {
             started_at: self.started_at,
             failure: self.failure.clone(),
             sandbox_ready,
-            pod_ips: if sandbox_ready { config.pod_ips.clone() } else { Vec::new() },
+            pod_ips: if sandbox_ready { self.pod_ips().to_vec() } else { Vec::new() },
             host_ips: config.host_ips.clone(),
             containers: self.slots.iter().map(|slot| slot.seen.clone()).collect(),
             terminating: matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
@@ -463,7 +472,7 @@ fn earliest(looked: Instant, moments: impl IntoIterator<Item = Instant>) -> Inst
 }
 
 /// The next event; never, if nobody tells any.
-async fn next(events: &mut Option<PodEvents>) -> Option<crate::outside::PodEvent> {
+async fn next(events: &mut Option<PodEvents>) -> Option<PodEvent> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,

@@ -58,6 +58,30 @@ pub enum VolumeError {
          a WebAssembly guest is given directories only, so mount the whole volume instead"
     )]
     SubPathIsFile { container: String, volume: String, path: String },
+
+    #[error("terminationMessagePath {path:?} of container {container:?} names no file")]
+    MessagePath { container: String, path: String },
+
+    #[error(
+        "terminationMessagePath {path:?} of container {container:?}: {directory} is not empty, and \
+         a WebAssembly guest is given directories, so that what is there would be hidden; choose \
+         a path in a directory of its own, such as /dev/termination-log"
+    )]
+    MessageHides { container: String, path: String, directory: String },
+
+    #[error(
+        "terminationMessagePath {path:?} of container {container:?} lies in volume {volume:?}, \
+         which it may not write to; choose another path, such as /dev/termination-log"
+    )]
+    MessageReadOnly { container: String, path: String, volume: String },
+
+    #[error("cannot make the termination message file {path:?} of container {container:?}")]
+    Message {
+        container: String,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl VolumeError {
@@ -71,12 +95,16 @@ impl VolumeError {
             | Self::MissingToken { .. }
             | Self::Write { .. }
             | Self::Remove(_)
-            | Self::SubPath { .. } => true,
+            | Self::SubPath { .. }
+            | Self::Message { .. } => true,
             Self::InvalidPath { .. }
             | Self::Field { .. }
             | Self::Unsupported { .. }
             | Self::NoSuchVolume { .. }
-            | Self::SubPathIsFile { .. } => false,
+            | Self::SubPathIsFile { .. }
+            | Self::MessagePath { .. }
+            | Self::MessageHides { .. }
+            | Self::MessageReadOnly { .. } => false,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! <pod directory>/volumes/<volume>/            an emptyDir
 //! <pod directory>/volumes/<volume>/..data ──▶ ..2026_11_24_10_00_00.1   the other kinds:
 //! <pod directory>/volumes/<volume>/KEY ──▶ ..data/KEY                   swapped whole by rename
+//! <pod directory>/containers/<name>/<restart>/ a run's termination message
 //! ```
 //!
 //! Files only: fetching config maps, secrets and tokens is the pod's business,
@@ -12,6 +13,7 @@
 
 mod atomic;
 mod error;
+mod message;
 mod mounts;
 mod objects;
 mod payload;
@@ -20,6 +22,7 @@ mod usage;
 mod volumes;
 
 pub use error::VolumeError;
+pub use message::{MessageFile, MessagePlace, MessageRun};
 pub use mounts::VolumeMountDir;
 pub use objects::{ObjectRef, object_refs, token_requests};
 pub use payload::{Sources, TokenKey};

@@ -25,7 +25,9 @@ pub struct VolumeMountDir {
     pub guest: String,
     /// Whether the guest may write to it.
     pub writable: bool,
-    _held: Option<OwnedFd>,
+    /// The volume, and the path in it that it is.
+    pub(crate) of: (String, String),
+    pub(crate) _held: Option<OwnedFd>,
 }
 
 /// See [`Volumes::mounts`].
@@ -57,7 +59,10 @@ fn one(
     let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
         (Some(path), _) if !path.is_empty() => path.clone(),
         (_, Some(expression)) if !expression.is_empty() => expand(expression),
-        _ => return Ok(VolumeMountDir { host: directory, guest, writable, _held: None }),
+        _ => {
+            let of = (mount.name.clone(), String::new());
+            return Ok(VolumeMountDir { host: directory, guest, writable, of, _held: None });
+        }
     };
     let failed = |source| VolumeError::SubPath {
         container: container.name.clone(),
@@ -76,13 +81,18 @@ fn one(
         });
     }
     let host = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-    Ok(VolumeMountDir { host, guest, writable, _held: Some(held) })
+    let of = (mount.name.clone(), sub_path);
+    Ok(VolumeMountDir { host, guest, writable, of, _held: Some(held) })
 }
 
 /// Opens a path that must stay below a directory, whatever links the guests
 /// of the pod put there. Missing directories are made where the pod may write,
 /// as the kubelet does (`SafeMakeDir` in `pkg/volume/util/subpath`).
-fn open_below(root: &Path, path: &str, make: Option<VolumeOwner>) -> io::Result<OwnedFd> {
+pub(crate) fn open_below(
+    root: &Path,
+    path: &str,
+    make: Option<VolumeOwner>,
+) -> io::Result<OwnedFd> {
     let outside = || io::Error::new(io::ErrorKind::InvalidInput, "it leaves the volume");
     let path = Path::new(path);
     if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {

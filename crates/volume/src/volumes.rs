@@ -16,6 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::{
     atomic,
     error::VolumeError,
+    message::{self, MessageFile, MessagePlace, MessageRun},
     mounts::{self, VolumeMountDir},
     objects,
     payload::{Sources, payload},
@@ -56,6 +57,8 @@ impl VolumeOwner {
 #[derive(Clone, Debug)]
 pub struct Volumes {
     root: PathBuf,
+    /// The runs' own files; see [`message`](crate::message).
+    runs: PathBuf,
     owner: VolumeOwner,
 }
 
@@ -63,7 +66,8 @@ impl Volumes {
     /// The volumes of the pod with this directory. Nothing is made yet.
     #[must_use]
     pub fn new(pod_directory: &Path, owner: VolumeOwner) -> Self {
-        Self { root: pod_directory.join("volumes"), owner }
+        let (root, runs) = (pod_directory.join("volumes"), pod_directory.join("containers"));
+        Self { root, runs, owner }
     }
 
     /// Makes every volume hold what it should. May be called again: volumes of
@@ -106,12 +110,44 @@ impl Volumes {
         mounts::of_container(self, pod, container, sub_path)
     }
 
+    /// Makes the file of a run for its termination message. What earlier runs
+    /// of the container left is removed. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError`] says where the message may be written instead.
+    pub fn make_message(
+        &self,
+        run: &MessageRun<'_>,
+        image_root: Option<&Path>,
+        mounts: &[VolumeMountDir],
+    ) -> Result<MessageFile, VolumeError> {
+        message::make(self, run, image_root, mounts)
+    }
+
+    /// The end of a run's message: at most `limit` bytes; none if there is no
+    /// such file. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; also if the guest has put something else in the
+    /// place of the file.
+    pub fn message(
+        &self,
+        run: &MessageRun<'_>,
+        place: &MessagePlace,
+        limit: u64,
+    ) -> io::Result<Vec<u8>> {
+        message::read(self, run, place, limit)
+    }
+
     /// Removes everything; does nothing if nothing is there. Blocks on the disk.
     ///
     /// # Errors
     ///
     /// [`VolumeError::Remove`] with what the system said.
     pub fn tear_down(&self) -> Result<(), VolumeError> {
+        remove::tree(&self.runs).map_err(VolumeError::Remove)?;
         let entries = match fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(VolumeError::Remove)?,
@@ -137,6 +173,11 @@ impl Volumes {
 
     pub(crate) fn directory(&self, volume: &str) -> PathBuf {
         self.root.join(volume)
+    }
+
+    /// What the runs of a container have of their own.
+    pub(crate) fn runs(&self, container: &str) -> PathBuf {
+        self.runs.join(container)
     }
 
     pub(crate) fn owner(&self) -> VolumeOwner {

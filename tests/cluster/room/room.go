@@ -79,6 +79,10 @@ func Open() (*Room, error) {
 // Holder is the process whose namespaces are the room's, for nsenter.
 func (r *Room) Holder() int { return r.holder.Process.Pid }
 
+// Outside is the host's address on the way into the room: what listens there
+// answers what is in the room.
+func (r *Room) Outside() netip.Addr { return r.Address(outside) }
+
 // Address is the room's address with this last byte (1 to 253). Only .1 exists
 // from the start; see [Room.AddAddress].
 func (r *Room) Address(last byte) netip.Addr {

@@ -7,6 +7,7 @@ use krustlet_cluster::PodSet;
 use krustlet_pod::{
     LogPlaces, Outside, PodsConfig, WantedPods,
     outside::{EventSink, Objects, StatusSink},
+    prober::NetProber,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,7 @@ pub(crate) async fn start(
         objects: setup.objects,
         status: setup.status,
         events: setup.events,
+        prober: Arc::new(NetProber::default()),
     };
     let adopted = std::mem::take(&mut core.adopted);
     let (pods, task) = krustlet_pod::open(config, outside, adopted, wanted)

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
-use krustlet_model::{ContainerId, PodKey, PodUid};
+use krustlet_model::{ContainerId, PodKey, PodUid, probes::target::Target};
 use krustlet_protocol::{ContainerReport, ExecOutcome, ExitReport, RunState, StatsReport};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,8 +26,9 @@ use crate::{
     Clock, LogPlaces, Outside, Pods, PodsConfig, ProgramShape, WantedPods, open,
     outside::{
         About, Adopted, DeleteFailure, EventSink, EventType, ExecStreams, ImageFailure, Launch,
-        LoadFailure, ObjectFailure, Objects, PodEvent, PodEvents, PodRuntime, PodSandbox, Program,
-        Programs, PulledImage, Refused, ServiceToken, StatusSink, TokenAsk, Why,
+        LoadFailure, ObjectFailure, Objects, PodEvent, PodEvents, PodRuntime, PodSandbox,
+        ProbeAnswer, ProbeAsk, Prober, Program, Programs, PulledImage, Refused, ServiceToken,
+        StatusSink, TokenAsk, Why,
     },
 };
 
@@ -87,6 +88,10 @@ pub(super) struct World {
     pub(super) asked: Vec<(Instant, String)>,
     pub(super) config_maps: BTreeMap<String, ConfigMap>,
     pub(super) refuse_sandboxes: usize,
+    /// What probes of a port come to; without an entry they succeed.
+    pub(super) answers: BTreeMap<u16, ProbeAnswer>,
+    /// Ports that were probed, and when.
+    pub(super) probed: Vec<(Instant, u16)>,
 }
 
 /// The world behind a lock, and a way to hear that it changed.
@@ -463,6 +468,21 @@ impl Objects for Shared {
     }
 }
 
+impl Prober for Shared {
+    fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer> {
+        assert_eq!(ask.address.to_string(), "127.0.0.1");
+        let port = match ask.target {
+            Target::Tcp { port, .. } => port,
+            Target::Http(http) => http.port,
+        };
+        let answer = self.with(|world| {
+            world.probed.push((Instant::now(), port));
+            world.answers.get(&port).cloned().unwrap_or(ProbeAnswer::Success)
+        });
+        Box::pin(async { answer })
+    }
+}
+
 impl StatusSink for Shared {
     fn report(&self, pod: &Arc<Pod>, status: PodStatus) {
         let uid = pod.metadata.uid.clone().unwrap();
@@ -521,6 +541,7 @@ impl Bed {
             objects: Arc::new(shared.clone()),
             status: Arc::new(shared.clone()),
             events: Arc::new(shared.clone()),
+            prober: Arc::new(shared.clone()),
         };
         let pods = if synced { Arc::new(set.clone()) } else { Arc::default() };
         let (wanted, shown) = watch::channel(WantedPods { synced, pods });

@@ -6,18 +6,22 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     ContainerId,
     observed::{ContainerKind, ContainerState},
+    probes::ProbeKind,
     restarts,
+    termination::{self, MessagePolicy},
 };
 use krustlet_protocol::ExitReport;
-use tokio::time::Instant;
+use krustlet_volume::Volumes;
+use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Files, Removal, Sandbox, Worker, own_grace, stop::killed};
 use crate::{
     checkpoint::CheckpointError,
-    containers::{After, terminated},
+    containers::{After, Slot, terminated},
     decide::Phase,
     launch::{LaunchError, Launched},
-    outside::{DeleteFailure, EventType, PodEvent, PodEvents, Refused, Why},
+    messages::{self, Ask, Said},
+    outside::{DeleteFailure, EventType, PodEvent, PodEvents, ProbeAnswer, Refused, Why},
     pulls::{self, ImageAnswer},
     setup::SetUpError,
     words::{self, waiting},
@@ -28,7 +32,9 @@ pub(super) enum Done {
     /// Nothing to take note of.
     Nothing,
     Sandbox(Result<PodEvents, Refused>),
-    SandboxStopped(Result<(), Refused>),
+    /// What runs left is read before their ends are taken note of.
+    Read(Said),
+    SandboxStopped(Result<(), Refused>, Said),
     Files(Result<(), SetUpError>),
     FilesRemoved(Result<(), String>),
     Image {
@@ -51,6 +57,12 @@ pub(super) enum Done {
         index: usize,
         id: ContainerId,
         result: Result<(), Refused>,
+    },
+    Probed {
+        index: usize,
+        id: ContainerId,
+        kind: ProbeKind,
+        answer: ProbeAnswer,
     },
     Removed {
         index: usize,
@@ -111,8 +123,14 @@ impl Worker {
         match done {
             Done::Nothing => {}
             Done::Sandbox(result) => self.sandbox_made(result),
-            Done::SandboxStopped(Ok(())) => self.sandbox_stopped(),
-            Done::SandboxStopped(Err(refused)) => {
+            // Whose event is not in hand any more ended with its sandbox.
+            Done::Read(said) => {
+                if let Some(event) = self.in_hand.take() {
+                    self.take_read(event, &said);
+                }
+            }
+            Done::SandboxStopped(Ok(()), said) => self.sandbox_stopped(&said),
+            Done::SandboxStopped(Err(refused), _) => {
                 let message = format!("error killing pod: {refused}");
                 self.tell(EventType::Warning, words::FAILED_KILL_POD, message);
                 self.sandbox = Sandbox::Stuck { from: Self::retry(3) };
@@ -133,6 +151,7 @@ impl Worker {
             Done::Created { index, id, result } => self.created(index, &id, result),
             Done::Started { index, id, result } => self.started(index, &id, result),
             Done::Stopped { index, id, result } => self.stop_asked(index, &id, result),
+            Done::Probed { index, id, kind, answer } => self.probed(index, &id, kind, answer),
             Done::Removed { index, id, result } => {
                 if let Err(refused) = result {
                     tracing::debug!(pod = %self.key, %refused, "cannot remove a container");
@@ -183,7 +202,8 @@ impl Worker {
             None => self.events = None,
             Some(PodEvent::Running { id, at }) => {
                 for index in 0..self.slots.len() {
-                    if self.slots[index].running(&id, at) {
+                    let probing = self.probing(index);
+                    if self.slots[index].running(&id, at, probing) {
                         // Not when it is made: it may die of what is made in it.
                         self.sandbox_failures = 0;
                         self.tell_of(
@@ -195,26 +215,73 @@ impl Worker {
                     }
                 }
             }
-            Some(PodEvent::Exited { id, exit }) => {
+            Some(PodEvent::LogRotated { .. }) => {}
+            Some(event @ (PodEvent::Exited { .. } | PodEvent::SandboxDied { .. })) => {
+                let asks = self.messages(|slot| match &event {
+                    PodEvent::Exited { id, .. } => slot.seen.id.as_ref() == Some(id),
+                    _ => slot.live().is_some(),
+                });
+                if asks.is_empty() {
+                    self.take_read(event, &Said::new());
+                    return;
+                }
+                self.in_hand = Some(event);
+                let volumes = self.volumes.clone();
+                self.jobs.spawn(async move { Done::Read(read(volumes, asks).await) });
+            }
+        }
+    }
+
+    /// What is to be read of these containers' runs.
+    pub(super) fn messages(&self, is_wanted: impl Fn(&Slot) -> bool) -> Vec<Ask> {
+        let logs = &self.context.config.logs;
+        let containers = restarts::containers(&self.pod).zip(&self.slots);
+        containers
+            .filter(|(_, slot)| is_wanted(slot))
+            .filter_map(|((_, container), slot)| {
+                Ask::of(container, &slot.seen, &slot.message, || {
+                    let restart = slot.seen.restart_count;
+                    logs.run(&self.key, &self.uid, &slot.seen.name, restart)
+                })
+            })
+            .collect()
+    }
+
+    /// Takes an event that tells of ends, now that what the runs left is read.
+    pub(super) fn take_read(&mut self, event: PodEvent, said: &Said) {
+        match event {
+            PodEvent::Running { .. } | PodEvent::LogRotated { .. } => {}
+            PodEvent::Exited { id, exit } => {
                 let of = self.slots.iter().position(|slot| slot.seen.id.as_ref() == Some(&id));
                 match of {
-                    Some(index) => self.take_exit(index, &id, exit),
+                    Some(index) => self.take_exit(index, &id, exit, said),
                     None => self.remove_stranger(id),
                 }
             }
-            Some(PodEvent::LogRotated { .. }) => {}
-            Some(PodEvent::SandboxDied { exit_code, message }) => {
+            PodEvent::SandboxDied { exit_code, message } => {
                 let at = self.context.config.clock.now().as_microsecond();
                 let message = format!("the sandbox process ended: {message}");
-                self.end_all(&ExitReport { exit_code, ..killed(&message, at) });
+                self.end_all(&ExitReport { exit_code, ..killed(&message, at) }, said);
                 self.sandbox_lost(Instant::now());
             }
         }
     }
 
-    /// A run has ended.
-    pub(super) fn take_exit(&mut self, index: usize, id: &ContainerId, exit: ExitReport) {
+    /// A run has ended, and this is what runs left.
+    pub(super) fn take_exit(
+        &mut self,
+        index: usize,
+        id: &ContainerId,
+        exit: ExitReport,
+        said: &Said,
+    ) {
         let mut end = terminated(id, exit);
+        if let Some(written) = said.get(id)
+            && let Some((_, container)) = restarts::containers(&self.pod).nth(index)
+        {
+            let policy = MessagePolicy::of(container);
+            end.message = termination::message(policy, end.exit_code, &end.message, written);
+        }
         if let ContainerState::Running { started_at } = &self.slots[index].seen.state {
             end.started_at.get_or_insert(*started_at);
         }
@@ -284,7 +351,13 @@ impl Worker {
             return;
         }
         match result {
-            Ok(Launched { previous }) => {
+            Ok(Launched { previous, message }) => {
+                if self.slots[index].message != message {
+                    // On disk before the guest is entered: the next agent may
+                    // be the one that reads it.
+                    self.slots[index].message = message;
+                    self.touch();
+                }
                 let needs = self.saves.wanted;
                 if self.slots[index].created(id, needs) {
                     let message = words::CONTAINER_CREATED.to_owned();
@@ -316,7 +389,8 @@ impl Worker {
         let at = self.context.config.clock.now().as_microsecond();
         let exit =
             ExitReport { exit_code: 128, reason: "StartError".to_owned(), ..killed(&message, at) };
-        self.take_exit(index, id, exit);
+        // It never ran, so that it left nothing.
+        self.take_exit(index, id, exit, &Said::new());
         if matches!(self.slots[index].seen.state, ContainerState::Waiting { .. }) {
             self.slots[index].wait_for(waiting::RUN, message);
         }
@@ -328,6 +402,14 @@ impl Worker {
             // It is ended with its sandbox when its time is over.
             tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
         }
+    }
+}
+
+/// Reads what runs left.
+pub(super) async fn read(volumes: Volumes, asks: Vec<Ask>) -> Said {
+    match spawn_blocking(move || messages::read(&volumes, asks)).await {
+        Ok(said) => said,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     checkpoint::Checkpoint,
     containers::{Leftover, Run, Slot},
     decide::Phase,
+    messages::Said,
     outside::Adopted,
     users::Allotted,
 };
@@ -30,8 +31,9 @@ use crate::{
 pub(crate) enum Start {
     /// A pod that nothing was done for.
     Fresh(Allotted),
-    /// One that an earlier agent left, and what is left of its sandbox.
-    Resumed(Box<Checkpoint>, Option<Box<Adopted>>),
+    /// One that an earlier agent left, what is left of its sandbox, and what
+    /// those of its runs left that have ended since.
+    Resumed(Box<Checkpoint>, Option<Box<Adopted>>, Said),
     /// One that is over, and of which nothing is left on this node.
     Ended(Allotted),
     /// One that this node refuses.
@@ -47,7 +49,7 @@ impl Start {
             | Self::Ended(user)
             | Self::Refused(user, _)
             | Self::Broken(user, _) => user,
-            Self::Resumed(checkpoint, _) => &checkpoint.user,
+            Self::Resumed(checkpoint, _, _) => &checkpoint.user,
         }
     }
 }
@@ -58,7 +60,7 @@ impl Worker {
         self.reported.again(wanted.is_known && !wanted.is_gone);
         match start {
             Start::Fresh(_) => {}
-            Start::Resumed(checkpoint, adopted) => self.go_on(*checkpoint, adopted),
+            Start::Resumed(checkpoint, adopted, said) => self.go_on(*checkpoint, adopted, &said),
             Start::Ended(_) => self.nothing_left(),
             Start::Refused(_, failure) => {
                 self.nothing_left();
@@ -87,7 +89,7 @@ impl Worker {
         }
     }
 
-    fn go_on(&mut self, checkpoint: Checkpoint, adopted: Option<Box<Adopted>>) {
+    fn go_on(&mut self, checkpoint: Checkpoint, adopted: Option<Box<Adopted>>, said: &Said) {
         let Checkpoint { observed, status, is_over, containers, .. } = checkpoint;
         self.started_at = observed.started_at;
         self.failure = observed.failure;
@@ -110,18 +112,19 @@ impl Worker {
                 self.events = Some(events);
                 // They were in place; what changed meanwhile is looked for now.
                 self.files = Files::Set { refresh: self.next_refresh().map(|_| now) };
-                self.adopt(containers, is_over);
+                self.adopt(containers, is_over, said);
                 self.reconsider(is_over);
             }
             Some(adopted) => {
-                self.adopt(adopted.containers, is_over);
-                self.lost(137, "Error", "the sandbox process ended while no agent watched");
+                self.adopt(adopted.containers, is_over, said);
+                let message = "the sandbox process ended while no agent watched";
+                self.lost(137, "Error", message, said);
                 self.reconsider(is_over);
                 self.sandbox_lost(now);
             }
             None => {
                 let had_any = self.slots.iter().any(Slot::is_open);
-                self.lost(255, "Unknown", "");
+                self.lost(255, "Unknown", "", said);
                 self.reconsider(is_over);
                 if had_any || observed.sandbox_ready {
                     self.sandbox_lost(now);
@@ -134,7 +137,7 @@ impl Worker {
     }
 
     /// Takes what a sandbox says of its containers.
-    fn adopt(&mut self, containers: Vec<ContainerReport>, is_over: bool) {
+    fn adopt(&mut self, containers: Vec<ContainerReport>, is_over: bool, said: &Said) {
         for ContainerReport { id, state, .. } in containers {
             let of = self.slots.iter().position(|slot| slot.seen.id.as_ref() == Some(&id));
             let Some(index) = of.filter(|&index| self.slots[index].is_open()) else {
@@ -159,13 +162,16 @@ impl Worker {
                     let at = jiff::Timestamp::from_microsecond(started_at)
                         .unwrap_or_else(|_| self.context.config.clock.now());
                     // Its state may say so already, with the same time.
-                    if !matches!(self.slots[index].seen.state, ContainerState::Running { .. }) {
-                        self.slots[index].running(&id, at);
+                    if matches!(self.slots[index].seen.state, ContainerState::Running { .. }) {
+                        self.resume_probing(index);
+                    } else {
+                        let probing = self.probing(index);
+                        self.slots[index].running(&id, at, probing);
                     }
                 }
                 RunState::Created if is_over => self.slots[index].never_made(),
                 RunState::Created => self.slots[index].was_created(id, self.saves.done),
-                RunState::Exited(exit) => self.take_exit(index, &id, exit),
+                RunState::Exited(exit) => self.take_exit(index, &id, exit, said),
             }
         }
         for slot in &mut self.slots {
@@ -177,7 +183,7 @@ impl Worker {
     }
 
     /// Every run whose end nobody saw has ended like this.
-    fn lost(&mut self, exit_code: i32, reason: &str, message: &str) {
+    fn lost(&mut self, exit_code: i32, reason: &str, message: &str, said: &Said) {
         let at = self.context.config.clock.now().as_microsecond();
         for index in 0..self.slots.len() {
             if !self.slots[index].is_open() {
@@ -186,7 +192,7 @@ impl Worker {
             if let Some(id) = self.slots[index].seen.id.clone() {
                 let reason = reason.to_owned();
                 let exit = ExitReport { exit_code, reason, ..killed(message, at) };
-                self.take_exit(index, &id, exit);
+                self.take_exit(index, &id, exit, said);
             }
         }
     }

@@ -15,12 +15,12 @@ use krustlet_model::{Chain, Grace};
 use krustlet_protocol::ExitReport;
 use tokio::{task::spawn_blocking, time::Instant};
 
-use super::{Done, Files, Removal, Sandbox, Worker};
-use crate::{containers::Run, decide::Phase, order, outside::EventType, words};
+use super::{Done, Files, Removal, Sandbox, Worker, observe::read};
+use crate::{containers::Run, decide::Phase, messages::Said, order, outside::EventType, words};
 
 /// The least time a container gets. Source: kubelet,
 /// `minimumGracePeriodInSeconds` in `pkg/kubelet/kuberuntime/`.
-const LEAST_GRACE: Duration = Duration::from_secs(2);
+pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 /// Time a sandbox has to end a guest whose grace period is over, before the
 /// whole sandbox is ended: a guest in a host call is out of its reach.
@@ -188,33 +188,42 @@ impl Worker {
     fn stop_sandbox(&mut self) {
         self.sandbox = Sandbox::Stopping;
         let stopped = self.context.outside.runtime.stop_pod_sandbox(self.uid.clone());
-        self.jobs.spawn(async move { Done::SandboxStopped(stopped.await) });
+        let asks = self.messages(|slot| slot.live().is_some());
+        let volumes = self.volumes.clone();
+        self.jobs.spawn(async move {
+            let result = stopped.await;
+            let said = if asks.is_empty() { Said::new() } else { read(volumes, asks).await };
+            Done::SandboxStopped(result, said)
+        });
     }
 
     /// The sandbox has been ended; what still ran in it has ended with it.
-    pub(super) fn sandbox_stopped(&mut self) {
+    pub(super) fn sandbox_stopped(&mut self, said: &Said) {
         self.sandbox = Sandbox::Stopped;
         // Ends that were told before this one come first.
+        if let Some(event) = self.in_hand.take() {
+            self.take_read(event, said);
+        }
         while let Some(event) = self.events.as_mut().and_then(|events| events.try_recv().ok()) {
-            self.take_event(Some(event));
+            self.take_read(event, said);
         }
         self.events = None;
         let message = "it did not end within its grace period";
-        self.end_all(&killed(message, self.context.config.clock.now().as_microsecond()));
+        self.end_all(&killed(message, self.context.config.clock.now().as_microsecond()), said);
         for slot in &mut self.slots {
             slot.leftover = None;
         }
     }
 
     /// Takes every run that has not ended as ended like this.
-    pub(super) fn end_all(&mut self, exit: &ExitReport) {
+    pub(super) fn end_all(&mut self, exit: &ExitReport, said: &Said) {
         for index in 0..self.slots.len() {
             // One that was not entered has not run.
             if matches!(self.slots[index].run, Run::Created { .. } | Run::Launching { .. }) {
                 self.slots[index].undo_launch();
             }
             if let Some(id) = self.slots[index].live().cloned() {
-                self.take_exit(index, &id, exit.clone());
+                self.take_exit(index, &id, exit.clone(), said);
             }
         }
     }

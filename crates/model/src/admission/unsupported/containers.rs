@@ -1,10 +1,10 @@
 //! Fields of containers.
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, Probe, VolumeMount};
 
 use super::{super::ports::is_any, Found, NOT_YET, has_any, security};
 
-const PROBES: &str = "probes are not offered by this version; leave it out";
+const PROBE: &str = "not offered by this version; use httpGet or tcpSocket";
 const HOOKS: &str = "hooks are not offered by this version; leave it out";
 const ATTACH: &str = "nothing can be attached to a container in this version; leave it out";
 
@@ -40,9 +40,15 @@ fn of_container(at: &str, container: &Container, found: &mut Found) {
             "a WebAssembly program gets no signals",
         );
     }
-    found.refuse(container.liveness_probe.is_some(), "livenessProbe", PROBES);
-    found.refuse(container.readiness_probe.is_some(), "readinessProbe", PROBES);
-    found.refuse(container.startup_probe.is_some(), "startupProbe", PROBES);
+    for (name, probe) in [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ] {
+        if let Some(probe) = probe {
+            of_probe(name, probe, found);
+        }
+    }
     for port in container.ports.iter().flatten() {
         of_port(port, found);
     }
@@ -50,16 +56,11 @@ fn of_container(at: &str, container: &Container, found: &mut Found) {
     found.refuse(has_any(container.restart_policy_rules.as_ref()), "restartPolicyRules", NOT_YET);
     found.refuse(container.stdin == Some(true), "stdin", ATTACH);
     found.refuse(container.tty == Some(true), "tty", ATTACH);
-    let path = container.termination_message_path.as_deref().unwrap_or_default();
+    let policy = container.termination_message_policy.as_deref().unwrap_or_default();
     found.refuse(
-        !matches!(path, "" | "/dev/termination-log"),
-        "terminationMessagePath",
-        "messages are not read from files in this version",
-    );
-    found.refuse(
-        container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
+        !matches!(policy, "" | "File" | "FallbackToLogsOnError"),
         "terminationMessagePolicy",
-        "messages are not read from logs in this version; use File",
+        "must be File or FallbackToLogsOnError",
     );
     found.refuse(
         has_any(container.volume_devices.as_ref()),
@@ -73,6 +74,17 @@ fn of_container(at: &str, container: &Container, found: &mut Found) {
         found.at(format!("{at}.securityContext"));
         security::of_container(context, found);
     }
+}
+
+fn of_probe(name: &str, probe: &Probe, found: &mut Found) {
+    found.refuse(probe.exec.is_some(), &format!("{name}.exec"), PROBE);
+    found.refuse(probe.grpc.is_some(), &format!("{name}.grpc"), PROBE);
+    let protocol = probe.http_get.as_ref().and_then(|get| get.protocol.as_deref());
+    found.refuse(
+        protocol.is_some_and(|protocol| !matches!(protocol, "" | "HTTP1")),
+        &format!("{name}.httpGet.protocol"),
+        "probes are made by HTTP/1.1; leave it out",
+    );
 }
 
 fn of_port(port: &ContainerPort, found: &mut Found) {

@@ -1,0 +1,229 @@
+//! One GET, and the redirects that it leads to on the same host.
+//!
+//! Source: kubelet, `DoHTTPProbe` and `RedirectChecker` in
+//! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
+//! what redirects take along is Go's `net/http`, `client.go`.
+
+use std::pin::pin;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
+    header::{
+        ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, LOCATION, TRAILER, TRANSFER_ENCODING, USER_AGENT,
+    },
+};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
+use hyper_util::rt::TokioIo;
+use krustlet_model::{
+    Chain,
+    probes::target::{HttpTarget, join},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use url::{Position, Url};
+
+use super::{DialError, connect, tls::Connector};
+use crate::outside::ProbeAnswer;
+
+/// Bytes of a body that are read; the rest is left. Source: `maxRespBodyLength`.
+const LONGEST_BODY: usize = 10 << 10;
+
+/// Bytes of an answer's head. Servers rarely send more than a few kilobytes.
+const LONGEST_HEAD: usize = 64 << 10;
+
+/// Requests of one probe, the first included. Source: `RedirectChecker`.
+const HOPS: usize = 10;
+
+/// Who asks. Source: `userAgent` in `pkg/probe/http/request.go`.
+const AGENT: &str = "kube-probe/1.37";
+
+/// A failure, as Go's client puts it.
+pub(super) fn failed(url: &str, why: &str) -> ProbeAnswer {
+    ProbeAnswer::Failure(format!("Get {url:?}: {why}"))
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum GetError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("tls: {0}")]
+    Tls(std::io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error("net/http: invalid header field {what} {given:?}")]
+    Header { what: &'static str, given: String },
+    #[error("unsupported protocol scheme {0:?}")]
+    Scheme(String),
+    #[error("stopped after 10 redirects")]
+    Redirects,
+    #[error("failed to parse Location header {0:?}")]
+    Location(String),
+}
+
+/// An answer's head, and as much of its body as counts.
+struct Answer {
+    status: StatusCode,
+    location: Option<String>,
+    body: Result<String, hyper::Error>,
+}
+
+/// Asks `host`, and judges what it says.
+pub(super) async fn get(tls: &Connector, target: &HttpTarget, host: &str) -> ProbeAnswer {
+    let first = target.url(host);
+    let mut url = match Url::parse(&first) {
+        Ok(url) => url,
+        Err(error) => return ProbeAnswer::Unknown(format!("parse {first:?}: {error}")),
+    };
+    let asked_host = url.host_str().map(str::to_owned);
+    let (headers, mut authority) = match headers(target) {
+        Ok(found) => found,
+        Err(error) => return failed(&first, &error.to_string()),
+    };
+    for hop in 1.. {
+        let answer = match ask(tls, &url, &headers, authority.as_deref()).await {
+            Ok(answer) => answer,
+            Err(error) => return failed(&first, &Chain(&error).to_string()),
+        };
+        let Some(location) = answer.location.as_deref().filter(|_| is_redirect(answer.status))
+        else {
+            return judge(answer);
+        };
+        let Ok(next) = url.join(location) else {
+            let error = GetError::Location(location.to_owned());
+            return failed(&first, &error.to_string());
+        };
+        if next.host_str() != asked_host.as_deref() {
+            return judge(answer);
+        }
+        if hop >= HOPS {
+            return failed(next.as_str(), &GetError::Redirects.to_string());
+        }
+        // A host that the probe names stays in force as long as the server
+        // speaks of paths only.
+        if Url::parse(location).is_ok() {
+            authority = None;
+        }
+        url = next;
+    }
+    unreachable!("the loop ends after {HOPS} requests")
+}
+
+/// The header lines of every request, and the host that they name.
+fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError> {
+    let mut headers = HeaderMap::new();
+    let mut host = None;
+    for (name, value) in &target.headers {
+        let bad = |what, given: &str| GetError::Header { what, given: given.to_owned() };
+        let key: HeaderName = name.parse().map_err(|_| bad("name", name))?;
+        if key == HOST {
+            host.get_or_insert_with(|| value.clone());
+        } else if ![CONNECTION, CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING].contains(&key) {
+            let value = HeaderValue::from_str(value).map_err(|_| bad("value for", name))?;
+            headers.append(key, value);
+        }
+    }
+    headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+    headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+    // Set to nothing is left out.
+    for name in [USER_AGENT, ACCEPT] {
+        if headers.get(&name).is_some_and(HeaderValue::is_empty) {
+            headers.remove(name);
+        }
+    }
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok((headers, host.filter(|host| !host.is_empty())))
+}
+
+async fn ask(
+    tls: &Connector,
+    url: &Url,
+    headers: &HeaderMap,
+    authority: Option<&str>,
+) -> Result<Answer, GetError> {
+    let scheme = || GetError::Scheme(url.scheme().to_owned());
+    let host = url.host_str().ok_or_else(scheme)?.trim_matches(['[', ']']);
+    let port = url.port_or_known_default().ok_or_else(scheme)?;
+    let mut request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| GetError::Location(error.to_string()))?;
+    request.headers_mut().clone_from(headers);
+    let authority = authority.map_or_else(|| join(host, port), str::to_owned);
+    let named = HeaderValue::from_str(&authority)
+        .map_err(|_| GetError::Header { what: "value for", given: "Host".to_owned() })?;
+    request.headers_mut().insert(HOST, named);
+    match url.scheme() {
+        "http" => exchange(connect(host, port).await?, request).await,
+        "https" => {
+            let stream = connect(host, port).await?;
+            exchange(tls.connect(host, stream).await.map_err(GetError::Tls)?, request).await
+        }
+        _ => Err(scheme()),
+    }
+}
+
+/// Sends a request over a connection of its own.
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, GetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .max_buf_size(LONGEST_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let exchanged = async {
+        let response = sender.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let (status, location) = (head.status, location.map(str::to_owned));
+        Ok(Answer { status, location, body: start_of(body).await })
+    };
+    let (mut exchanged, mut connection) = (pin!(exchanged), pin!(connection));
+    let mut is_open = true;
+    loop {
+        // Both are only polled on. The connection's own end is of no interest:
+        // what it failed of, the exchange is told.
+        tokio::select! {
+            biased;
+            answer = &mut exchanged => return answer,
+            _ = &mut connection, if is_open => is_open = false,
+        }
+    }
+}
+
+async fn start_of(mut body: Incoming) -> Result<String, hyper::Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+        if bytes.len() >= LONGEST_BODY {
+            bytes.truncate(LONGEST_BODY);
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn judge(answer: Answer) -> ProbeAnswer {
+    let body = match answer.body {
+        Ok(body) => body,
+        Err(error) => return ProbeAnswer::Unknown(Chain(&error).to_string()),
+    };
+    match answer.status.as_u16() {
+        200..300 => ProbeAnswer::Success,
+        300..400 => {
+            ProbeAnswer::Warning(format!("Probe terminated redirects, Response body: {body}"))
+        }
+        // Without the body, which may hold what events should not.
+        code => ProbeAnswer::Failure(format!("HTTP probe failed with statuscode: {code}")),
+    }
+}

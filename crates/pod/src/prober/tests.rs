@@ -1,0 +1,243 @@
+//! Probes of real sockets.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+/// Answers each connection with what is made of its request's target.
+struct Server {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self::with(answer, None).await
+    }
+
+    async fn with(
+        answer: impl Fn(&str) -> String + Send + Sync + 'static,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let heard = Arc::clone(&asked);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                match &tls {
+                    None => serve(stream, &heard, &answer).await,
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            serve(stream, &heard, &answer).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self { address, asked, _tasks: tasks }
+    }
+
+    fn target(&self, path: &str) -> HttpTarget {
+        HttpTarget {
+            scheme: "http".to_owned(),
+            host: None,
+            port: self.address.port(),
+            path: path.to_owned(),
+            headers: Vec::new(),
+        }
+    }
+
+    async fn probe(&self, path: &str) -> ProbeAnswer {
+        probe(Target::Http(self.target(path)), Duration::from_secs(20)).await
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+async fn serve<S>(mut stream: S, heard: &Mutex<Vec<String>>, answer: &impl Fn(&str) -> String)
+where
+    S: AsyncWrite + tokio::io::AsyncRead + Unpin,
+{
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => request.push(byte),
+            Err(_) => return,
+        }
+    }
+    let request = String::from_utf8(request).unwrap();
+    let path = request.split(' ').nth(1).unwrap().to_owned();
+    heard.lock().unwrap().push(request);
+    let _ = stream.write_all(answer(&path).as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
+async fn probe(target: Target, limit: Duration) -> ProbeAnswer {
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    NetProber::default().probe(ProbeAsk { target, address, limit }).await
+}
+
+fn status(code: u16) -> String {
+    format!("HTTP/1.1 {code} Any\r\nContent-Length: 4\r\n\r\nbody")
+}
+
+fn to(location: &str) -> String {
+    format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 4\r\n\r\nbody")
+}
+
+#[tokio::test]
+async fn statuses_from_200_to_399_are_good() {
+    let server = Server::start(|path| status(path[1..].parse().unwrap())).await;
+    for (path, expected) in [
+        ("/200", ProbeAnswer::Success),
+        ("/299", ProbeAnswer::Success),
+        ("/304", ProbeAnswer::Warning("Probe terminated redirects, Response body: ".to_owned())),
+        ("/400", ProbeAnswer::Failure("HTTP probe failed with statuscode: 400".to_owned())),
+        ("/503", ProbeAnswer::Failure("HTTP probe failed with statuscode: 503".to_owned())),
+    ] {
+        assert_eq!(server.probe(path).await, expected, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_probe_says_who_asks() {
+    let server = Server::start(|_| status(200)).await;
+    assert_eq!(server.probe("/healthz?deep=1").await, ProbeAnswer::Success);
+    let authority = server.address;
+    assert_eq!(
+        server.asked(),
+        [format!(
+            "GET /healthz?deep=1 HTTP/1.1\r\nUser-Agent: kube-probe/1.37\r\nAccept: */*\r\n\
+             Connection: close\r\nHost: {authority}\r\n\r\n"
+        )],
+    );
+}
+
+#[tokio::test]
+async fn a_probe_has_its_own_header_lines() {
+    let server = Server::start(|_| status(200)).await;
+    let mut target = server.target("/");
+    let headers =
+        [("host", "pod.example"), ("X-A", "1"), ("X-A", "2"), ("user-agent", "me"), ("Accept", "")];
+    target.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let limit = Duration::from_secs(20);
+    assert_eq!(probe(Target::Http(target.clone()), limit).await, ProbeAnswer::Success);
+    let asked = server.asked().remove(0);
+    for line in ["Host: pod.example\r\n", "X-A: 1\r\n", "X-A: 2\r\n", "User-Agent: me\r\n"] {
+        assert!(asked.contains(line), "{line} {asked}");
+    }
+    assert!(!asked.contains("Accept"), "{asked}");
+
+    target.headers = vec![("a b".to_owned(), String::new())];
+    let why = "net/http: invalid header field name \"a b\"";
+    let expected = ProbeAnswer::Failure(format!("Get \"http://{}/\": {why}", server.address));
+    assert_eq!(probe(Target::Http(target), limit).await, expected);
+}
+
+#[tokio::test]
+async fn redirects_are_followed_on_the_same_host_only() {
+    let server = Server::start(|path| match path {
+        "/there" => to("here"),
+        "/here" => status(204),
+        "/away" => to("http://other.example/"),
+        "/silent" => status(301),
+        _ => to("/round"),
+    })
+    .await;
+    assert_eq!(server.probe("/there").await, ProbeAnswer::Success);
+    let warning =
+        ProbeAnswer::Warning("Probe terminated redirects, Response body: body".to_owned());
+    assert_eq!(server.probe("/away").await, warning);
+    assert_eq!(server.probe("/silent").await, warning);
+    let asked = server.asked().len();
+    let answer = server.probe("/round").await;
+    let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
+    assert!(why.ends_with("stopped after 10 redirects"), "{why}");
+    assert_eq!(server.asked().len(), asked + 10);
+}
+
+#[tokio::test]
+async fn a_body_is_read_as_far_as_it_counts() {
+    let server = Server::start(|_| {
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n{}", ".".repeat(20 << 10))
+    })
+    .await;
+    assert_eq!(server.probe("/").await, ProbeAnswer::Success);
+    let server =
+        Server::start(|_| "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_owned()).await;
+    assert!(matches!(server.probe("/").await, ProbeAnswer::Unknown(_)), "as the kubelet has it");
+}
+
+#[tokio::test]
+async fn nobody_there_is_a_failure() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (host, port) = (None, address.port());
+    let tcp = Target::Tcp { host, port };
+    assert_eq!(probe(tcp.clone(), Duration::from_secs(20)).await, ProbeAnswer::Success);
+    drop(listener);
+    let why = format!("dial tcp {address}: connect: connection refused");
+    assert_eq!(probe(tcp, Duration::from_secs(20)).await, ProbeAnswer::Failure(why.clone()));
+    let http = HttpTarget {
+        scheme: "http".to_owned(),
+        host: None,
+        port,
+        path: "/".to_owned(),
+        headers: Vec::new(),
+    };
+    let expected = ProbeAnswer::Failure(format!("Get \"http://{address}/\": {why}"));
+    assert_eq!(probe(Target::Http(http), Duration::from_secs(20)).await, expected);
+}
+
+#[tokio::test]
+async fn a_probe_has_a_time_limit() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let target = HttpTarget {
+        scheme: "http".to_owned(),
+        host: None,
+        port: address.port(),
+        path: String::new(),
+        headers: Vec::new(),
+    };
+    let answer = probe(Target::Http(target), Duration::from_millis(50)).await;
+    let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+    assert_eq!(answer, ProbeAnswer::Failure(format!("Get \"http://{address}\": {why}")));
+}
+
+#[tokio::test]
+async fn any_certificate_will_do() {
+    let pair = rcgen::generate_simple_self_signed(vec!["elsewhere.example".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = Server::with(|_| status(200), Some(acceptor)).await;
+    let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
+    let answer = probe(Target::Http(target), Duration::from_secs(20)).await;
+    assert_eq!(answer, ProbeAnswer::Success);
+    let answer = server.probe("/").await;
+    assert!(matches!(answer, ProbeAnswer::Failure(_)), "{answer:?}");
+}
