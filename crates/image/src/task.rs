@@ -90,7 +90,7 @@ pub struct ImagesTask {
     requests: mpsc::Receiver<Request>,
     jobs: JoinSet<Done>,
     running: HashMap<Id, Job>,
-    /// Who waits for which pull, and the image's name as the first of them wrote it.
+    /// Who waits for which pull.
     pulls: HashMap<PullKey, Vec<Reply<Result<Ensured, PullError>>>>,
     /// Pulls that may run at once.
     slots: Arc<Semaphore>,
