@@ -89,8 +89,16 @@ var allowedDifferences = []parity.Allowed{
 		Why: "a restart counts from when the container is made; the kubelet does not see it before it runs",
 	},
 	{
-		Case: "*-image", Field: "events/*", Kubelet: "**(repeated)**", Krustlet: "**(once)**", Chance: true,
-		Why: "the kubelet tries once more before it backs off, and tells it again",
+		// The texts are the same: only how often may differ.
+		Case: "*-image", Field: "events/Failed*", Chance: true,
+		Kubelet:  "Warning: Error: ErrImagePull (**)\nWarning: Error: ImagePullBackOff (**)\nWarning: Failed to pull image \"<**>\": <why> (**)",
+		Krustlet: "Warning: Error: ErrImagePull (**)\nWarning: Error: ImagePullBackOff (**)\nWarning: Failed to pull image \"<**>\": <why> (**)",
+		Why:      "the kubelet tries once more before it backs off, and tells it again",
+	},
+	{
+		Case: "*-image", Field: "events/Pulling*", Chance: true,
+		Kubelet: "Normal: Pulling image \"<**>\" (**)", Krustlet: "Normal: Pulling image \"<**>\" (**)",
+		Why: "the same",
 	},
 
 	// The node authorizer hears of a pod a moment after its node (see bed/audit.go):
