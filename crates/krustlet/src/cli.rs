@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Runs WebAssembly as Kubernetes pods.
 #[derive(Debug, Parser)]
@@ -79,7 +79,7 @@ pub(crate) struct NodeArgs {
     /// The node's name; the host's by default
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname_override: Option<String>,
-    /// The node's address, which is its pods' too; found by default
+    /// The node's address; found by default
     #[arg(long, value_name = "IP")]
     pub(crate) node_ip: Option<IpAddr>,
     /// Labels of the node: KEY=VALUE,…
@@ -88,6 +88,14 @@ pub(crate) struct NodeArgs {
     /// Taints of a newly created node: KEY=VALUE:EFFECT,…; empty for none
     #[arg(long, value_name = "TAINTS")]
     pub(crate) register_with_taints: Option<String>,
+    /// Whether pods get addresses of their own, from the Node's podCIDR: `auto`
+    /// if that is possible, `own` or not at all, `host` for the node's address
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub(crate) pod_network: PodNetworkMode,
+    /// Route the podCIDRs of other nodes to their addresses; needs the rights of
+    /// deploy/network-rbac.yaml
+    #[arg(long)]
+    pub(crate) node_routes: bool,
     /// Directory for the serving certificate
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
@@ -114,6 +122,9 @@ pub(crate) struct RunArgs {
     /// Leave the pods running in the background
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Addresses of pods.
+    #[command(flatten)]
+    pub(crate) pod_cidr: PodCidrArgs,
     /// Arguments of the program (not with a manifest)
     #[arg(last = true)]
     pub(crate) args: Vec<String>,
@@ -125,9 +136,42 @@ pub(crate) struct RunArgs {
     pub(crate) registry: RegistryArgs,
 }
 
+/// Addresses of pods without a cluster.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PodCidrArgs {
+    /// Give each pod an address of its own from this range, or from one of each
+    /// family; needs root. By default pods share 127.0.0.1
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) pod_cidr: Vec<String>,
+}
+
+/// How pods get their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodNetworkMode {
+    /// Their own if that is possible, else the node's.
+    Auto,
+    /// Their own; pods wait until they can be had.
+    Own,
+    /// The node's.
+    Host,
+}
+
+impl From<PodNetworkMode> for krustlet_network::Mode {
+    fn from(mode: PodNetworkMode) -> Self {
+        match mode {
+            PodNetworkMode::Auto => Self::Auto,
+            PodNetworkMode::Own => Self::Own,
+            PodNetworkMode::Host => Self::Host,
+        }
+    }
+}
+
 /// Flags of the agent in the background.
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
+    /// Addresses of pods.
+    #[command(flatten)]
+    pub(crate) pod_cidr: PodCidrArgs,
     /// State directory.
     #[command(flatten)]
     pub(crate) root: RootArgs,

@@ -71,6 +71,11 @@ impl Root {
         self.runtime().join("agent.sock")
     }
 
+    /// The network namespace of pods that have addresses of their own.
+    pub(crate) fn pod_namespace(&self) -> PathBuf {
+        self.runtime().join("netns")
+    }
+
     /// Checkpoints and volumes of pods.
     pub(crate) fn pods(&self) -> PathBuf {
         self.directory.join("pods")

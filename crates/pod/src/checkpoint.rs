@@ -22,7 +22,7 @@ use krustlet_model::{PodUid, observed::PodObserved, restarts::Backoff};
 use krustlet_volume::MessagePlace;
 use serde::{Deserialize, Serialize};
 
-use crate::users::Allotted;
+use crate::{place::Place, users::Allotted};
 
 /// The format's version. A newer agent reads older ones; an older agent refuses
 /// a newer one rather than to forget half of it.
@@ -46,6 +46,9 @@ pub struct Checkpoint {
     pub status: Option<PodStatus>,
     /// The user it was given.
     pub user: Allotted,
+    /// Where it is in the network; none before it has a sandbox, and after.
+    #[serde(default)]
+    pub place: Option<Place>,
     /// Whether it is over: nothing of it may start again.
     pub is_over: bool,
     /// What else is to be known of each container, in the order of
@@ -113,11 +116,12 @@ impl Checkpoint {
         observed: PodObserved,
         status: Option<PodStatus>,
         user: Allotted,
+        place: Option<Place>,
         is_over: bool,
         containers: Vec<ContainerNote>,
     ) -> Self {
         let pod = Pod { metadata: pod.metadata.clone(), spec: pod.spec.clone(), status: None };
-        Self { version: VERSION, pod, observed, status, user, is_over, containers }
+        Self { version: VERSION, pod, observed, status, user, place, is_over, containers }
     }
 }
 
@@ -246,7 +250,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::outside::{Domain, PodUser};
+    use crate::outside::{Domain, NetworkKind, PodUser};
 
     fn checkpoint() -> Checkpoint {
         let pod: Pod = serde_json::from_value(json!({
@@ -270,6 +274,8 @@ mod tests {
             user: PodUser { uid: 7, gid: 7, groups: vec![] },
             volume_group: 7,
         };
+        let place =
+            Place { kind: NetworkKind::Pods, addresses: vec!["10.244.1.2".parse().unwrap()] };
         let note = ContainerNote {
             backoff: Backoff::restarts(),
             has_ended: true,
@@ -277,7 +283,7 @@ mod tests {
             pause: Duration::from_secs(10),
             message: MessagePlace::Own,
         };
-        Checkpoint::new(&pod, observed, None, user, false, vec![note])
+        Checkpoint::new(&pod, observed, None, user, Some(place), false, vec![note])
     }
 
     #[test]

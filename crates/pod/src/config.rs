@@ -1,6 +1,6 @@
 //! How pods are run on this node.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::restarts::Backoff;
@@ -14,6 +14,7 @@ use crate::{
     environment::NodeView,
     logs::LogPlaces,
     outside::{Domain, Outside},
+    place::Place,
     users::{Allotted, UserRange},
     view::Views,
 };
@@ -47,10 +48,6 @@ pub struct PodsConfig {
     pub isolation: Isolation,
     /// What the names of RuntimeClasses stand for.
     pub classes: BTreeMap<String, Isolation>,
-    /// Addresses of pods; the node's, as long as pods share it.
-    pub pod_ips: Vec<IpAddr>,
-    /// Addresses of the node, its own family first.
-    pub host_ips: Vec<IpAddr>,
     /// Bounds of http guests.
     pub http: HttpLimits,
     /// The longest wait between restarts; kubelet's
@@ -64,9 +61,9 @@ pub struct PodsConfig {
 
 impl PodsConfig {
     /// The usual, for an agent with its state below `root` and its logs in
-    /// `logs`, on a node with these addresses.
+    /// `logs`.
     #[must_use]
-    pub fn new(root: PathBuf, logs: LogPlaces, ips: Vec<IpAddr>) -> Self {
+    pub fn new(root: PathBuf, logs: LogPlaces) -> Self {
         Self {
             pods: root.join("pods"),
             logs,
@@ -78,8 +75,6 @@ impl PodsConfig {
                 ("wasm".to_owned(), Isolation::Pod),
                 ("wasm-dense".to_owned(), Isolation::Namespace),
             ]),
-            pod_ips: ips.clone(),
-            host_ips: ips,
             // What wasmtime's own `serve` does with a component of wasi:http 0.2
             // has no bound; one node holds many.
             http: HttpLimits { max_concurrent: 128, request_timeout_ms: 60_000 },
@@ -137,10 +132,11 @@ impl Context {
         }
     }
 
-    /// What of the node goes into pods.
-    pub(crate) fn node(&self) -> NodeView {
+    /// What of the node goes into a pod that is at this place.
+    pub(crate) fn node(&self, place: Option<&Place>) -> NodeView {
         let node = self.outside.objects.node();
         let node = node.borrow().clone();
-        NodeView::new(node.as_deref(), &self.config.pod_ips, &self.config.host_ips)
+        let pod_ips = place.map(|place| &place.addresses[..]).unwrap_or_default();
+        NodeView::new(node.as_deref(), pod_ips, self.outside.network.node_addresses())
     }
 }

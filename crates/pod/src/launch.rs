@@ -14,7 +14,7 @@ use krustlet_model::{
     quantity::{self, QuantityError},
     termination,
 };
-use krustlet_protocol::{ContainerSpec, GuestKind, Limits, LogLimits, Preopen};
+use krustlet_protocol::{ContainerSpec, Limits, LogLimits, Preopen};
 use krustlet_volume::{MessagePlace, MessageRun, VolumeError, VolumeMountDir, Volumes};
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -25,6 +25,7 @@ use crate::{
     listeners::{self, ListenError},
     objects,
     outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
+    place::Place,
     users,
     words::{self, waiting},
 };
@@ -42,6 +43,8 @@ pub(crate) struct LaunchOrder {
     pub(crate) previous: Option<ContainerId>,
     pub(crate) image: Arc<dyn PulledImage>,
     pub(crate) volumes: Volumes,
+    /// Where the pod is in the network.
+    pub(crate) place: Place,
     /// What the environments of the pod refer to.
     pub(crate) refs: ObjectRefs,
 }
@@ -125,7 +128,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         Err(_) => return Err(LaunchError::Services),
     };
     let found = objects::fetch(&*outside.objects, order.refs.clone()).await?;
-    let node = context.node();
+    let node = context.node(Some(&order.place));
     let config = order.image.config();
     let call = environment::call(pod, container, config, &found, &services, &node)?;
 
@@ -133,12 +136,8 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let guest = guest_kind(&program.shape, program.entry.as_deref(), context.config.http.clone())?;
 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
-    let mut listeners = Vec::new();
-    if let GuestKind::Http(_) = guest {
-        let port = listeners::http_port(container)?;
-        let ip = context.config.pod_ips.first().ok_or(ListenError::NoAddress)?;
-        listeners.push(listeners::listen(*ip, port)?);
-    }
+    let listen_ports = listeners::listen_ports(container, &guest)?;
+    let sockets = listeners::sockets(&outside.network, &order.place, container, &guest).await?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);
@@ -151,8 +150,9 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         env: call.env,
         working_directory: working_directory(container, config),
         preopens,
-        // There is at most one.
-        listeners: u16::from(!listeners.is_empty()),
+        listeners: u16::try_from(sockets.bound.len()).unwrap_or(u16::MAX),
+        listener_ports: sockets.ports,
+        listen_ports,
         limits: Limits {
             memory_bytes: memory_limit(container)?,
             cpu_millis: cpu_limit(container)?,
@@ -165,7 +165,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         artifact_directory: program.directory.clone(),
         log: context.config.logs.run(key, uid, &name, order.restart_count),
         mounts: directories,
-        listeners,
+        listeners: sockets.bound,
     };
     outside.runtime.create_container(launch).await?;
     // Until here, for the sandbox has everything open now: the directories that

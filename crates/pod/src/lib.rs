@@ -30,6 +30,7 @@ mod messages;
 mod objects;
 pub mod order;
 pub mod outside;
+pub mod place;
 mod pods;
 pub mod prober;
 mod pulls;

@@ -1,8 +1,8 @@
-//! The port of an http guest.
+//! The ports of a container: which it has, and those that the agent binds and
+//! hands over.
 //!
-//! The agent binds and hands the listening socket over, for a sandbox may open
-//! none. Pods share the node's address for now, so that two of them may want
-//! the same port: the second waits, and says for what.
+//! Where pods share the node's address two of them may want the same port: the
+//! second waits, and says for what. So it is with a `hostPort`.
 
 use std::{
     io,
@@ -10,6 +10,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
+use krustlet_network::Network;
+use krustlet_protocol::{GuestKind, ListenPort};
+
+use crate::{outside::NetworkKind, place::Place};
 
 /// The port of a container that declares none; that of `wasmtime serve`.
 pub const DEFAULT_PORT: u16 = 8080;
@@ -27,6 +31,22 @@ pub enum ListenError {
         .address.port(), .address.ip()
     )]
     InUse { address: SocketAddr },
+
+    #[error(
+        "port {} of {} is in use by another container of this pod; choose another \
+         containerPort",
+        .address.port(), .address.ip()
+    )]
+    Taken { address: SocketAddr },
+
+    #[error(
+        "hostPort {} of {} is in use on this node; choose another one or stop what uses it",
+        .address.port(), .address.ip()
+    )]
+    HostInUse { address: SocketAddr },
+
+    #[error("hostIP {given:?} is not an IP address")]
+    InvalidIp { given: String },
 
     #[error("cannot listen on {address}")]
     Refused {
@@ -50,34 +70,157 @@ pub fn http_port(container: &Container) -> Result<u16, ListenError> {
     let declared = container.ports.as_deref().unwrap_or_default();
     let mut tcp = declared.iter().filter(|port| is_tcp(port));
     let named = tcp.clone().find(|port| port.name.as_deref() == Some("http"));
-    let chosen = match (named, tcp.next(), tcp.next()) {
-        (Some(named), _, _) => named,
-        (None, Some(only), None) => only,
-        (None, None, _) | (None, Some(_), Some(_)) => return Ok(DEFAULT_PORT),
-    };
-    match u16::try_from(chosen.container_port) {
-        Ok(port) if port > 0 => Ok(port),
-        Ok(_) | Err(_) => Err(ListenError::Invalid { given: chosen.container_port }),
+    match (named, tcp.next(), tcp.next()) {
+        (Some(named), _, _) => number(named),
+        (None, Some(only), None) => number(only),
+        (None, None, _) | (None, Some(_), Some(_)) => Ok(DEFAULT_PORT),
     }
+}
+
+fn number(port: &ContainerPort) -> Result<u16, ListenError> {
+    match u16::try_from(port.container_port) {
+        Ok(port) if port > 0 => Ok(port),
+        Ok(_) | Err(_) => Err(ListenError::Invalid { given: port.container_port }),
+    }
+}
+
+/// The ports on which a sandbox listens for a guest: an http guest's one; all
+/// TCP ports that are declared, in their order and none twice, for a module,
+/// which cannot listen itself; none for a command, which can.
+///
+/// # Errors
+///
+/// As [`http_port`].
+pub fn listen_ports(
+    container: &Container,
+    guest: &GuestKind,
+) -> Result<Vec<ListenPort>, ListenError> {
+    match guest {
+        GuestKind::Http(_) => {
+            Ok(vec![ListenPort { name: Some("http".to_owned()), port: http_port(container)? }])
+        }
+        GuestKind::Command => Ok(Vec::new()),
+        GuestKind::Module { .. } => {
+            let mut ports: Vec<ListenPort> = Vec::new();
+            for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
+                let port = number(declared)?;
+                if !ports.iter().any(|before| before.port == port) {
+                    ports.push(ListenPort { name: declared.name.clone(), port });
+                }
+            }
+            Ok(ports)
+        }
+    }
+}
+
+/// Where the node listens for a port of the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// An address of the node, and the `hostPort`.
+    pub address: SocketAddr,
+    /// The `containerPort` that it leads to.
+    pub port: u16,
+}
+
+/// The addresses at which the node listens for a container: for each TCP port
+/// with a `hostPort` its `hostIP`, or each of the node's addresses if that is
+/// none or stands for all.
+///
+/// # Errors
+///
+/// [`ListenError::Invalid`] for a number that is no port,
+/// [`ListenError::InvalidIp`] for a `hostIP` that is no address.
+pub fn host_addresses(
+    container: &Container,
+    node: &[IpAddr],
+) -> Result<Vec<HostAddress>, ListenError> {
+    let mut all = Vec::new();
+    for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
+        let Some(given) = declared.host_port.filter(|port| *port != 0) else { continue };
+        let host_port = u16::try_from(given).map_err(|_| ListenError::Invalid { given })?;
+        let port = number(declared)?;
+        let asked = match declared.host_ip.as_deref().unwrap_or_default() {
+            "" => None,
+            text => {
+                let invalid = |_| ListenError::InvalidIp { given: text.to_owned() };
+                Some(text.parse::<IpAddr>().map_err(invalid)?).filter(|ip| !ip.is_unspecified())
+            }
+        };
+        let addresses = asked.map_or_else(|| node.to_vec(), |ip| vec![ip]);
+        all.extend(addresses.into_iter().map(|address| {
+            let address = SocketAddr::new(address, host_port);
+            HostAddress { address, port }
+        }));
+    }
+    Ok(all)
 }
 
 fn is_tcp(port: &ContainerPort) -> bool {
     matches!(port.protocol.as_deref(), None | Some("TCP"))
 }
 
-/// Listens on a port of the pod's address.
+/// Sockets to be handed over, and the container port that each is for.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    pub(crate) bound: Vec<TcpListener>,
+    pub(crate) ports: Vec<u16>,
+}
+
+/// Binds what a container's sandbox cannot bind itself: an http guest's port,
+/// and the addresses at which the node listens for it.
 ///
 /// # Errors
 ///
-/// [`ListenError::InUse`] if somebody does so already; otherwise what the
-/// system said.
-pub fn listen(address: IpAddr, port: u16) -> Result<TcpListener, ListenError> {
+/// [`ListenError::InUse`], [`ListenError::Taken`] and [`ListenError::HostInUse`]
+/// if somebody listens there already; otherwise what the system said.
+pub(crate) async fn sockets(
+    network: &Network,
+    place: &Place,
+    container: &Container,
+    guest: &GuestKind,
+) -> Result<Sockets, ListenError> {
+    let mut sockets = Sockets::default();
+    let mut own = None;
+    if let GuestKind::Http(_) = guest {
+        let port = http_port(container)?;
+        let listener = listen(network, place, port).await?;
+        own = listener.local_addr().ok();
+        sockets.bound.push(listener);
+        sockets.ports.push(port);
+    }
+    for HostAddress { address, port } in host_addresses(container, network.node_addresses())? {
+        // Where the pod has the node's address, its own port may be the host's.
+        if own == Some(address) {
+            continue;
+        }
+        let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ListenError::HostInUse { address },
+            _ => ListenError::Refused { address, source },
+        })?;
+        sockets.bound.push(unblocked(listener, address)?);
+        sockets.ports.push(port);
+    }
+    Ok(sockets)
+}
+
+/// Listens on a port of the pod's first address, in the pod's namespace.
+async fn listen(network: &Network, place: &Place, port: u16) -> Result<TcpListener, ListenError> {
+    let address = *place.addresses.first().ok_or(ListenError::NoAddress)?;
     let address = SocketAddr::new(address, port);
-    let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse { address },
+    let bound = match place.kind {
+        NetworkKind::Node => TcpListener::bind(address),
+        NetworkKind::Pods => network.listen(address).await,
+    };
+    let listener = bound.map_err(|source| match (source.kind(), place.kind) {
+        (io::ErrorKind::AddrInUse, NetworkKind::Node) => ListenError::InUse { address },
+        (io::ErrorKind::AddrInUse, NetworkKind::Pods) => ListenError::Taken { address },
         _ => ListenError::Refused { address, source },
     })?;
-    // The sandbox serves it from an event loop.
+    unblocked(listener, address)
+}
+
+/// The sandbox serves it from an event loop.
+fn unblocked(listener: TcpListener, address: SocketAddr) -> Result<TcpListener, ListenError> {
     listener.set_nonblocking(true).map_err(|source| ListenError::Refused { address, source })?;
     Ok(listener)
 }
@@ -113,13 +256,78 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_named() {
-        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let first = listen(address, 0).unwrap();
+    fn a_module_finds_its_tcp_ports_and_a_command_none() {
+        let container: Container = serde_json::from_value(json!({"name": "main", "ports": [
+            {"containerPort": 9000, "name": "admin"},
+            {"containerPort": 53, "protocol": "UDP"},
+            {"containerPort": 8080},
+            {"containerPort": 9000, "hostIP": "10.0.0.1"},
+        ]}))
+        .unwrap();
+        let ports = |guest: GuestKind| {
+            let ports = listen_ports(&container, &guest).unwrap();
+            ports.into_iter().map(|port| (port.name, port.port)).collect::<Vec<_>>()
+        };
+        let module = ports(GuestKind::Module { export: "_start".into() });
+        assert_eq!(module, [(Some("admin".to_owned()), 9000), (None, 8080)]);
+        assert_eq!(ports(GuestKind::Command), []);
+    }
+
+    #[test]
+    fn a_host_port_is_listened_on_where_it_says() {
+        let node = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let found = |ports: serde_json::Value| {
+            let container =
+                serde_json::from_value(json!({"name": "main", "ports": ports})).unwrap();
+            let all = host_addresses(&container, &node).map_err(|error| error.to_string())?;
+            Ok::<_, String>(
+                all.iter().map(|one| format!("{} {}", one.address, one.port)).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(found(json!([{"containerPort": 80}])).unwrap(), Vec::<String>::new());
+        for ip in ["", "0.0.0.0", "::"] {
+            assert_eq!(
+                found(json!([{"containerPort": 80, "hostPort": 8000, "hostIP": ip}])).unwrap(),
+                ["192.0.2.1:8000 80", "[2001:db8::1]:8000 80"],
+            );
+        }
+        assert_eq!(
+            found(json!([{"containerPort": 80, "hostPort": 8000, "hostIP": "127.0.0.1"}])).unwrap(),
+            ["127.0.0.1:8000 80"],
+        );
+        let wrong = json!([{"containerPort": 80, "hostPort": 8000, "hostIP": "host"}]);
+        assert_eq!(found(wrong).unwrap_err(), "hostIP \"host\" is not an IP address");
+    }
+
+    #[tokio::test]
+    async fn a_host_port_in_use_is_named() {
+        let node: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let network = Network::host(vec![node]);
+        let place = Place { kind: NetworkKind::Node, addresses: vec![node] };
+        let first = TcpListener::bind((node, 0)).unwrap();
         let port = first.local_addr().unwrap().port();
-        let error = listen(address, port).unwrap_err();
+        let container = serde_json::from_value(
+            json!({"name": "main", "ports": [{"containerPort": 80, "hostPort": port}]}),
+        )
+        .unwrap();
+        let guest = GuestKind::Command;
+        let error = sockets(&network, &place, &container, &guest).await.unwrap_err();
+        assert!(matches!(error, ListenError::HostInUse { .. }), "{error}");
+        drop(first);
+        let sockets = sockets(&network, &place, &container, &guest).await.unwrap();
+        assert_eq!((sockets.ports, sockets.bound.len()), (vec![80], 1));
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named() {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let network = Network::host(vec![address]);
+        let place = Place { kind: NetworkKind::Node, addresses: vec![address] };
+        let first = listen(&network, &place, 0).await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let error = listen(&network, &place, port).await.unwrap_err();
         assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         drop(first);
-        listen(address, port).unwrap();
+        listen(&network, &place, port).await.unwrap();
     }
 }

@@ -15,9 +15,10 @@ use krustlet_model::{
     Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind,
     probes::target::Target,
 };
-use krustlet_protocol::{ExecOutcome, Failure, StatsReport, connection::CallError};
+use krustlet_network::Network;
+use krustlet_protocol::{ExecOutcome, Failure, PodNetwork, StatsReport, connection::CallError};
 pub use krustlet_runtime::{
-    Adopted, Domain, ExecStreams, Launch, PodEvent, PodEvents, PodSandbox, PodUser,
+    Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
 };
 use krustlet_runtime::{Runtime, RuntimeError};
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ use crate::guest::ProgramShape;
 pub struct Outside {
     /// Sandboxes.
     pub runtime: Arc<dyn PodRuntime>,
+    /// Addresses.
+    pub network: Network,
     /// Images and compiled programs.
     pub programs: Arc<dyn Programs>,
     /// What pods refer to.
@@ -105,6 +108,13 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Ends the pod's process, or its share of one.
     fn stop_pod_sandbox(&self, pod: PodUid) -> BoxFuture<'static, Result<(), Refused>>;
+
+    /// Says anew what the pod's sockets may do.
+    fn set_pod_network(
+        &self,
+        pod: PodUid,
+        network: PodNetwork,
+    ) -> BoxFuture<'static, Result<(), Refused>>;
 
     /// Runs the container's program once more.
     fn exec(
@@ -183,6 +193,15 @@ impl PodRuntime for Runtime {
     fn stop_pod_sandbox(&self, pod: PodUid) -> BoxFuture<'static, Result<(), Refused>> {
         let runtime = self.clone();
         Box::pin(async move { Ok(runtime.stop_pod_sandbox(&pod).await?) })
+    }
+
+    fn set_pod_network(
+        &self,
+        pod: PodUid,
+        network: PodNetwork,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let runtime = self.clone();
+        Box::pin(async move { Ok(runtime.set_pod_network(&pod, network).await?) })
     }
 
     fn exec(

@@ -30,7 +30,7 @@ use crate::{
     config::{Context, PodsConfig},
     handle::{Command, Pods, QUEUE},
     messages::{self, Said},
-    outside::{About, Adopted, Domain, EventType, Outside, PodUser},
+    outside::{About, Adopted, Domain, EventType, NetworkKind, Outside, PodUser},
     users::{self, Allotted, UserError, Users},
     view::Views,
     words,
@@ -236,6 +236,7 @@ impl PodsTask {
         said: Said,
     ) {
         self.users.keep(&checkpoint.user);
+        self.keep_addresses(&uid, &checkpoint, adopted.is_some());
         let wanted = Wanted {
             pod: Arc::new(checkpoint.pod.clone()),
             is_known: false,
@@ -244,6 +245,17 @@ impl PodsTask {
         };
         let start = Start::Resumed(Box::new(checkpoint), adopted.map(Box::new), said);
         self.begin(uid, wanted, start, true);
+    }
+
+    /// Before any new pod may be given them.
+    fn keep_addresses(&self, uid: &PodUid, checkpoint: &Checkpoint, is_adopted: bool) {
+        let Some(place) = &checkpoint.place else { return };
+        if place.kind == NetworkKind::Node || (checkpoint.is_over && !is_adopted) {
+            return;
+        }
+        if let Err(error) = self.context.outside.network.restore(uid, &place.addresses) {
+            tracing::error!(%uid, %error, "a pod's address cannot be kept for it");
+        }
     }
 
     /// Compares what is wanted with what has a task.
@@ -394,6 +406,8 @@ impl PodsTask {
         match ended {
             Ok((_, End::Gone(user))) => {
                 self.users.release(&user);
+                // Done with its sandbox, unless its task died in between.
+                self.context.outside.network.release(&uid);
                 self.damaged.remove(&uid);
                 self.entries.remove(&uid);
                 self.context.views.remove(&uid);

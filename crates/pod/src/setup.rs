@@ -7,7 +7,7 @@ use krustlet_model::{Chain, PodKey, PodUid, downward, objects::of_volumes, resta
 use krustlet_volume::{Sources, VolumeError, Volumes};
 use tokio::task::{JoinError, spawn_blocking};
 
-use crate::{config::Context, objects, outside::ObjectFailure};
+use crate::{config::Context, objects, outside::ObjectFailure, place::Place};
 
 /// Volumes to be set up.
 pub(crate) struct SetUp {
@@ -16,6 +16,8 @@ pub(crate) struct SetUp {
     pub(crate) key: PodKey,
     pub(crate) uid: PodUid,
     pub(crate) volumes: Volumes,
+    /// Where the pod is in the network, if that is known yet.
+    pub(crate) place: Option<Place>,
 }
 
 /// Why they were not.
@@ -38,7 +40,7 @@ impl SetUpError {
 
 /// Sets the volumes up. May be done again and again.
 pub(crate) async fn set_up(order: SetUp) -> Result<(), SetUpError> {
-    let SetUp { context, pod, key, uid, volumes } = order;
+    let SetUp { context, pod, key, uid, volumes, place } = order;
     if pod.spec.as_ref().is_none_or(|spec| spec.volumes.as_ref().is_none_or(Vec::is_empty)) {
         return Ok(());
     }
@@ -47,7 +49,7 @@ pub(crate) async fn set_up(order: SetUp) -> Result<(), SetUpError> {
         objects::fetch(outside, of_volumes(&pod)),
         objects::tokens(outside, &pod, &key, &uid),
     )?;
-    let node = context.node();
+    let node = context.node(place.as_ref());
     let write = move || {
         let surroundings = node.surroundings();
         let field = |selector: &ObjectFieldSelector| {

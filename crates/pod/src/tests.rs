@@ -2,6 +2,7 @@
 
 mod bed;
 mod messages;
+mod network;
 mod probes;
 mod restarts;
 mod rules;

@@ -32,6 +32,7 @@ use krustlet_model::{
     observed::{PodFailure, PodObserved},
     time::from_api_time,
 };
+use krustlet_network::NetworkState;
 use krustlet_volume::Volumes;
 use tokio::{
     sync::watch,
@@ -48,6 +49,7 @@ use crate::{
     decide::{Action, Desired, Facts, Phase, decide},
     order::{self, Standing},
     outside::{About, EventType, PodEvent, PodEvents},
+    place::Place,
     users::Allotted,
     words,
 };
@@ -170,6 +172,12 @@ pub(crate) struct Worker {
     wanted: watch::Receiver<Wanted>,
     user: Allotted,
     volumes: Volumes,
+    /// Where it is in the network, from before its sandbox is made until after
+    /// it is gone.
+    place: Option<Place>,
+    /// How pods get their addresses; looked at while this one has none.
+    network: watch::Receiver<NetworkState>,
+    waits_for_network: bool,
 
     phase: Phase,
     slots: Vec<Slot>,
@@ -223,6 +231,9 @@ impl Worker {
             wanted,
             user: start.user().clone(),
             volumes,
+            place: None,
+            network: context.outside.network.state(),
+            waits_for_network: false,
             phase: Phase::Starting,
             slots,
             started_at,
@@ -268,6 +279,8 @@ impl Worker {
                     }
                     self.take_wanted();
                 }
+                // Its sender lives as long as the network, which we hold.
+                Ok(()) = self.network.changed(), if self.waits_for_network => {}
                 event = next(&mut self.events), if self.in_hand.is_none() => {
                     self.take_event(event);
                 }
@@ -428,7 +441,6 @@ impl Worker {
 
     /// What is seen of the pod, in the words of the model.
     fn observed(&self) -> PodObserved {
-        let config = &self.context.config;
         let sandbox_ready = match self.sandbox {
             // Kubelet makes the sandbox after the volumes; here both are made
             // at once, and it counts from when both are there.
@@ -441,7 +453,7 @@ impl Worker {
             failure: self.failure.clone(),
             sandbox_ready,
             pod_ips: if sandbox_ready { self.pod_ips().to_vec() } else { Vec::new() },
-            host_ips: config.host_ips.clone(),
+            host_ips: self.context.outside.network.node_addresses().to_vec(),
             containers: self.slots.iter().map(|slot| slot.seen.clone()).collect(),
             terminating: matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
         }

@@ -35,7 +35,7 @@ pub use messages::{
 pub use network::{Destinations, Host, Names, PodNetwork, SocketLimits};
 pub use process::PidFd;
 pub use socket::{Packet, ParseError};
-pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, LogLimits, Preopen};
+pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimits, Preopen};
 
 /// The protocol's version. Goes up when a verb or field is added.
 ///

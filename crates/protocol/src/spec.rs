@@ -26,8 +26,19 @@ pub struct ContainerSpec {
     pub working_directory: Option<String>,
     /// Directories the guest may open, one descriptor each, in this order.
     pub preopens: Vec<Preopen>,
-    /// How many listening TCP sockets come along.
+    /// How many bound TCP sockets come along. Each is listened on while the
+    /// guest listens on the port it is for.
     pub listeners: u16,
+    /// The container port that each of those is for, in their order. Empty:
+    /// the ports that they are bound to.
+    #[serde(default)]
+    pub listener_ports: Vec<u16>,
+    /// Ports on which the sandbox listens for the guest: the one port of an http
+    /// guest; the TCP ports that a module's container declares, in their order,
+    /// which a module that accepts connections finds pre-opened. A command
+    /// listens itself.
+    #[serde(default)]
+    pub listen_ports: Vec<ListenPort>,
     /// What it may use.
     pub limits: Limits,
     /// How far its log may grow.
@@ -57,6 +68,15 @@ pub struct HttpLimits {
     pub max_concurrent: u32,
     /// Time for one request to be answered whole, in milliseconds.
     pub request_timeout_ms: u64,
+}
+
+/// A port to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenPort {
+    /// Its name, if the container gives it one.
+    pub name: Option<String>,
+    /// Its number; not 0.
+    pub port: u16,
 }
 
 /// What a container may use.

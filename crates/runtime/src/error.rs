@@ -50,6 +50,9 @@ pub enum RuntimeError {
     #[error("no zygote was ready within {limit:?}")]
     NoZygote { limit: Duration },
 
+    #[error("this agent has no network namespace for pods")]
+    NoPodNamespace,
+
     #[error("the new sandbox did not answer within {limit:?}")]
     NotUp { limit: Duration },
 
@@ -121,6 +124,7 @@ impl RuntimeError {
             | Self::Refused(Failure::Failed { .. }) => true,
             Self::InvalidPod { .. }
             | Self::HasSandbox { .. }
+            | Self::NoPodNamespace
             | Self::NoSandbox { .. }
             | Self::Exists { .. }
             | Self::NoContainer { .. }

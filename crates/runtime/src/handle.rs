@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
-use krustlet_protocol::{ExecOutcome, StatsReport};
+use krustlet_protocol::{ExecOutcome, PodNetwork, StatsReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -31,14 +31,17 @@ pub struct RuntimeConfig {
     pub handover: Handover,
     /// Log files of a container, the current one included; at least 2.
     pub log_files: usize,
+    /// A file that is the network namespace of pods with addresses of their
+    /// own; none if there are no such pods.
+    pub pod_namespace: Option<PathBuf>,
 }
 
 impl RuntimeConfig {
-    /// The usual: detached mounts, and five log files for each container
-    /// (kubelet's `containerLogMaxFiles`).
+    /// The usual: detached mounts, five log files for each container (kubelet's
+    /// `containerLogMaxFiles`), and all pods in the node's network.
     #[must_use]
     pub fn new(state: PathBuf, zygote: Vec<OsString>) -> Self {
-        Self { state, zygote, handover: Handover::Detached, log_files: 5 }
+        Self { state, zygote, handover: Handover::Detached, log_files: 5, pod_namespace: None }
     }
 }
 
@@ -53,6 +56,18 @@ pub enum Domain {
     Namespace(String),
     /// All pods of the node.
     Node,
+}
+
+/// The network namespace that a sandbox is born in. Pods of different ones
+/// never share a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkKind {
+    /// The node's own.
+    #[default]
+    Node,
+    /// That of [`RuntimeConfig::pod_namespace`].
+    Pods,
 }
 
 /// The user that a sandbox's process is.
@@ -76,6 +91,10 @@ pub struct PodSandbox {
     /// The process's user. The caller allocates; in a shared domain, pods with
     /// different users get different processes.
     pub user: PodUser,
+    /// Where it is born.
+    pub kind: NetworkKind,
+    /// What the pod's sockets may do.
+    pub network: PodNetwork,
 }
 
 /// Asks for sandboxes and containers. Cheap to clone.
@@ -120,6 +139,11 @@ pub(crate) enum Command {
         pod: PodUid,
         reply: Reply<()>,
     },
+    SetNetwork {
+        pod: PodUid,
+        network: Box<PodNetwork>,
+        reply: Reply<()>,
+    },
     Exec {
         pod: PodUid,
         id: ContainerId,
@@ -137,7 +161,9 @@ pub(crate) enum Command {
 }
 
 /// Opens the runtime: takes over or starts a zygote and adopts every sandbox
-/// that an earlier agent left. Needs a tokio runtime.
+/// that an earlier agent left. With a namespace for pods it is the zygote there
+/// that is started; the one in the node's comes with the first pod that needs
+/// it. Needs a tokio runtime.
 ///
 /// # Errors
 ///
@@ -146,7 +172,7 @@ pub(crate) enum Command {
 pub async fn open(
     config: RuntimeConfig,
 ) -> Result<(Runtime, RuntimeTask, Vec<Adopted>), OpenError> {
-    let RuntimeConfig { state: root, zygote, handover, log_files } = config;
+    let RuntimeConfig { state: root, zygote, handover, log_files, pod_namespace } = config;
     let path = root.clone();
     let failed = |source| OpenError::State { path, source };
     let prepared = blocking(move || {
@@ -158,10 +184,14 @@ pub async fn open(
     let Some(lock) = lock else {
         return Err(OpenError::InUse { path: state.root().to_owned() });
     };
-    let nursery = Nursery::new(zygote, state.clone()).map_err(OpenError::Zygote)?;
+    let nursery = |namespace| {
+        Nursery::new(zygote.clone(), state.clone(), namespace).map_err(OpenError::Zygote)
+    };
+    let node = nursery(None)?;
+    let pods = pod_namespace.map(|path| nursery(Some(path))).transpose()?;
     let common = Common { state, handover, log_files };
     let (commands, requests) = mpsc::channel(QUEUE);
-    let (task, adopted) = RuntimeTask::open(common, nursery, requests, lock).await?;
+    let (task, adopted) = RuntimeTask::open(common, (node, pods), requests, lock).await?;
     let healthy = task.healthy();
     Ok((Runtime { commands, healthy }, task, adopted))
 }
@@ -242,6 +272,20 @@ impl Runtime {
         self.ask(|reply| Command::Remove { pod, id, reply }).await
     }
 
+    /// Says anew what the pod's sockets may do.
+    ///
+    /// # Errors
+    ///
+    /// When the pod has no sandbox or it does not answer.
+    pub async fn set_pod_network(
+        &self,
+        pod: &PodUid,
+        network: PodNetwork,
+    ) -> Result<(), RuntimeError> {
+        let (pod, network) = (pod.clone(), Box::new(network));
+        self.ask(|reply| Command::SetNetwork { pod, network, reply }).await
+    }
+
     /// Ends the pod's process, or its share of one, without any grace, and
     /// forgets it. Returns when that is done. A pod without a sandbox is no
     /// error.
@@ -281,17 +325,18 @@ impl Runtime {
         self.ask(|reply| Command::Stats { pod, reply }).await
     }
 
-    /// Has the zygote end once its last sandbox has, and starts no other: for
+    /// Has the zygotes end once their last sandbox has, and starts no other: for
     /// an agent that leaves nothing behind.
     ///
     /// # Errors
     ///
-    /// When the zygote lives and does not answer.
+    /// When a zygote lives and does not answer.
     pub async fn retire(&self) -> Result<(), RuntimeError> {
         self.ask(|reply| Command::Retire { reply }).await
     }
 
-    /// Whether new sandboxes can be made: true while a zygote lives.
+    /// Whether new sandboxes can be made: true while every zygote that was
+    /// needed so far lives.
     #[must_use]
     pub fn healthy(&self) -> watch::Receiver<bool> {
         self.healthy.clone()

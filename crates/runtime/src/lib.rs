@@ -29,7 +29,7 @@ mod zygote;
 pub use adopt::Adopted;
 pub use error::{OpenError, RuntimeError};
 pub use events::{PodEvent, PodEvents};
-pub use handle::{Domain, PodSandbox, PodUser, Runtime, RuntimeConfig, open};
+pub use handle::{Domain, NetworkKind, PodSandbox, PodUser, Runtime, RuntimeConfig, open};
 pub use mounts::{Handover, MountError};
 pub use task::RuntimeTask;
 pub use verbs::{ExecStreams, Launch};

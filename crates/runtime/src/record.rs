@@ -30,7 +30,7 @@ use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{ExitReport, ZygoteMessage, socket};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Domain, PodUser};
+use crate::{Domain, NetworkKind, PodUser, table::Who};
 
 /// The longest record or line that is believed, in bytes. An exit's message is
 /// at most 4 KiB, six times that when escaped.
@@ -50,6 +50,15 @@ pub(crate) struct SandboxRecord {
     pub(crate) boot: String,
     pub(crate) domain: Domain,
     pub(crate) user: PodUser,
+    /// Agents before there was a choice had but the node's.
+    #[serde(default)]
+    pub(crate) network: NetworkKind,
+}
+
+impl SandboxRecord {
+    pub(crate) fn who(self) -> Who {
+        Who { domain: self.domain, user: self.user, network: self.network }
+    }
 }
 
 /// A container that was made in a sandbox.
@@ -375,6 +384,7 @@ mod tests {
             boot: boot(),
             domain: Domain::Namespace("n".into()),
             user: PodUser { uid: 1, gid: 2, groups: vec![3] },
+            network: NetworkKind::Pods,
         };
         let container = ContainerRecord {
             id: ContainerId::from_bytes([7; 32]),
@@ -400,6 +410,14 @@ mod tests {
         let found = state.found().unwrap();
         assert_eq!(found.len(), 1);
         assert!(found[0].pods.is_empty() && found[0].containers.is_empty());
+    }
+
+    #[test]
+    fn a_record_of_an_agent_without_pod_networks_is_of_the_nodes() {
+        let text = r#"{"pid":3,"start_time":4,"boot":"b","domain":"pod",
+            "user":{"uid":1,"gid":2,"groups":[]}}"#;
+        let record: SandboxRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(record.network, NetworkKind::Node);
     }
 
     #[test]

@@ -21,18 +21,20 @@ use std::{
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    Caller, Incoming, PidFd, SandboxEvent, SandboxReply, SandboxRequest, VERSION, WithSandbox,
+    Caller, Incoming, PidFd, PodNetwork, SandboxEvent, SandboxReply, SandboxRequest, VERSION,
+    WithSandbox,
     connection::{self, Answer, CallError},
     process, socket,
 };
 use tokio::sync::watch;
 
 use crate::{
-    Domain, PodEvents, PodUser, RuntimeError,
+    PodEvents, RuntimeError,
     events::Feed,
     logs::LogFile,
     mounts::Handover,
     record::{self, SandboxRecord, State},
+    table::Who,
     work::{blocking, on_disk},
     zygote::Zygotes,
 };
@@ -72,8 +74,7 @@ pub(crate) struct Common {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) id: String,
-    pub(crate) domain: Domain,
-    pub(crate) user: PodUser,
+    pub(crate) who: Who,
     pub(crate) common: Common,
     pub(crate) pid: i32,
     /// `None` for one that was found dead.
@@ -146,21 +147,20 @@ impl Sandbox {
     pub(crate) async fn start(
         common: Common,
         zygotes: &Zygotes,
-        domain: Domain,
-        user: PodUser,
+        who: Who,
     ) -> Result<(Arc<Self>, Reading), RuntimeError> {
         let state = common.state.clone();
         let (id, control, status) = blocking(move || state.prepare(now_micros()))
             .await
             .map_err(|source| common.state_error(source))?;
-        match zygotes.fork(id.clone(), user.clone(), control, status).await {
+        match zygotes.fork(id.clone(), &who, control, status).await {
             Ok(forked) => {
                 let process = forked.process;
                 let pid = forked.pid;
-                match Self::greet(&common, &id, (pid, &process), &domain, &user).await {
+                match Self::greet(&common, &id, (pid, &process), &who).await {
                     Ok((caller, reading)) => {
                         let link = Some(Link::new(caller, process));
-                        let sandbox = Self::new(id, domain, user, common, pid, link);
+                        let sandbox = Self::new(id, who, common, pid, link);
                         Ok((Arc::new(sandbox), reading))
                     }
                     Err(error) => {
@@ -182,15 +182,15 @@ impl Sandbox {
         common: &Common,
         id: &str,
         (pid, process): (i32, &PidFd),
-        domain: &Domain,
-        user: &PodUser,
+        who: &Who,
     ) -> Result<(Caller<WithSandbox>, Reading), RuntimeError> {
         let record = SandboxRecord {
             pid,
             start_time: process::start_time(pid),
             boot: record::boot(),
-            domain: domain.clone(),
-            user: user.clone(),
+            domain: who.domain.clone(),
+            user: who.user.clone(),
+            network: who.network,
         };
         let (state, of) = (common.state.clone(), id.to_owned());
         let watched = process.try_clone().map_err(RuntimeError::Process)?;
@@ -216,28 +216,22 @@ impl Sandbox {
     ) -> Self {
         let (id, record) = found;
         let link = Some(Link::new(caller, process));
-        Self::new(id, record.domain, record.user, common, record.pid, link)
+        let pid = record.pid;
+        Self::new(id, record.who(), common, pid, link)
     }
 
     /// One that an earlier agent left, and that has ended.
     pub(crate) fn found_dead(id: String, record: SandboxRecord, common: Common) -> Self {
-        let sandbox = Self::new(id, record.domain, record.user, common, record.pid, None);
+        let pid = record.pid;
+        let sandbox = Self::new(id, record.who(), common, pid, None);
         sandbox.dead.store(true, Ordering::Release);
         sandbox
     }
 
-    fn new(
-        id: String,
-        domain: Domain,
-        user: PodUser,
-        common: Common,
-        pid: i32,
-        link: Option<Link>,
-    ) -> Self {
+    fn new(id: String, who: Who, common: Common, pid: i32, link: Option<Link>) -> Self {
         Self {
             id,
-            domain,
-            user,
+            who,
             common,
             pid,
             link,
@@ -352,12 +346,17 @@ impl Sandbox {
         }
     }
 
-    /// Takes a pod in and opens its events.
-    pub(crate) async fn take_in(&self, pod: PodUid) -> Result<PodEvents, RuntimeError> {
+    /// Takes a pod in, says what its sockets may do, and opens its events.
+    pub(crate) async fn take_in(
+        &self,
+        pod: PodUid,
+        network: PodNetwork,
+    ) -> Result<PodEvents, RuntimeError> {
         let (state, id, marked) = (self.common.state.clone(), self.id.clone(), pod.clone());
         blocking(move || state.put_pod(&id, &marked))
             .await
             .map_err(|source| self.common.state_error(source))?;
+        self.set_network(&pod, network).await?;
         let (feed, events) = Feed::new();
         let mut table = self.table();
         // Checked under the lock: a death announces itself to whom it finds.

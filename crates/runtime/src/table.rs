@@ -14,7 +14,8 @@ use std::{collections::HashMap, sync::Arc};
 use krustlet_model::PodUid;
 
 use crate::{
-    Domain, PodEvents, PodSandbox, PodUser, RuntimeError, handle::Reply, sandbox::Sandbox,
+    Domain, NetworkKind, PodEvents, PodSandbox, PodUser, RuntimeError, handle::Reply,
+    sandbox::Sandbox,
 };
 
 #[derive(Debug, Default)]
@@ -29,7 +30,22 @@ pub(crate) struct Table {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     Own(PodUid),
-    Shared(Domain, PodUser),
+    Shared(Domain, PodUser, NetworkKind),
+}
+
+/// What all pods of one process have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Who {
+    pub(crate) domain: Domain,
+    pub(crate) user: PodUser,
+    pub(crate) network: NetworkKind,
+}
+
+impl From<&PodSandbox> for Who {
+    fn from(wanted: &PodSandbox) -> Self {
+        let PodSandbox { domain, user, kind, .. } = wanted;
+        Self { domain: domain.clone(), user: user.clone(), network: *kind }
+    }
 }
 
 /// Where a pod stands.
@@ -67,10 +83,13 @@ pub(crate) struct Joiner {
 }
 
 impl Key {
-    pub(crate) fn of(domain: &Domain, pod: &PodUid, user: &PodUser) -> Self {
+    pub(crate) fn of(who: &Who, pod: &PodUid) -> Self {
+        let Who { domain, user, network } = who;
         match domain {
             Domain::Pod => Self::Own(pod.clone()),
-            Domain::Namespace(_) | Domain::Node => Self::Shared(domain.clone(), user.clone()),
+            Domain::Namespace(_) | Domain::Node => {
+                Self::Shared(domain.clone(), user.clone(), *network)
+            }
         }
     }
 }

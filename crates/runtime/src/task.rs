@@ -19,10 +19,10 @@ use crate::{
     adopt::{Adoption, adopt_all, kill_unknown},
     handle::{Command, Reply},
     sandbox::{Common, Reading, Sandbox},
-    table::{Held, Joiner, Key, Process, Slot, Table},
+    table::{Held, Joiner, Key, Process, Slot, Table, Who},
     watch::watch,
     work::blocking,
-    zygote::{Keeper, Nursery, Reaped, Zygote, Zygotes},
+    zygote::{Health, Keeper, Nursery, Reaped, Zygote, Zygotes},
 };
 
 /// Time for what is under way to be finished when the agent stops. What is not
@@ -40,9 +40,9 @@ pub struct RuntimeTask {
     common: Common,
     requests: mpsc::Receiver<Command>,
     reaped: mpsc::Receiver<Reaped>,
-    keeper: Option<Keeper>,
+    keepers: Vec<Keeper>,
     zygotes: Zygotes,
-    healthy: watch::Receiver<bool>,
+    health: Health,
     /// Cancelled when no zygote is wanted any more.
     retired: CancellationToken,
     readings: Vec<(Key, Arc<Sandbox>, Reading)>,
@@ -88,41 +88,47 @@ enum Outcome {
 }
 
 impl RuntimeTask {
-    /// Finds or starts a zygote and adopts what is there.
+    /// Finds or starts a zygote and adopts what is there. The nurseries are
+    /// those of the node's namespace and, if there is one, of the pods'.
     pub(crate) async fn open(
         common: Common,
-        nursery: Nursery,
+        (node, pods): (Nursery, Option<Nursery>),
         requests: mpsc::Receiver<Command>,
         lock: File,
     ) -> Result<(Self, Vec<Adopted>), OpenError> {
-        let mut zygote = match nursery.adopt().await {
-            Some(zygote) => zygote,
-            None => nursery.start().await.map_err(OpenError::Zygote)?,
-        };
-        nursery.retire_others().await;
+        let mut of_node = node.adopt().await;
+        let mut of_pods = None;
+        if let Some(pods) = &pods {
+            of_pods = Some(match pods.adopt().await {
+                Some(zygote) => zygote,
+                None => pods.start().await.map_err(OpenError::Zygote)?,
+            });
+        } else if of_node.is_none() {
+            of_node = Some(node.start().await.map_err(OpenError::Zygote)?);
+        }
+        let ours: Vec<_> = std::iter::once(&node).chain(&pods).map(Nursery::socket).collect();
+        Nursery::retire_others(common.state.clone(), &ours).await;
         let failed = |source| OpenError::State { path: common.state.root().to_owned(), source };
         let adoptions = adopt_all(&common).await.map_err(failed)?;
-        tidy(&common, &mut zygote, &adoptions).await;
+        let living = of_node.iter_mut().chain(&mut of_pods).collect();
+        tidy(&common, living, &adoptions).await;
 
-        let (publish, zygotes) = watch::channel(Some(zygote.caller.clone()));
-        let (healthy, is_healthy) = watch::channel(true);
+        let health = Health::new();
         let (reaped_by, reaped) = mpsc::channel(REAPED);
         let retired = CancellationToken::new();
-        let keeper = Keeper {
-            nursery,
-            zygote,
-            publish,
-            healthy,
-            reaped: reaped_by,
-            retired: retired.clone(),
+        let keeper = |nursery, zygote| {
+            Keeper::new(nursery, zygote, health.clone(), reaped_by.clone(), retired.clone())
         };
+        let (node_keeper, node) = keeper(node, of_node);
+        let (pods_keeper, pods) = pods.map(|nursery| keeper(nursery, of_pods)).unzip();
+        let keepers = std::iter::once(node_keeper).chain(pods_keeper).collect();
         let mut task = Self {
             common,
             requests,
             reaped,
-            keeper: Some(keeper),
-            zygotes: Zygotes(zygotes),
-            healthy: is_healthy,
+            keepers,
+            zygotes: Zygotes { node, pods },
+            health,
             retired,
             readings: Vec::new(),
             table: Table::default(),
@@ -137,7 +143,7 @@ impl RuntimeTask {
     }
 
     pub(crate) fn healthy(&self) -> watch::Receiver<bool> {
-        self.healthy.clone()
+        self.health.shown()
     }
 
     fn take_over(&mut self, adoption: Adoption) -> Vec<Adopted> {
@@ -150,7 +156,7 @@ impl RuntimeTask {
         self.table.sandboxes.insert(sandbox.id.clone(), held);
         // There is a pod in each, or it had been ended.
         if let (Some(reading), Some(pod)) = (reading, pods.first()) {
-            let key = Key::of(&sandbox.domain, &pod.pod, &sandbox.user);
+            let key = Key::of(&sandbox.who, &pod.pod);
             let live = Process::Live(Arc::clone(&sandbox));
             self.table.domains.insert(key.clone(), live);
             self.readings.push((key, sandbox, reading));
@@ -162,9 +168,9 @@ impl RuntimeTask {
     pub async fn run(mut self, stop: CancellationToken) {
         // Ends the watches and the keeper however this function is left.
         let _ended = self.stop.clone().drop_guard();
-        let mut keeper = JoinSet::new();
-        if let Some(one) = self.keeper.take() {
-            keeper.spawn(one.run(self.stop.child_token()));
+        let mut keepers = JoinSet::new();
+        for keeper in std::mem::take(&mut self.keepers) {
+            keepers.spawn(keeper.run(self.stop.child_token()));
         }
         for (key, sandbox, reading) in std::mem::take(&mut self.readings) {
             self.watch(key, sandbox, reading);
@@ -223,6 +229,12 @@ impl RuntimeTask {
             Command::Stats { pod, reply } => {
                 let of = pod.clone();
                 self.beside(&pod, reply, async move |sandbox| sandbox.stats(&of).await);
+            }
+            Command::SetNetwork { pod, network, reply } => {
+                let of = pod.clone();
+                self.beside(&pod, reply, async move |sandbox| {
+                    sandbox.set_network(&of, *network).await
+                });
             }
             Command::Exec { pod, id, args, streams, reply } => match self.table.sandbox_of(&pod) {
                 Err(error) => answer(reply, Err(error)),
@@ -293,8 +305,8 @@ impl RuntimeTask {
     }
 
     fn join(&mut self, joiner: Joiner) {
-        let PodSandbox { pod, domain, user } = &joiner.wanted;
-        let key = Key::of(domain, pod, user);
+        let who = Who::from(&joiner.wanted);
+        let key = Key::of(&who, &joiner.wanted.pod);
         match self.table.domains.get_mut(&key) {
             Some(Process::Starting { joiners } | Process::Ending { joiners, .. }) => {
                 joiners.push(joiner);
@@ -306,11 +318,10 @@ impl RuntimeTask {
             // One that has just died makes way.
             Some(Process::Live(_)) | None => {
                 let (common, zygotes) = (self.common.clone(), self.zygotes.clone());
-                let (domain, user) = (domain.clone(), user.clone());
                 let starting = Process::Starting { joiners: vec![joiner] };
                 self.table.domains.insert(key.clone(), starting);
                 self.work.spawn(async move {
-                    let started = Sandbox::start(common, &zygotes, domain, user).await;
+                    let started = Sandbox::start(common, &zygotes, who).await;
                     Outcome::Started { key, started }
                 });
             }
@@ -321,9 +332,9 @@ impl RuntimeTask {
         if let Some(held) = self.table.sandboxes.get_mut(&sandbox.id) {
             held.members += 1;
         }
-        let Joiner { wanted: PodSandbox { pod, .. }, reply } = joiner;
+        let Joiner { wanted: PodSandbox { pod, network, .. }, reply } = joiner;
         self.work.spawn(async move {
-            let result = sandbox.take_in(pod.clone()).await;
+            let result = sandbox.take_in(pod.clone(), network).await;
             Outcome::Joined { sandbox, pod, reply, joined: result }
         });
     }
@@ -344,7 +355,7 @@ impl RuntimeTask {
     fn leave(&mut self, sandbox: Arc<Sandbox>, pod: PodUid, replies: Vec<Reply<()>>) {
         self.table.pods.insert(pod.clone(), Slot::Leaving { replies });
         if self.table.member_leaves(&sandbox) {
-            let key = Key::of(&sandbox.domain, &pod, &sandbox.user);
+            let key = Key::of(&sandbox.who, &pod);
             self.end(key, sandbox, Some(pod));
         } else {
             self.work.spawn(async move {
@@ -466,7 +477,7 @@ impl RuntimeTask {
                 answer(reply, Err(error));
                 self.forget_joining(&pod);
                 if self.table.member_leaves(&sandbox) {
-                    let key = Key::of(&sandbox.domain, &pod, &sandbox.user);
+                    let key = Key::of(&sandbox.who, &pod);
                     self.end(key, sandbox, None);
                 }
             }
@@ -545,11 +556,13 @@ impl RuntimeTask {
 }
 
 /// Kills what nobody knows, and empties the journal if nobody needs it.
-async fn tidy(common: &Common, zygote: &mut Zygote, adoptions: &[Adoption]) {
-    match zygote.list().await {
-        Ok(listed) => kill_unknown(&listed, adoptions),
-        Err(error) => {
-            tracing::warn!(error = %Chain(&error), "the zygote does not list its sandboxes");
+async fn tidy(common: &Common, zygotes: Vec<&mut Zygote>, adoptions: &[Adoption]) {
+    for zygote in zygotes {
+        match zygote.list().await {
+            Ok(listed) => kill_unknown(&listed, adoptions),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the zygote does not list its sandboxes");
+            }
         }
     }
     if adoptions.iter().all(|one| one.reading.is_some()) {

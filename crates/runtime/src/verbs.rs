@@ -7,8 +7,8 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    ContainerSpec, DescriptorName, ExecOutcome, Failure, SandboxReply, SandboxRequest, StatsReport,
-    connection::CallError, socket::memfd,
+    ContainerSpec, DescriptorName, ExecOutcome, Failure, PodNetwork, SandboxReply, SandboxRequest,
+    StatsReport, connection::CallError, socket::memfd,
 };
 
 use crate::{
@@ -222,6 +222,26 @@ impl Sandbox {
     pub(crate) async fn hand_log(&self, id: ContainerId, log: OwnedFd) -> Result<(), RuntimeError> {
         let given = vec![(DescriptorName::NextLog, log)];
         self.done(SandboxRequest::NextLog { id }, given, ANSWER_LIMIT).await
+    }
+
+    /// Says what a pod's sockets may do.
+    ///
+    /// A sandbox of the version before does not know the verb: it makes no
+    /// socket, so that there is nothing to be said.
+    pub(crate) async fn set_network(
+        &self,
+        pod: &PodUid,
+        network: PodNetwork,
+    ) -> Result<(), RuntimeError> {
+        let text =
+            serde_json::to_vec(&network).map_err(|error| RuntimeError::Spec(error.into()))?;
+        let text = memfd(&text).map_err(RuntimeError::Spec)?;
+        let given = vec![(DescriptorName::Network, text)];
+        let request = SandboxRequest::SetPodNetwork { pod: pod.clone() };
+        match self.done(request, given, ANSWER_LIMIT).await {
+            Err(RuntimeError::Refused(Failure::UnknownVerb)) => Ok(()),
+            other => other,
+        }
     }
 
     fn known(&self, id: &ContainerId) -> Result<Reached, RuntimeError> {

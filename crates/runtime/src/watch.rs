@@ -460,7 +460,7 @@ fn time(micros: i64) -> Timestamp {
 mod tests {
     use super::*;
     use crate::{
-        Domain, PodUser,
+        Domain, NetworkKind, PodUser,
         mounts::Handover,
         record::{SandboxRecord, State},
         sandbox::{Common, Container},
@@ -480,6 +480,7 @@ mod tests {
             boot: String::new(),
             domain: Domain::Pod,
             user: PodUser { uid: 1, gid: 1, groups: vec![] },
+            network: NetworkKind::Node,
         };
         let sandbox = Arc::new(Sandbox::found_dead("1".into(), record, common));
         let ids = [ContainerId::from_bytes([1; 32]), ContainerId::from_bytes([2; 32])];

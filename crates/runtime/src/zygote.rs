@@ -11,10 +11,14 @@
 //!
 //! Zygotes of other builds are told to retire: they reap what is theirs and
 //! end. A zygote's death harms no sandbox.
+//!
+//! There is one for each network namespace, started when it is first needed: a
+//! process cannot leave the one it was born in.
 
 use std::{
     collections::hash_map::DefaultHasher,
     ffi::OsString,
+    fs::{self, File},
     hash::{Hash, Hasher},
     io::{self, ErrorKind, Read, Seek, SeekFrom},
     os::{
@@ -23,6 +27,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,7 +48,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{PodUser, RuntimeError, record::State, work::blocking};
+use crate::{NetworkKind, PodUser, RuntimeError, record::State, table::Who, work::blocking};
 
 /// Time for a zygote to build its engine and lock itself; it takes a tenth of
 /// a second, on the slowest boards a few.
@@ -109,12 +117,18 @@ pub(crate) struct Nursery {
     command: Vec<OsString>,
     state: State,
     socket: PathBuf,
+    /// The namespace that zygotes are born in; none for the agent's own.
+    namespace: Option<PathBuf>,
 }
 
 impl Nursery {
     /// Names the zygote's socket after the protocol's version and the program
     /// file: the artifacts of another build would not load.
-    pub(crate) fn new(command: Vec<OsString>, state: State) -> Result<Self, StartError> {
+    pub(crate) fn new(
+        command: Vec<OsString>,
+        state: State,
+        namespace: Option<PathBuf>,
+    ) -> Result<Self, StartError> {
         let program = PathBuf::from(command.first().ok_or(StartError::NoCommand)?);
         let mut build = DefaultHasher::new();
         command.hash(&mut build);
@@ -123,9 +137,15 @@ impl Nursery {
                 .hash(&mut build),
             Err(source) => return Err(StartError::Spawn { command: program, source }),
         }
-        let name = format!("{VERSION}-{:08x}.zygote.sock", build.finish() >> 32);
+        let kind = if namespace.is_some() { ".pods" } else { "" };
+        let name = format!("{VERSION}-{:08x}{kind}.zygote.sock", build.finish() >> 32);
         let socket = state.root().join(name);
-        Ok(Self { command, state, socket })
+        Ok(Self { command, state, socket, namespace })
+    }
+
+    /// Where its zygote is found.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The zygote that an earlier agent of this build left, if it is in order.
@@ -134,6 +154,13 @@ impl Nursery {
         let socket = blocking(move || socket::connect(&path)).await.ok()?;
         let (caller, mut incoming) = connection::connection(socket).ok()?;
         let process = PidFd::of_peer(caller.socket()).ok()?;
+        if self.is_elsewhere(&process) {
+            tracing::warn!("the zygote found is of another network namespace; it is replaced");
+            if let Err(error) = retire(caller, incoming).await {
+                tracing::warn!(error = %Chain(&error), "cannot tell it to retire");
+            }
+            return None;
+        }
         let mut early = Vec::new();
         match ask(&caller, &mut incoming, &mut early, ZygoteRequest::List).await {
             Ok(Answer { reply: ZygoteReply::Sandboxes { .. }, .. }) => {
@@ -146,6 +173,18 @@ impl Nursery {
                 None
             }
         }
+    }
+
+    /// Whether a process is known to be of another network namespace: that of
+    /// the pods may have been made anew.
+    fn is_elsewhere(&self, process: &PidFd) -> bool {
+        let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let ours = self.namespace.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
+        let Ok(Some(pid)) = process.pid() else { return false };
+        let theirs = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        // Not every agent may look at other users' processes.
+        let (Some(ours), Some(theirs)) = (identity(ours), identity(&theirs)) else { return false };
+        ours != theirs
     }
 
     /// Starts a zygote and waits until it is ready.
@@ -184,9 +223,9 @@ impl Nursery {
         }
     }
 
-    /// Tells the zygotes of other builds to fork no more.
-    pub(crate) async fn retire_others(&self) {
-        let state = self.state.clone();
+    /// Tells the zygotes of other builds to fork no more. `ours` are the sockets
+    /// of this one's.
+    pub(crate) async fn retire_others(state: State, ours: &[&Path]) {
         let all = match blocking(move || state.zygotes()).await {
             Ok(all) => all,
             Err(error) => {
@@ -194,10 +233,10 @@ impl Nursery {
                 return;
             }
         };
-        for path in all.into_iter().filter(|path| *path != self.socket) {
+        for path in all.into_iter().filter(|path| !ours.contains(&path.as_path())) {
             let connecting = path.clone();
             let told = match blocking(move || socket::connect(&connecting)).await {
-                Ok(socket) => retire(socket).await,
+                Ok(socket) => retire_at(socket).await,
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     // Nobody is there any more.
                     let _ = blocking(move || std::fs::remove_file(path)).await;
@@ -223,6 +262,7 @@ impl Nursery {
             listener: socket::bind(&self.socket)?,
             journal: self.state.journal()?,
             log: self.state.zygote_log()?,
+            namespace: self.namespace.as_ref().map(File::open).transpose()?,
         })
     }
 
@@ -238,9 +278,15 @@ impl Nursery {
             .stdin(Stdio::null())
             .stdout(files.log.try_clone().map_err(failed)?)
             .stderr(files.log.try_clone().map_err(failed)?);
+        let namespace = files.namespace.as_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only system calls that allocate
         // nothing are made, on descriptors that stay open meanwhile.
-        unsafe { command.pre_exec(move || place(given)) };
+        unsafe {
+            command.pre_exec(move || {
+                namespace.map_or(Ok(()), enter)?;
+                place(given)
+            });
+        }
         command.spawn().map_err(failed)
     }
 }
@@ -251,7 +297,17 @@ struct Files {
     theirs: OwnedFd,
     listener: OwnedFd,
     journal: OwnedFd,
-    log: std::fs::File,
+    log: File,
+    namespace: Option<File>,
+}
+
+/// Enters a network namespace. Runs in the child.
+fn enter(namespace: RawFd) -> io::Result<()> {
+    // SAFETY: plain numbers go in and out.
+    if unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Puts descriptors at the numbers from [`FIRST`] on, open after exec. Runs in
@@ -296,15 +352,22 @@ async fn ask(
     }
 }
 
-async fn retire(socket: OwnedFd) -> Result<(), CallError> {
-    let (caller, mut incoming) = connection::connection(socket).map_err(CallError::Send)?;
+async fn retire_at(socket: OwnedFd) -> Result<(), CallError> {
+    let (caller, incoming) = connection::connection(socket).map_err(CallError::Send)?;
+    retire(caller, incoming).await
+}
+
+async fn retire(
+    caller: Caller<WithZygote>,
+    mut incoming: Incoming<WithZygote>,
+) -> Result<(), CallError> {
     ask(&caller, &mut incoming, &mut Vec::new(), ZygoteRequest::Retire).await.map(drop)
 }
 
 fn last_words(log: &Path) -> String {
     const WORDS: u64 = 1024;
     let read = || -> io::Result<String> {
-        let mut file = std::fs::File::open(log)?;
+        let mut file = File::open(log)?;
         let from = file.metadata()?.len().saturating_sub(WORDS);
         file.seek(SeekFrom::Start(from))?;
         let mut bytes = Vec::new();
@@ -314,9 +377,20 @@ fn last_words(log: &Path) -> String {
     read().unwrap_or_default()
 }
 
-/// How the rest of the runtime reaches whichever zygote lives.
+/// How the rest of the runtime reaches whichever zygotes live.
 #[derive(Clone, Debug)]
-pub(crate) struct Zygotes(pub(crate) watch::Receiver<Option<Caller<WithZygote>>>);
+pub(crate) struct Zygotes {
+    pub(crate) node: Line,
+    /// None if there is no namespace for pods.
+    pub(crate) pods: Option<Line>,
+}
+
+/// The way to the zygote of one namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    callers: watch::Receiver<Option<Caller<WithZygote>>>,
+    wanted: watch::Sender<bool>,
+}
 
 /// A new process.
 #[derive(Debug)]
@@ -330,18 +404,23 @@ impl Zygotes {
     pub(crate) async fn fork(
         &self,
         id: String,
-        user: PodUser,
+        who: &Who,
         control: OwnedFd,
         status: OwnedFd,
     ) -> Result<Forked, RuntimeError> {
-        let mut zygotes = self.0.clone();
+        let line = match who.network {
+            NetworkKind::Node => &self.node,
+            NetworkKind::Pods => self.pods.as_ref().ok_or(RuntimeError::NoPodNamespace)?,
+        };
+        line.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        let mut zygotes = line.callers.clone();
         let caller = match timeout(WAIT_LIMIT, zygotes.wait_for(Option::is_some)).await {
             Ok(Ok(zygote)) => zygote.clone(),
             Ok(Err(_)) => return Err(RuntimeError::Stopping),
             Err(_) => None,
         };
         let caller = caller.ok_or(RuntimeError::NoZygote { limit: WAIT_LIMIT })?;
-        let PodUser { uid, gid, groups } = user;
+        let PodUser { uid, gid, groups } = who.user.clone();
         let request = ZygoteRequest::RunSandbox { id, uid, gid, groups };
         let given = vec![(DescriptorName::Control, control), (DescriptorName::Status, status)];
         let mut answer = caller
@@ -358,9 +437,19 @@ impl Zygotes {
         }
     }
 
-    /// Has the zygote fork no more, and end once its sandboxes have.
+    /// Has the zygotes fork no more, and end once their sandboxes have.
     pub(crate) async fn retire(&self) -> Result<(), RuntimeError> {
-        let Some(caller) = self.0.borrow().clone() else {
+        self.node.retire().await?;
+        match &self.pods {
+            Some(line) => line.retire().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Line {
+    async fn retire(&self) -> Result<(), RuntimeError> {
+        let Some(caller) = self.callers.borrow().clone() else {
             return Ok(());
         };
         match caller.call(ZygoteRequest::Retire, Vec::new(), ANSWER_LIMIT).await {
@@ -374,26 +463,84 @@ impl Zygotes {
 /// A sandbox that a zygote has reaped.
 pub(crate) type Reaped = (String, i32);
 
+/// Whether every zygote that was needed so far lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Health {
+    dead: Arc<AtomicUsize>,
+    shown: watch::Sender<bool>,
+}
+
+impl Health {
+    pub(crate) fn new() -> Self {
+        Self { dead: Arc::default(), shown: watch::Sender::new(true) }
+    }
+
+    pub(crate) fn shown(&self) -> watch::Receiver<bool> {
+        self.shown.subscribe()
+    }
+
+    /// One more is dead.
+    fn fall(&self) {
+        // Counted under the lock of what is shown: both keepers may speak.
+        self.shown.send_modify(|well| {
+            self.dead.fetch_add(1, Ordering::Relaxed);
+            *well = false;
+        });
+    }
+
+    /// One that was dead lives again.
+    fn rise(&self) {
+        self.shown.send_modify(|well| *well = self.dead.fetch_sub(1, Ordering::Relaxed) == 1);
+    }
+}
+
 /// Keeps a zygote alive until stopped, and passes on what it reaps.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    pub(crate) nursery: Nursery,
-    pub(crate) zygote: Zygote,
-    pub(crate) publish: watch::Sender<Option<Caller<WithZygote>>>,
-    pub(crate) healthy: watch::Sender<bool>,
-    pub(crate) reaped: mpsc::Sender<Reaped>,
+    nursery: Nursery,
+    /// None until it is needed.
+    zygote: Option<Zygote>,
+    wanted: watch::Receiver<bool>,
+    publish: watch::Sender<Option<Caller<WithZygote>>>,
+    health: Health,
+    reaped: mpsc::Sender<Reaped>,
     /// Cancelled when the zygote is to end for good.
-    pub(crate) retired: CancellationToken,
+    retired: CancellationToken,
 }
 
 impl Keeper {
+    /// A keeper of one that lives, or of one that is started when it is needed.
+    pub(crate) fn new(
+        nursery: Nursery,
+        zygote: Option<Zygote>,
+        health: Health,
+        reaped: mpsc::Sender<Reaped>,
+        retired: CancellationToken,
+    ) -> (Self, Line) {
+        let first = zygote.as_ref().map(|zygote| zygote.caller.clone());
+        let (publish, callers) = watch::channel(first);
+        let (asking, wanted) = watch::channel(false);
+        let keeper = Self { nursery, zygote, wanted, publish, health, reaped, retired };
+        (keeper, Line { callers, wanted: asking })
+    }
+
     /// Ends when stopped; the zygote goes on.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let Self { nursery, mut zygote, publish, healthy, reaped, retired } = self;
+        let Self { nursery, zygote, mut wanted, publish, health, reaped, retired } = self;
         let mut deaths = 0_usize;
+        let mut zygote = match zygote {
+            Some(zygote) => zygote,
+            None => tokio::select! {
+                biased;
+                // All are cancel-safe; a zygote that is being started is found
+                // by the next agent.
+                () = stop.cancelled() => return,
+                () = retired.cancelled() => return,
+                zygote = first(&nursery, &mut wanted, &mut deaths) => zygote,
+            },
+        };
         loop {
             publish.send_replace(Some(zygote.caller.clone()));
-            healthy.send_replace(true);
             let since = tokio::time::Instant::now();
             tokio::select! {
                 biased;
@@ -410,7 +557,7 @@ impl Keeper {
                 zygote = Zygote { child: zygote.child, ..again };
                 continue;
             }
-            healthy.send_replace(false);
+            health.fall();
             zygote.bury().await;
             if retired.is_cancelled() {
                 return;
@@ -423,8 +570,22 @@ impl Keeper {
                 () = retired.cancelled() => return,
                 zygote = replace(&nursery, &mut deaths) => zygote,
             };
+            health.rise();
         }
     }
+}
+
+/// Starts a zygote once one is needed.
+async fn first(
+    nursery: &Nursery,
+    wanted: &mut watch::Receiver<bool>,
+    deaths: &mut usize,
+) -> Zygote {
+    if wanted.wait_for(|wanted| *wanted).await.is_err() {
+        // Nobody can ask any more: the runtime ends.
+        std::future::pending::<()>().await;
+    }
+    replace(nursery, deaths).await
 }
 
 /// Starts zygotes until one is ready.

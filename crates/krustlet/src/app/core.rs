@@ -6,9 +6,13 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use krustlet_compiler::{Artifacts, ArtifactsConfig, CompileLimits};
 use krustlet_image::{Images, ImagesConfig, PullLimits, RegistryRules, VerificationPolicy};
+use krustlet_network::{Mode, Network, NetworkConfig, Prepared, prepare};
 use krustlet_runtime::{Adopted, Handover, Runtime, RuntimeConfig};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::spawn_blocking,
+};
 
 use super::programs::LocalPrograms;
 use crate::{
@@ -32,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) runtime: Runtime,
     /// Sandboxes of an earlier agent; to be taken by the pods.
     pub(crate) adopted: Vec<Adopted>,
+    /// What was made ready of the pods' network.
+    prepared: Option<Prepared>,
     _lock: RootLock,
 }
 
@@ -42,6 +48,8 @@ pub(crate) struct CoreConfig {
     pub(crate) root: Root,
     /// The lock, held until the agent ends.
     pub(crate) lock: RootLock,
+    /// Whether pods may get addresses of their own.
+    pub(crate) pod_network: Mode,
     /// How registries are reached.
     pub(crate) registries: RegistryRules,
     /// Images pulled at once.
@@ -59,12 +67,23 @@ impl Core {
     ///
     /// Names the directory or process that is at fault.
     pub(crate) async fn open(config: CoreConfig) -> Result<Self> {
-        let CoreConfig { root, lock, registries, parallel_pulls, verification, log_files } = config;
+        let CoreConfig {
+            root,
+            lock,
+            pod_network,
+            registries,
+            parallel_pulls,
+            verification,
+            log_files,
+        } = config;
         let mut supervisor = Supervisor::default();
+        let namespace = root.pod_namespace();
+        let prepared = spawn_blocking(move || prepare(pod_network, namespace)).await??;
         raise_descriptor_limit();
         // The zygote comes first: nothing secret has been read yet.
         let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
         zygote.log_files = log_files;
+        zygote.pod_namespace = prepared.namespace().map(|namespace| namespace.path().to_owned());
         if !rustix::process::geteuid().is_root() {
             tracing::warn!(
                 "not root: a program that breaks out of WebAssembly is not kept from the files \
@@ -93,7 +112,21 @@ impl Core {
         })
         .context("cannot open the store of compiled code")?;
         supervisor.start("artifacts", |stop| task.run(stop));
-        Ok(Self { supervisor, images, artifacts, runtime, adopted, _lock: lock })
+        let prepared = Some(prepared);
+        Ok(Self { supervisor, images, artifacts, runtime, adopted, prepared, _lock: lock })
+    }
+
+    /// Opens the pods' network and keeps it. Once.
+    ///
+    /// # Errors
+    ///
+    /// If the agent's directory cannot be used.
+    pub(crate) async fn network(&mut self, config: NetworkConfig) -> Result<Network> {
+        let prepared = self.prepared.take().context("the network is open already")?;
+        let opened = spawn_blocking(move || krustlet_network::open(config, prepared)).await?;
+        let (network, task) = opened.context("cannot open the pods' network")?;
+        self.supervisor.start("network", |stop| task.run(stop));
+        Ok(network)
     }
 
     /// Programs for pods.

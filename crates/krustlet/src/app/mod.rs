@@ -6,6 +6,7 @@
 mod api;
 pub(crate) mod core;
 pub(crate) mod images;
+mod network;
 pub(crate) mod node;
 pub(crate) mod pods;
 mod programs;

@@ -15,6 +15,7 @@ use krustlet_cluster::{
 };
 use krustlet_image::{ImageSummary, Images};
 use krustlet_model::quantity;
+use krustlet_network::{NetworkConfig, NetworkState, NodeRanges};
 use krustlet_runtime::Runtime;
 use krustlet_server::{HttpsTask, LocalTask, ServingIdentity, tls};
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -24,6 +25,7 @@ use super::{
     api::{ClusterEvents, ClusterObjects, ClusterReviews, ClusterStatus},
     core::{Core, CoreConfig, until_signal},
     images,
+    network::{self, NodeNetworkTask},
     pods::{self, PodsSetup},
 };
 use crate::{
@@ -65,6 +67,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     let core = Core::open(CoreConfig {
         root: root.clone(),
         lock,
+        pod_network: settings.pod_network,
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         parallel_pulls: settings.parallel_pulls,
         verification: settings.verification.clone(),
@@ -93,7 +96,34 @@ async fn wire(
     core.supervisor.start("events", |stop| task.run(stop));
 
     let (health, is_healthy) = watch::channel(NodeHealth::default());
-    let watcher = HealthTask { runtime: core.runtime.clone(), images: core.images.clone(), health };
+    let (peers, peer_states) = match settings.node_routes {
+        true => {
+            let (states, task) = cluster::nodes::nodes(&cluster);
+            core.supervisor.start("nodes", |stop| task.run(stop));
+            let (peers, task) = network::peers(&settings.name, states.clone());
+            core.supervisor.start("peers", |stop| task.run(stop));
+            (Some(peers), Some(states))
+        }
+        false => (None, None),
+    };
+    let (node_ranges, ranges) = watch::channel(NodeRanges::Unknown);
+    let network = core
+        .network(NetworkConfig {
+            root: root.path().to_owned(),
+            state: root.runtime(),
+            node: vec![settings.ip],
+            api_port: Some(settings.listen.port()),
+            configured: settings.pod_ranges.clone(),
+            ranges,
+            peers,
+        })
+        .await?;
+    let watcher = HealthTask {
+        runtime: core.runtime.clone(),
+        network: network.state(),
+        images: core.images.clone(),
+        health,
+    };
     core.supervisor.start("health", |stop| watcher.run(stop));
 
     let machine = facts::machine(root.path())?;
@@ -102,6 +132,15 @@ async fn wire(
     core.supervisor.start("node", |stop| task.run(stop));
     let lease = cluster::lease::lease(&cluster, &settings.name, node.clone());
     core.supervisor.start("lease", |stop| lease.run(stop));
+
+    let asked = NodeNetworkTask {
+        node: node.clone(),
+        ranges: node_ranges,
+        state: network.state(),
+        peers: peer_states,
+        events: events.clone(),
+    };
+    core.supervisor.start("node network", |stop| asked.run(stop));
 
     let (services, task) = cluster::services::services(&cluster);
     core.supervisor.start("services", |stop| task.run(stop));
@@ -117,7 +156,7 @@ async fn wire(
         logs: settings.logs.clone(),
         links: Some("/var/log/containers".into()),
         log_max_bytes: settings.log_max_bytes,
-        ips: vec![settings.ip],
+        network,
         objects: Arc::new(ClusterObjects {
             objects,
             tokens: Arc::new(cluster::Tokens::new(&cluster)),
@@ -222,6 +261,7 @@ fn reserved(maps: &[BTreeMap<String, Quantity>]) -> Result<Reserved> {
 /// Tells the Node whether sandboxes can be made and which images are here.
 struct HealthTask {
     runtime: Runtime,
+    network: watch::Receiver<NetworkState>,
     images: Images,
     health: watch::Sender<NodeHealth>,
 }
@@ -230,14 +270,18 @@ impl HealthTask {
     /// How often the list of images is read; the status is computed as often.
     const IMAGES: std::time::Duration = std::time::Duration::from_secs(10);
 
-    async fn run(self, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut healthy = self.runtime.healthy();
         let mut turn = tokio::time::interval(Self::IMAGES);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let images = self.images.list().await.into_iter().map(container_image).collect();
-            let not_ready = (!*healthy.borrow_and_update())
-                .then(|| "no sandbox can be made: the zygote does not answer".to_owned());
+            let well = *healthy.borrow_and_update();
+            let not_ready = match &*self.network.borrow_and_update() {
+                _ if !well => Some("no sandbox can be made: the zygote does not answer".to_owned()),
+                NetworkState::Waiting(why) => Some(format!("network is not ready: {why}")),
+                NetworkState::Host { .. } | NetworkState::Own(_) => None,
+            };
             let next = NodeHealth { not_ready, images: Arc::new(images) };
             // Nothing is woken when nothing changed.
             self.health.send_if_modified(|old| {
@@ -256,6 +300,8 @@ impl HealthTask {
                         return stop.cancelled().await;
                     }
                 }
+                // The network lives as long as this task.
+                Ok(()) = self.network.changed() => {}
                 _ = turn.tick() => {}
             }
         }

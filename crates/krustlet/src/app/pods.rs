@@ -1,9 +1,10 @@
 //! Starts the pods' tasks on top of the core.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use krustlet_cluster::PodSet;
+use krustlet_network::Network;
 use krustlet_pod::{
     LogPlaces, Outside, PodsConfig, WantedPods,
     outside::{EventSink, Objects, StatusSink},
@@ -28,8 +29,8 @@ pub(crate) struct PodsSetup {
     pub(crate) links: Option<PathBuf>,
     /// Bytes of one log file.
     pub(crate) log_max_bytes: u64,
-    /// The node's addresses and, for now, its pods'.
-    pub(crate) ips: Vec<IpAddr>,
+    /// The pods' network.
+    pub(crate) network: Network,
     /// What pods refer to.
     pub(crate) objects: Arc<dyn Objects>,
     /// Where statuses go.
@@ -51,10 +52,11 @@ pub(crate) async fn start(
     wanted: watch::Receiver<WantedPods>,
 ) -> Result<Queries> {
     let places = LogPlaces { pods: setup.logs, links: setup.links };
-    let mut config = PodsConfig::new(setup.root.path().to_owned(), places, setup.ips);
+    let mut config = PodsConfig::new(setup.root.path().to_owned(), places);
     config.log_max_bytes = setup.log_max_bytes;
     let outside = Outside {
         runtime: Arc::new(core.runtime.clone()),
+        network: setup.network,
         programs: core.programs(),
         objects: setup.objects,
         status: setup.status,

@@ -42,6 +42,10 @@ pub(crate) struct KubeletConfiguration {
     /// `spec.providerID` of a newly created Node.
     #[serde(rename = "providerID")]
     pub(crate) provider_id: Option<String>,
+    /// The pods' range of addresses, one of each family if separated by a
+    /// comma, for a Node that the control plane gives none.
+    #[serde(rename = "podCIDR")]
+    pub(crate) pod_cidr: Option<String>,
     /// The most pods, 110 by default.
     pub(crate) max_pods: Option<u32>,
     /// How often the status is computed, 10 s by default.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 use krustlet_image::VerificationPolicy;
+use krustlet_network::{Mode, PodRanges};
 
 use super::kubelet::KubeletConfiguration;
 use crate::{cli::NodeArgs, paths::Root};
@@ -22,8 +23,14 @@ const ARCH: &str = "kubernetes.io/arch";
 pub(crate) struct NodeSettings {
     /// The Node's name.
     pub(crate) name: String,
-    /// The node's address and, for now, its pods'.
+    /// The node's address.
     pub(crate) ip: IpAddr,
+    /// How pods get their addresses.
+    pub(crate) pod_network: Mode,
+    /// Whether other nodes' pods are led to.
+    pub(crate) node_routes: bool,
+    /// Ranges of addresses for a Node that has none.
+    pub(crate) pod_ranges: Option<PodRanges>,
     /// `kubernetes.io/os`.
     pub(crate) os: String,
     /// `kubernetes.io/arch`.
@@ -110,9 +117,20 @@ pub(crate) fn settings(
     let or = |given: Option<super::duration::GoDuration>, seconds| {
         given.map_or(Duration::from_secs(seconds), |given| given.0)
     };
+    let pod_ranges = match &file.pod_cidr {
+        Some(text) => {
+            let parts: Vec<&str> = text.split(',').collect();
+            let read = PodRanges::parse(&parts);
+            Some(read.with_context(|| format!("podCIDR {text:?} cannot be used"))?)
+        }
+        None => None,
+    };
     Ok(NodeSettings {
         name,
         ip,
+        pod_network: args.pod_network.into(),
+        node_routes: args.node_routes,
+        pod_ranges,
         os: args.node_os.clone(),
         arch: args.node_arch.clone(),
         labels: parse_labels(&args.node_labels)?,
@@ -293,6 +311,7 @@ mod tests {
             (&["--hostname-override", "Bad_Name"][..], "", "--hostname-override"),
             (&[][..], "containerLogMaxSize: big", "containerLogMaxSize"),
             (&["--register-with-taints=x"][..], "", "EFFECT"),
+            (&[][..], "podCIDR: 10.0.0.0/31", "podCIDR"),
         ] {
             let error = settings_of(flags, file).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

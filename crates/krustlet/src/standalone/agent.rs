@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
+use krustlet_network::{Mode, Network, NetworkConfig, NodeRanges, PodRanges};
 use krustlet_pod::WantedPods;
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
@@ -26,7 +27,7 @@ use crate::{
         images,
         pods::{self, PodsSetup},
     },
-    cli::AgentArgs,
+    cli::{AgentArgs, PodCidrArgs},
     config::registries,
     paths::{Root, RootLock},
 };
@@ -48,6 +49,7 @@ pub(super) const READY: &str = "ready";
 pub(super) struct Agent {
     core: Core,
     world: World,
+    network: Network,
 }
 
 impl Agent {
@@ -60,17 +62,39 @@ impl Agent {
         root: Root,
         lock: RootLock,
         registry_config: Option<&Path>,
+        pod_cidr: &PodCidrArgs,
     ) -> Result<Self> {
+        let (pod_network, ranges) = match &pod_cidr.pod_cidr[..] {
+            [] => (Mode::Host, NodeRanges::None),
+            texts => {
+                PodRanges::parse(texts).context("--pod-cidr cannot be used")?;
+                (Mode::Own, NodeRanges::Some(texts.to_vec()))
+            }
+        };
         let registries = registries::rules(registry_config)?;
         let mut core = Core::open(CoreConfig {
             root: root.clone(),
             lock,
+            pod_network,
             registries,
             parallel_pulls: PARALLEL_PULLS,
             verification: VerificationPolicy::default(),
             log_files: LOG_FILES,
         })
         .await?;
+        // Nobody will say anything else of a node without a cluster.
+        let (_, ranges) = watch::channel(ranges);
+        let network = core
+            .network(NetworkConfig {
+                root: root.path().to_owned(),
+                state: root.runtime(),
+                node: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+                api_port: None,
+                configured: None,
+                ranges,
+                peers: None,
+            })
+            .await?;
         let world = World::open(root.standalone(), this_machine())
             .with_context(|| format!("cannot read {}", root.standalone().display()))?;
         let shared = Arc::new(world.clone());
@@ -79,7 +103,7 @@ impl Agent {
             logs: root.logs(),
             links: None,
             log_max_bytes: LOG_MAX_BYTES,
-            ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            network: network.clone(),
             objects: Arc::clone(&shared) as _,
             status: Arc::clone(&shared) as _,
             events: Arc::clone(&shared) as _,
@@ -91,7 +115,7 @@ impl Agent {
         let local = LocalTask::bind(&root.socket(), Arc::new(pods), more)
             .with_context(|| format!("cannot serve {}", root.socket().display()))?;
         core.supervisor.start("local", |stop| local.run(stop));
-        Ok(Self { core, world })
+        Ok(Self { core, world, network })
     }
 
     /// The pods that are wanted.
@@ -102,7 +126,9 @@ impl Agent {
     /// Runs until told to stop.
     pub(super) async fn run(self, stop: CancellationToken) -> Result<()> {
         let (runtime, sets) = (self.core.runtime.clone(), self.world.sets());
-        self.core
+        let (network, pods) = (self.network, self.world.sets());
+        let ran = self
+            .core
             .run(async move {
                 stop.cancelled().await;
                 // The zygote ends with the last pod, or goes on for a new agent.
@@ -111,7 +137,13 @@ impl Agent {
                     tracing::warn!(%error, "the zygote stays");
                 }
             })
-            .await
+            .await;
+        // Nothing of it is in use, or the next agent goes on with it.
+        let is_empty = pods.borrow().pods.is_empty();
+        if is_empty && let Err(error) = network.remove() {
+            tracing::warn!(%error, "the pods' network namespace stays");
+        }
+        ran
     }
 
     /// Runs until the last pod is gone or a signal comes.
@@ -152,7 +184,8 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let Some(lock) = root.lock()? else {
         bail!("an agent runs in {} already", root.path().display());
     };
-    let agent = Agent::start(root, lock, args.registry.registry_config.as_deref()).await?;
+    let registries = args.registry.registry_config.as_deref();
+    let agent = Agent::start(root, lock, registries, &args.pod_cidr).await?;
     writeln!(std::io::stdout(), "{READY}")?;
     agent.run_until_idle().await
 }

@@ -51,7 +51,8 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     let Some(lock) = root.lock()? else {
         return foreground(&local, &bundle).await;
     };
-    let agent = Agent::start(root, lock, args.registry.registry_config.as_deref()).await?;
+    let registries = args.registry.registry_config.as_deref();
+    let agent = Agent::start(root, lock, registries, &args.pod_cidr).await?;
     let stop = CancellationToken::new();
     let mut sets = agent.sets();
     let pods = async {
@@ -96,6 +97,9 @@ async fn start_in_background(args: &RunArgs, root: &Root) -> Result<()> {
     command.arg("agent").arg("--root-dir").arg(root.path());
     if let Some(file) = &args.registry.registry_config {
         command.arg("--registry-config").arg(file.canonicalize()?);
+    }
+    for range in &args.pod_cidr.pod_cidr {
+        command.arg("--pod-cidr").arg(range);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
     let mut child = command.spawn().context("cannot start an agent")?;

@@ -39,6 +39,6 @@ fn address(port: &ContainerPort) -> &str {
 }
 
 /// Whether this address stands for all of the host's.
-pub(super) fn is_any(address: &str) -> bool {
+fn is_any(address: &str) -> bool {
     matches!(address, "" | "0.0.0.0" | "::")
 }

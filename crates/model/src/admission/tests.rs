@@ -160,7 +160,8 @@ fn another_system_is_refused() {
 fn host_ports_are_not_shared() {
     let on = |port: i32, protocol: &str| {
         let port = json!({"containerPort": port, "hostPort": port, "protocol": protocol});
-        pod(json!({"containers": [{"name": "c", "ports": [port]}]}))
+        // Without it, only TCP ports are offered.
+        pod(json!({"hostNetwork": true, "containers": [{"name": "c", "ports": [port]}]}))
     };
     let others = [on(80, "TCP")];
     let reason = |pod: &Pod| admit(pod, &untainted(), others.iter()).map_err(|error| error.reason);
@@ -285,8 +286,10 @@ fn fields_within_lists_are_named_too() {
             json!({"startupProbe": {"httpGet": {"port": 80, "protocol": "HTTP2"}}}),
             "startupProbe.httpGet.protocol",
         ),
-        (json!({"ports": [{"containerPort": 80, "hostPort": 81}]}), "ports.hostPort"),
-        (json!({"ports": [{"containerPort": 80, "hostIP": "192.0.2.1"}]}), "ports.hostIP"),
+        (
+            json!({"ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP"}]}),
+            "ports.hostPort",
+        ),
         (json!({"resources": {"limits": {"example.org/gpu": "1"}}}), "resources[example.org/gpu]"),
         (json!({"resources": {"requests": {"hugepages-2Mi": "2Mi"}}}), "resources[hugepages-2Mi]"),
         (

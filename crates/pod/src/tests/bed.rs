@@ -12,7 +12,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{ContainerId, PodKey, PodUid, probes::target::Target};
-use krustlet_protocol::{ContainerReport, ExecOutcome, ExitReport, RunState, StatsReport};
+use krustlet_network::{Network, NetworkState};
+use krustlet_protocol::{
+    ContainerReport, ExecOutcome, ExitReport, PodNetwork, RunState, StatsReport,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -26,9 +29,9 @@ use crate::{
     Clock, LogPlaces, Outside, Pods, PodsConfig, ProgramShape, WantedPods, open,
     outside::{
         About, Adopted, DeleteFailure, EventSink, EventType, ExecStreams, ImageFailure, Launch,
-        LoadFailure, ObjectFailure, Objects, PodEvent, PodEvents, PodRuntime, PodSandbox,
-        ProbeAnswer, ProbeAsk, Prober, Program, Programs, PulledImage, Refused, ServiceToken,
-        StatusSink, TokenAsk, Why,
+        LoadFailure, NetworkKind, ObjectFailure, Objects, PodEvent, PodEvents, PodRuntime,
+        PodSandbox, ProbeAnswer, ProbeAsk, Prober, Program, Programs, PulledImage, Refused,
+        ServiceToken, StatusSink, TokenAsk, Why,
     },
 };
 
@@ -92,6 +95,10 @@ pub(super) struct World {
     pub(super) answers: BTreeMap<u16, ProbeAnswer>,
     /// Ports that were probed, and when.
     pub(super) probed: Vec<(Instant, u16)>,
+    /// How a new agent's pods get their addresses; the node's, if not said.
+    pub(super) network: Option<NetworkState>,
+    /// Where each sandbox was made, in their order.
+    pub(super) places: Vec<(NetworkKind, PodNetwork)>,
 }
 
 /// The world behind a lock, and a way to hear that it changed.
@@ -251,6 +258,7 @@ impl PodRuntime for Shared {
                 let message = "no zygote".to_owned();
                 return Err(Refused { message, why: Why::Failed });
             }
+            world.places.push((sandbox.kind, sandbox.network));
             let (news, events) = mpsc::channel(64);
             let made = Sandbox { news: Some(news), containers: BTreeMap::new() };
             let old = world.sandboxes.insert(sandbox.pod, made);
@@ -340,6 +348,14 @@ impl PodRuntime for Shared {
     fn stop_pod_sandbox(&self, pod: PodUid) -> BoxFuture<'static, Result<(), Refused>> {
         self.call(Call::StopSandbox);
         self.with(|world| world.sandboxes.remove(&pod));
+        Box::pin(async { Ok(()) })
+    }
+
+    fn set_pod_network(
+        &self,
+        _pod: PodUid,
+        _network: PodNetwork,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -511,6 +527,7 @@ pub(super) struct Bed {
     pub(super) home: TempDir,
     pub(super) shared: Shared,
     pub(super) pods: Pods,
+    pub(super) network: Network,
     wanted: watch::Sender<WantedPods>,
     set: BTreeMap<PodUid, Arc<Pod>>,
     stop: CancellationToken,
@@ -531,12 +548,15 @@ impl Bed {
         // The first call sets its beginning.
         now();
         let logs = LogPlaces { pods: home.path().join("logs"), links: None };
-        let ips = vec!["127.0.0.1".parse().unwrap()];
-        let mut config = PodsConfig::new(home.path().to_owned(), logs, ips);
+        let state = shared.with(|world| world.network.clone());
+        let state = state.unwrap_or(NetworkState::Host { why: None });
+        let network = Network::stand_in(vec!["127.0.0.1".parse().unwrap()], state);
+        let mut config = PodsConfig::new(home.path().to_owned(), logs);
         config.clock = Clock::new(now);
         let shared = shared;
         let outside = Outside {
             runtime: Arc::new(shared.clone()),
+            network: network.clone(),
             programs: Arc::new(shared.clone()),
             objects: Arc::new(shared.clone()),
             status: Arc::new(shared.clone()),
@@ -549,7 +569,14 @@ impl Bed {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(stop.clone()));
-        Self { home, shared, pods, wanted, set, stop, tasks }
+        Self { home, shared, pods, network, wanted, set, stop, tasks }
+    }
+
+    /// A node whose pods get their addresses so.
+    pub(super) async fn with_network(state: NetworkState) -> Self {
+        let shared = Shared::new();
+        shared.with(|world| world.network = Some(state));
+        Self::with(shared, tempfile::tempdir().unwrap(), BTreeMap::new(), true).await
     }
 
     /// Stops the agent in order.

@@ -186,13 +186,7 @@ impl Worker {
             Err(refused) if refused.why == Why::Stopping => {
                 self.sandbox = Sandbox::None { from: later() }
             }
-            Err(refused) => {
-                let message = format!("Failed to create pod sandbox: {refused}");
-                self.tell(EventType::Warning, words::FAILED_SANDBOX, message);
-                let from = Self::retry(self.sandbox_failures.saturating_add(1));
-                self.sandbox_failures = self.sandbox_failures.saturating_add(1);
-                self.sandbox = Sandbox::None { from };
-            }
+            Err(refused) => self.sandbox_failed(&refused.to_string()),
         }
     }
 

@@ -132,7 +132,7 @@ impl Worker {
 
     /// The addresses of this pod.
     pub(super) fn pod_ips(&self) -> &[IpAddr] {
-        &self.context.config.pod_ips
+        self.place.as_ref().map_or(&[], |place| &place.addresses)
     }
 }
 

@@ -251,6 +251,7 @@ impl Worker {
             self.observed(),
             self.reported.status.clone(),
             self.user.clone(),
+            self.place.clone(),
             matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
             self.slots.iter().map(crate::containers::Slot::note).collect(),
         )

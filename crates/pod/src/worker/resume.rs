@@ -12,7 +12,7 @@
 //!
 //! Source of 255: containerd's answer after a reboot.
 
-use krustlet_model::observed::{ContainerState, PodFailure};
+use krustlet_model::observed::{ContainerState, PodFailure, PodObserved};
 use krustlet_protocol::{ContainerReport, ExitReport, RunState};
 use tokio::time::Instant;
 
@@ -22,7 +22,8 @@ use crate::{
     containers::{Leftover, Run, Slot},
     decide::Phase,
     messages::Said,
-    outside::Adopted,
+    outside::{Adopted, NetworkKind},
+    place::Place,
     users::Allotted,
 };
 
@@ -52,6 +53,12 @@ impl Start {
             Self::Resumed(checkpoint, _, _) => &checkpoint.user,
         }
     }
+}
+
+/// The place of a pod that was left by an agent which had but one.
+fn of_older_agent(observed: &PodObserved) -> Option<Place> {
+    let addresses = observed.pod_ips.clone();
+    observed.sandbox_ready.then_some(Place { kind: NetworkKind::Node, addresses })
 }
 
 impl Worker {
@@ -90,7 +97,11 @@ impl Worker {
     }
 
     fn go_on(&mut self, checkpoint: Checkpoint, adopted: Option<Box<Adopted>>, said: &Said) {
-        let Checkpoint { observed, status, is_over, containers, .. } = checkpoint;
+        let Checkpoint { observed, status, place, is_over, containers, .. } = checkpoint;
+        // One that is over and has no sandbox has let its addresses go.
+        if !is_over || adopted.is_some() {
+            self.place = place.or_else(|| of_older_agent(&observed));
+        }
         self.started_at = observed.started_at;
         self.failure = observed.failure;
         self.reported.resume(status);

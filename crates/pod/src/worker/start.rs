@@ -20,7 +20,8 @@ use crate::{
     decide::Phase,
     launch::{LaunchOrder, launch},
     order,
-    outside::{EventType, PodSandbox},
+    outside::{EventType, NetworkKind, PodSandbox},
+    place::{self, NoPlace, Place},
     pulls::{self, ImageQuestion, ask_for_image},
     setup::{SetUp, set_up},
     words,
@@ -38,25 +39,73 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 impl Worker {
     /// Makes ready whatever is not. Images are asked for at the same time.
     pub(super) fn prepare(&mut self, now: Instant) {
+        if let Sandbox::None { from } = self.sandbox
+            && from <= now
+            && self.has_place()
+        {
+            self.make_sandbox();
+        }
         if let Files::Missing { from } = self.files
             && from <= now
         {
             self.files = Files::Setting;
             self.set_up_files();
         }
-        if let Sandbox::None { from } = self.sandbox
-            && from <= now
-        {
-            self.sandbox = Sandbox::Making;
-            let sandbox = PodSandbox {
-                pod: self.uid.clone(),
-                domain: self.user.domain.clone(),
-                user: self.user.user.clone(),
-            };
-            let made = self.context.outside.runtime.run_pod_sandbox(sandbox);
-            self.jobs.spawn(async move { Done::Sandbox(made.await) });
-        }
         self.ask_for_images(now);
+    }
+
+    /// Whether the pod is somewhere in the network; it is given a place if it
+    /// has none. Otherwise it is clear what it waits for.
+    fn has_place(&mut self) -> bool {
+        let network = &self.context.outside.network;
+        // One among the pods is of no use to an agent that has no namespace.
+        let is_usable = |place: &Place| place.kind == NetworkKind::Node || network.has_namespace();
+        if self.place.as_ref().is_some_and(is_usable) {
+            return true;
+        }
+        match place::find(network, &self.pod, &self.uid) {
+            Ok(found) => {
+                self.place = Some(found);
+                self.waits_for_network = false;
+                true
+            }
+            Err(NoPlace::NotReady(why)) => {
+                // Told once; what follows is told by the node.
+                if !std::mem::replace(&mut self.waits_for_network, true) {
+                    let message = format!("network is not ready: {why}");
+                    self.tell(EventType::Warning, words::NETWORK_NOT_READY, message);
+                }
+                false
+            }
+            Err(NoPlace::Full(error)) => {
+                self.waits_for_network = false;
+                self.sandbox_failed(&error.to_string());
+                false
+            }
+        }
+    }
+
+    fn make_sandbox(&mut self) {
+        let Some(place) = &self.place else { return };
+        self.sandbox = Sandbox::Making;
+        let sandbox = PodSandbox {
+            pod: self.uid.clone(),
+            domain: self.user.domain.clone(),
+            user: self.user.user.clone(),
+            kind: place.kind,
+            network: place::rules(&self.context.outside.network, &self.pod, place),
+        };
+        let made = self.context.outside.runtime.run_pod_sandbox(sandbox);
+        self.jobs.spawn(async move { Done::Sandbox(made.await) });
+    }
+
+    /// No sandbox was made; another try follows.
+    pub(super) fn sandbox_failed(&mut self, why: &str) {
+        let message = format!("Failed to create pod sandbox: {why}");
+        self.tell(EventType::Warning, words::FAILED_SANDBOX, message);
+        let from = Self::retry(self.sandbox_failures.saturating_add(1));
+        self.sandbox_failures = self.sandbox_failures.saturating_add(1);
+        self.sandbox = Sandbox::None { from };
     }
 
     /// Starts the containers whose turn it is, and keeps the volumes fresh.
@@ -105,6 +154,7 @@ impl Worker {
             key: self.key.clone(),
             uid: self.uid.clone(),
             volumes: self.volumes.clone(),
+            place: self.place.clone(),
         };
         self.jobs.spawn(async move { Done::Files(set_up(order).await) });
     }
@@ -147,6 +197,8 @@ impl Worker {
     fn launch(&mut self, index: usize) {
         let ImageState::Here(image) = &self.slots[index].image else { return };
         let image = Arc::clone(image);
+        // There is a sandbox, so that there is a place.
+        let Some(place) = self.place.clone() else { return };
         let Some((_, container)) = restarts::containers(&self.pod).nth(index) else { return };
         let id = new_id();
         let order = LaunchOrder {
@@ -160,6 +212,7 @@ impl Worker {
             previous: self.slots[index].seen.id.clone(),
             image,
             volumes: self.volumes.clone(),
+            place,
             refs: of_environment(&self.pod),
         };
         let given = id.clone();

@@ -200,6 +200,9 @@ impl Worker {
     /// The sandbox has been ended; what still ran in it has ended with it.
     pub(super) fn sandbox_stopped(&mut self, said: &Said) {
         self.sandbox = Sandbox::Stopped;
+        // Nothing of the pod uses them any more, and nothing will.
+        self.context.outside.network.release(&self.uid);
+        self.place = None;
         // Ends that were told before this one come first.
         if let Some(event) = self.in_hand.take() {
             self.take_read(event, said);

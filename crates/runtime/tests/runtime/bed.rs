@@ -10,11 +10,12 @@ use std::{
 
 use krustlet_model::{ContainerId, ContainerName, PodUid};
 use krustlet_protocol::{
-    ContainerSpec, ExecOutcome, GuestKind, Limits, LogLimits, PidFd, Preopen, socket::connect,
+    ContainerSpec, ExecOutcome, GuestKind, Limits, LogLimits, PidFd, PodNetwork, Preopen,
+    socket::connect,
 };
 use krustlet_runtime::{
-    Adopted, Domain, ExecStreams, Launch, PodEvent, PodEvents, PodSandbox, PodUser, Runtime,
-    RuntimeConfig, RuntimeError, open,
+    Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
+    Runtime, RuntimeConfig, RuntimeError, open,
 };
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
@@ -83,7 +84,13 @@ impl Bed {
         domain: Domain,
     ) -> Result<PodEvents, RuntimeError> {
         let user = PodUser { uid: 1000, gid: 1000, groups: vec![] };
-        let sandbox = PodSandbox { pod: PodUid::new(pod), domain, user };
+        let sandbox = PodSandbox {
+            pod: PodUid::new(pod),
+            domain,
+            user,
+            kind: NetworkKind::Node,
+            network: PodNetwork::default(),
+        };
         timeout(LIMIT, self.runtime.run_pod_sandbox(sandbox)).await.unwrap()
     }
 
@@ -99,6 +106,8 @@ impl Bed {
             working_directory: None,
             preopens: vec![],
             listeners: 0,
+            listener_ports: vec![],
+            listen_ports: vec![],
             limits: Limits::default(),
             log: LogLimits { max_bytes: 1 << 20 },
         };

@@ -1,7 +1,8 @@
 //! Which pods share a process.
 
 use krustlet_model::PodUid;
-use krustlet_runtime::{Domain, PodSandbox, PodUser, RuntimeError};
+use krustlet_protocol::PodNetwork;
+use krustlet_runtime::{Domain, NetworkKind, PodSandbox, PodUser, RuntimeError};
 
 use crate::bed::{Bed, death, exit_code, kill_sandbox, next};
 
@@ -48,7 +49,13 @@ async fn pods_with_different_users_never_share() {
     for (digit, uid) in [(1, 1001), (2, 1002)] {
         let pod = format!("p{digit}");
         let user = PodUser { uid, gid: uid, groups: vec![] };
-        let sandbox = PodSandbox { pod: PodUid::new(pod.clone()), domain: shared(), user };
+        let sandbox = PodSandbox {
+            pod: PodUid::new(pod.clone()),
+            domain: shared(),
+            user,
+            kind: NetworkKind::Node,
+            network: PodNetwork::default(),
+        };
         let mut events = bed.runtime.run_pod_sandbox(sandbox).await.unwrap();
         bed.start(&pod, digit, &mut events).await;
         pids.push(bed.pid(&pod, digit).await);

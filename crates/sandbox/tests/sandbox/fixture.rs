@@ -271,6 +271,8 @@ impl Sandbox {
                 })
                 .collect(),
             listeners: u16::from(make.listener.is_some()),
+            listener_ports: Vec::new(),
+            listen_ports: Vec::new(),
             limits: Limits { memory_bytes: make.memory, cpu_millis: make.cpu },
             log: LogLimits { max_bytes: make.log_bytes },
         };

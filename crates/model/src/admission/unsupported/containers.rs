@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec, Probe, VolumeMount};
 
-use super::{super::ports::is_any, Found, NOT_YET, has_any, security};
+use super::{Found, NOT_YET, has_any, security};
 
 const PROBE: &str = "not offered by this version; use httpGet or tcpSocket";
 const HOOKS: &str = "hooks are not offered by this version; leave it out";
@@ -14,7 +14,13 @@ pub(super) fn of_pod(spec: &PodSpec, found: &mut Found) {
         ("containers", spec.containers.as_slice()),
     ] {
         for container in containers {
-            of_container(&format!("spec.{list}[{}]", container.name), container, found);
+            let at = format!("spec.{list}[{}]", container.name);
+            of_container(&at, container, found);
+            // The API server writes the hostPort of these, for each port.
+            if spec.host_network != Some(true) {
+                found.at(at);
+                container.ports.iter().flatten().for_each(|port| of_host_port(port, found));
+            }
         }
     }
 }
@@ -48,9 +54,6 @@ fn of_container(at: &str, container: &Container, found: &mut Found) {
         if let Some(probe) = probe {
             of_probe(name, probe, found);
         }
-    }
-    for port in container.ports.iter().flatten() {
-        of_port(port, found);
     }
     resources(container, found);
     found.refuse(has_any(container.restart_policy_rules.as_ref()), "restartPolicyRules", NOT_YET);
@@ -87,17 +90,12 @@ fn of_probe(name: &str, probe: &Probe, found: &mut Found) {
     );
 }
 
-fn of_port(port: &ContainerPort, found: &mut Found) {
-    let host_port = port.host_port.unwrap_or_default();
+fn of_host_port(port: &ContainerPort, found: &mut Found) {
+    let is_tcp = matches!(port.protocol.as_deref(), None | Some("" | "TCP"));
     found.refuse(
-        host_port != 0 && host_port != port.container_port,
+        port.host_port.is_some_and(|number| number != 0) && !is_tcp,
         "ports.hostPort",
-        "pods share the host's address in this version, so it must be the containerPort",
-    );
-    found.refuse(
-        !is_any(port.host_ip.as_deref().unwrap_or_default()),
-        "ports.hostIP",
-        "guests listen on the pod's address only",
+        "only TCP ports are led from the host to a pod",
     );
 }
 

@@ -1,0 +1,174 @@
+//! Whether pods get addresses of their own. Pure.
+//!
+//! | asked for | may it | podCIDR | pods |
+//! |---|---|---|---|
+//! | host | – | – | share the node's address |
+//! | auto | no | – | share the node's address, with the reason |
+//! | auto, own | yes | of the Node | have their own |
+//! | auto, own | yes | unknown yet, an earlier agent's | have their own |
+//! | auto, own | yes | unknown yet | wait |
+//! | auto, own | yes | the Node has none, the configuration does | have their own |
+//! | auto | yes | none | share the node's address, with the reason |
+//! | own | yes | none | wait |
+//!
+//! "Has none" is said [`NODE_WAIT`] after the Node was seen without: the
+//! controller that gives ranges out takes a moment. A range that comes later is
+//! taken for the pods that come after it.
+
+use std::time::Duration;
+
+use crate::ranges::{PodRanges, RangeError};
+
+/// How long a Node is given to get its podCIDR: the controller manager does so
+/// within a second of a Node's creation.
+pub const NODE_WAIT: Duration = Duration::from_secs(5);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Addresses of their own if that is possible, else the node's.
+    #[default]
+    Auto,
+    /// Addresses of their own, or none.
+    Own,
+    /// The node's address.
+    Host,
+}
+
+/// What the Node says of its podCIDRs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodeRanges {
+    /// It is not known yet.
+    #[default]
+    Unknown,
+    /// It has none.
+    None,
+    /// These texts.
+    Some(Vec<String>),
+}
+
+/// What a decision goes by.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// What is asked for.
+    pub mode: Mode,
+    /// Why this agent cannot give pods a namespace, if so.
+    pub unable: Option<&'a str>,
+    /// What the Node says.
+    pub node: &'a NodeRanges,
+    /// Whether it has had its time.
+    pub has_waited: bool,
+    /// Ranges that the node's configuration names.
+    pub configured: Option<&'a PodRanges>,
+    /// Ranges that an earlier agent of this node went by.
+    pub remembered: Option<&'a PodRanges>,
+}
+
+/// What becomes of pods from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// They wait, for this.
+    Wait(String),
+    /// They share the node's address; why, unless it was asked for.
+    Host(Option<String>),
+    /// They get addresses from these ranges.
+    Own(PodRanges),
+}
+
+/// Decides.
+#[must_use]
+pub fn decide(facts: &Facts<'_>) -> Decision {
+    if facts.mode == Mode::Host {
+        return Decision::Host(None);
+    }
+    let without = |why: String| match facts.mode {
+        Mode::Own => Decision::Wait(why),
+        Mode::Auto | Mode::Host => Decision::Host(Some(why)),
+    };
+    if let Some(why) = facts.unable {
+        return without(why.to_owned());
+    }
+    match facts.node {
+        NodeRanges::Some(texts) => match PodRanges::parse(texts) {
+            Ok(ranges) => Decision::Own(ranges),
+            Err(RangeError::None) => none(facts, without),
+            Err(error) => without(format!("the Node's podCIDRs cannot be used: {error}")),
+        },
+        NodeRanges::None => none(facts, without),
+        NodeRanges::Unknown => match facts.remembered {
+            Some(ranges) => Decision::Own(ranges.clone()),
+            None => Decision::Wait("the Node is not registered yet".to_owned()),
+        },
+    }
+}
+
+fn none(facts: &Facts<'_>, without: impl Fn(String) -> Decision) -> Decision {
+    if !facts.has_waited {
+        // An earlier agent's ranges may be the Node's no more: no pod gets one.
+        return Decision::Wait("the Node has no podCIDR yet".to_owned());
+    }
+    match facts.configured {
+        Some(ranges) => Decision::Own(ranges.clone()),
+        None => without(
+            "the Node has no podCIDR: let the controller manager give it one \
+             (--allocate-node-cidrs), or set podCIDR in the KubeletConfiguration"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(text: &str) -> PodRanges {
+        PodRanges::parse(&[text]).unwrap()
+    }
+
+    fn facts(node: &NodeRanges) -> Facts<'_> {
+        Facts {
+            mode: Mode::Auto,
+            unable: None,
+            node,
+            has_waited: false,
+            configured: None,
+            remembered: None,
+        }
+    }
+
+    #[test]
+    fn the_nodes_ranges_go_before_all_others() {
+        let node = NodeRanges::Some(vec!["10.1.0.0/24".into()]);
+        let (configured, remembered) = (ranges("10.2.0.0/24"), ranges("10.3.0.0/24"));
+        let mut seen = Facts {
+            configured: Some(&configured),
+            remembered: Some(&remembered),
+            has_waited: true,
+            ..facts(&node)
+        };
+        assert_eq!(decide(&seen), Decision::Own(ranges("10.1.0.0/24")));
+        seen.node = &NodeRanges::None;
+        assert_eq!(decide(&seen), Decision::Own(configured.clone()));
+        seen.has_waited = false;
+        assert!(matches!(decide(&seen), Decision::Wait(_)));
+        seen.node = &NodeRanges::Unknown;
+        assert_eq!(decide(&seen), Decision::Own(remembered.clone()));
+        seen.remembered = None;
+        assert!(matches!(decide(&seen), Decision::Wait(_)));
+    }
+
+    #[test]
+    fn only_auto_falls_back_to_the_nodes_address() {
+        let bad = NodeRanges::Some(vec!["nonsense".into()]);
+        for (unable, node) in
+            [(Some("not root"), &NodeRanges::Unknown), (None, &NodeRanges::None), (None, &bad)]
+        {
+            let seen = Facts { unable, has_waited: true, ..facts(node) };
+            assert!(matches!(decide(&seen), Decision::Host(Some(_))), "{seen:?}");
+            let seen = Facts { mode: Mode::Own, ..seen };
+            assert!(matches!(decide(&seen), Decision::Wait(_)), "{seen:?}");
+            let seen = Facts { mode: Mode::Host, ..seen };
+            assert_eq!(decide(&seen), Decision::Host(None));
+        }
+    }
+}

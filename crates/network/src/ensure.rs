@@ -1,0 +1,205 @@
+//! Makes links, addresses and routes what the [`plan`](crate::plan) says, from
+//! whatever they are. May be done again and again; what is right is left alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    namespace::{Namespace, NamespaceError, on_a_thread},
+    netlink::{Link, Netlink},
+    plan::{End, INSIDE, Plan, mac},
+    sysctl,
+};
+
+/// Why the pods' network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum EnsureError {
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+
+    #[error("cannot set up the pods' network namespace")]
+    Inside(#[source] io::Error),
+
+    #[error("cannot set up the link to the pods")]
+    Link(#[source] io::Error),
+
+    #[error("cannot lead to the pods of other nodes")]
+    Peers(#[source] io::Error),
+}
+
+/// What had to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// Steps that changed something.
+    pub(crate) count: usize,
+    /// Whether the pair of links had to be made.
+    pub(crate) made_pair: bool,
+    /// Whether passing packets on had to be turned on, by family: IPv4, IPv6.
+    pub(crate) forwarding: [bool; 2],
+}
+
+impl Changes {
+    fn note(&mut self, changed: bool) {
+        self.count += usize::from(changed);
+    }
+}
+
+/// Brings everything in order. Blocks for some milliseconds.
+///
+/// # Errors
+///
+/// [`EnsureError`]; what was in order by then stays so.
+pub(crate) fn ensure(namespace: &Namespace, plan: &Plan) -> Result<Changes, EnsureError> {
+    let mut changes = Changes::default();
+    changes.note(namespace.keep()?);
+    let inner = namespace.within(|| Netlink::open()?.link(INSIDE)).map_err(EnsureError::Inside)?;
+    let outer = on_a_thread(|| pair(namespace, plan, inner.as_ref(), &mut changes))
+        .map_err(EnsureError::Link)?;
+    // Inside first: what is led there is then taken.
+    let inner =
+        namespace.within(|| inside(plan, &outer, &mut changes)).map_err(EnsureError::Inside)?;
+    on_a_thread(|| outside(plan, &outer, &inner, &mut changes)).map_err(EnsureError::Link)?;
+    Ok(changes)
+}
+
+/// The node's end of the pair. Ends that lost each other are made anew. Runs in
+/// the node's namespace.
+fn pair(
+    namespace: &Namespace,
+    plan: &Plan,
+    inner: Option<&Link>,
+    changes: &mut Changes,
+) -> io::Result<Link> {
+    let mut net = Netlink::open()?;
+    let name = &plan.name;
+    let found = net.link(name)?;
+    let link = match found {
+        Some(found) if inner.is_some_and(|inner| inner.peer == Some(found.index)) => found,
+        other => {
+            // One that leads to the namespace of the pods before these.
+            if let Some(stale) = other {
+                net.remove_link(stale.index)?;
+            }
+            if let Some(inner) = inner {
+                namespace.within(|| Netlink::open()?.remove_link(inner.index))?;
+            }
+            let file = namespace.as_fd().as_raw_fd();
+            let other = (INSIDE, mac(name, End::Pods), file);
+            net.add_pair((name, mac(name, End::Node)), other)?;
+            changes.note(true);
+            changes.made_pair = true;
+            net.known_link(name)?
+        }
+    };
+    changes.note(net.set_up(&link)?);
+    Ok(link)
+}
+
+/// The pods' side. Runs in their namespace.
+fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> {
+    let mut net = Netlink::open()?;
+    changes.note(sysctl::set(sysctl::LOW_PORTS, "0")?);
+    if plan.has_family(false) {
+        changes.note(sysctl::set(sysctl::NO_IPV6, "0")?);
+        changes.note(sysctl::set(sysctl::BIND_ANY, "1")?);
+    }
+    let lo = net.known_link("lo")?;
+    changes.note(net.set_up(&lo)?);
+    let link = net.known_link(INSIDE)?;
+    changes.note(net.set_up(&link)?);
+    for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| plan.has_family(*is_ipv4)) {
+        net.set_neighbour(link.index, End::Node.hop(is_ipv4), &outer.mac)?;
+    }
+    // Before the range is local: the node's own address must not be for a moment.
+    for route in plan.pod_routes() {
+        changes.note(net.add_route(link.index, route)?);
+    }
+    for route in plan.local_routes() {
+        changes.note(net.add_route(lo.index, route)?);
+    }
+    Ok(link)
+}
+
+/// The node's side. Runs in its namespace.
+fn outside(plan: &Plan, link: &Link, inner: &Link, changes: &mut Changes) -> io::Result<()> {
+    let mut net = Netlink::open()?;
+    for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| plan.has_family(*is_ipv4)) {
+        net.set_neighbour(link.index, End::Pods.hop(is_ipv4), &inner.mac)?;
+        let changed = sysctl::set(sysctl::forwarding(is_ipv4), "1")?;
+        changes.note(changed);
+        changes.forwarding[usize::from(!is_ipv4)] = changed;
+    }
+    for address in plan.gateways() {
+        changes.note(net.add_address(link.index, address)?);
+    }
+    for route in plan.node_routes() {
+        changes.note(net.add_route(link.index, route)?);
+    }
+    Ok(())
+}
+
+/// Takes away what led to ranges that no pod has an address of any more.
+/// Blocks.
+///
+/// # Errors
+///
+/// [`EnsureError`]; what is left may be removed later.
+pub(crate) fn withdraw(namespace: &Namespace, old: &Plan) -> Result<(), EnsureError> {
+    let outside = on_a_thread(|| {
+        let mut net = Netlink::open()?;
+        let Some(link) = net.link(&old.name)? else { return Ok(()) };
+        for route in old.node_routes() {
+            net.remove_route(link.index, route)?;
+        }
+        for address in old.gateways() {
+            net.remove_address(link.index, address)?;
+        }
+        Ok(())
+    });
+    outside.map_err(EnsureError::Link)?;
+    let inside = namespace.within(|| {
+        let mut net = Netlink::open()?;
+        let lo = net.known_link("lo")?;
+        for route in old.local_routes() {
+            net.remove_route(lo.index, route)?;
+        }
+        Ok(())
+    });
+    inside.map_err(EnsureError::Inside)
+}
+
+/// Leads to other nodes' pods, and to no others than these any more. Returns
+/// the nodes that no network of this one leads to. Blocks.
+///
+/// # Errors
+///
+/// [`EnsureError::Peers`].
+pub(crate) fn lead_to_peers(
+    routes: &BTreeMap<IpNet, IpAddr>,
+) -> Result<BTreeSet<IpAddr>, EnsureError> {
+    let lead = || {
+        let mut net = Netlink::open()?;
+        let mut found = net.peer_routes(true)?;
+        found.extend(net.peer_routes(false)?);
+        for &(range, hop) in &found {
+            if routes.get(&range) != Some(&hop) {
+                net.remove_peer_route(range, hop)?;
+            }
+        }
+        let mut apart = BTreeSet::new();
+        for (&range, &hop) in routes {
+            if !found.contains(&(range, hop)) && !net.add_peer_route(range, hop)? {
+                apart.insert(hop);
+            }
+        }
+        Ok(apart)
+    };
+    on_a_thread(lead).map_err(EnsureError::Peers)
+}

@@ -1,0 +1,236 @@
+//! What the rest of the agent asks of the pods' network.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use krustlet_model::PodUid;
+use krustlet_protocol::Destinations;
+use tokio::{sync::watch, task::spawn_blocking};
+
+use crate::{
+    addresses::{AddressError, Addresses},
+    allowed,
+    freed::{Freed, since_boot},
+    namespace::Namespace,
+    ranges::PodRanges,
+};
+
+/// How pods get their addresses now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkState {
+    /// Not at all: they wait, for this.
+    Waiting(String),
+    /// They share the node's.
+    Host {
+        /// Why, unless it was asked for.
+        why: Option<String>,
+    },
+    /// Of these ranges.
+    Own(PodRanges),
+}
+
+/// The pods' network. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Network {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The node's own addresses, its family first.
+    pub(crate) node: Vec<IpAddr>,
+    /// The port of the node's API.
+    pub(crate) api_port: Option<u16>,
+    pub(crate) namespace: Option<Namespace>,
+    is_stand_in: bool,
+    pub(crate) state: watch::Sender<NetworkState>,
+    /// Locked for a look into maps and, when a pod ends, for one line to a file.
+    book: Mutex<Book>,
+    /// Changes when a pod's addresses were let go.
+    pub(crate) released: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    addresses: Addresses,
+    freed: Option<Freed>,
+}
+
+impl Network {
+    /// A network whose pods share the node's addresses, for ever.
+    #[must_use]
+    pub fn host(node: Vec<IpAddr>) -> Self {
+        let state = NetworkState::Host { why: None };
+        Self { shared: Arc::new(Shared::new(node, None, None, state)) }
+    }
+
+    /// Addresses without a kernel behind them, for tests of those who use them:
+    /// they are given and let go, and nothing leads there. What it shows is
+    /// changed by [`Network::show`].
+    #[must_use]
+    pub fn stand_in(node: Vec<IpAddr>, state: NetworkState) -> Self {
+        let mut shared = Shared::new(node, None, None, NetworkState::Host { why: None });
+        shared.is_stand_in = true;
+        let network = Self { shared: Arc::new(shared) };
+        network.show(state);
+        network
+    }
+
+    /// Has a [`Network::stand_in`] show this.
+    ///
+    /// # Panics
+    ///
+    /// If it is a real one, which its task alone may change.
+    pub fn show(&self, state: NetworkState) {
+        assert!(self.shared.is_stand_in, "only a stand-in shows what it is told");
+        if let NetworkState::Own(ranges) = &state {
+            self.shared.set_ranges(ranges);
+        }
+        self.shared.state.send_replace(state);
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// How pods get their addresses now.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<NetworkState> {
+        self.shared.state.subscribe()
+    }
+
+    /// The node's own addresses, its family first.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.shared.node
+    }
+
+    /// Whether there is a namespace for pods that have addresses of their own.
+    #[must_use]
+    pub fn has_namespace(&self) -> bool {
+        self.shared.namespace.is_some() || self.shared.is_stand_in
+    }
+
+    /// Addresses of its own for a pod: one of each family of the ranges, that
+    /// of the node's family first. The same ones however often it asks.
+    ///
+    /// # Errors
+    ///
+    /// [`AddressError`] says which range has none left.
+    pub fn allocate(&self, pod: &PodUid) -> Result<Vec<IpAddr>, AddressError> {
+        self.shared.book().addresses.allocate(pod, since_boot())
+    }
+
+    /// Gives a pod that goes on what it had.
+    ///
+    /// # Errors
+    ///
+    /// [`AddressError::Taken`] if it is another's.
+    pub fn restore(&self, pod: &PodUid, addresses: &[IpAddr]) -> Result<(), AddressError> {
+        self.shared.book().addresses.restore(pod, addresses)
+    }
+
+    /// Lets a pod's addresses go, once nothing of it runs any more. No other
+    /// pod gets them for [`REST`](crate::REST). One that has none is no error.
+    pub fn release(&self, pod: &PodUid) {
+        let now = since_boot();
+        let mut book = self.shared.book();
+        let Book { addresses, freed: file } = &mut *book;
+        let freed = addresses.release(pod, now);
+        if freed.is_empty() {
+            return;
+        }
+        if let Some(file) = file
+            && let Err(error) = file.note(&freed, now, addresses.resting())
+        {
+            // Still kept by this agent; a new one might give them again.
+            tracing::warn!(%error, "cannot write down which addresses were let go");
+        }
+        drop(book);
+        self.shared.released.send_replace(());
+    }
+
+    /// Listens on an address of the pods' own.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; without a namespace, that there is none.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        let namespace = self.shared.namespace.clone();
+        let listening = spawn_blocking(move || match namespace {
+            Some(namespace) => namespace.within(|| TcpListener::bind(address)),
+            None => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this agent has no network namespace for pods",
+            )),
+        });
+        listening.await.map_err(io::Error::other)?
+    }
+
+    /// Where a pod's sockets may not go.
+    #[must_use]
+    pub fn refused(&self, host_network: bool) -> Vec<Destinations> {
+        allowed::refused(host_network, &self.shared.node, self.shared.api_port)
+    }
+
+    /// Removes the namespace, for an agent that leaves nothing behind. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the path.
+    pub fn remove(&self) -> io::Result<()> {
+        self.shared.namespace.as_ref().map_or(Ok(()), Namespace::remove)
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        node: Vec<IpAddr>,
+        api_port: Option<u16>,
+        namespace: Option<Namespace>,
+        state: NetworkState,
+    ) -> Self {
+        Self {
+            node,
+            api_port,
+            namespace,
+            is_stand_in: false,
+            state: watch::Sender::new(state),
+            book: Mutex::default(),
+            released: watch::Sender::new(()),
+        }
+    }
+
+    /// Goes on with what an agent before this one let go.
+    pub(crate) fn resume(&self, freed: Freed, resting: Vec<(std::time::Duration, IpAddr)>) {
+        let mut book = self.book();
+        for (since, address) in resting {
+            book.addresses.rest(address, since);
+        }
+        book.addresses.wake(since_boot());
+        book.freed = Some(freed);
+    }
+
+    pub(crate) fn set_ranges(&self, ranges: &PodRanges) {
+        self.book().addresses.set_ranges(ranges);
+    }
+
+    /// Whether a pod has an address of this range.
+    pub(crate) fn is_used(&self, range: ipnet::IpNet) -> bool {
+        self.book().addresses.held().any(|address| range.contains(&address))
+    }
+
+    /// Addresses that pods have and that none of these ranges covers.
+    pub(crate) fn beyond(&self, ranges: &[ipnet::IpNet]) -> Vec<IpAddr> {
+        let covered = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+        self.book().addresses.held().filter(|address| !covered(address)).collect()
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Nothing that is done under the lock can panic half-way.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

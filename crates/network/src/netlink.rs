@@ -1,0 +1,376 @@
+//! The kernel's links, addresses, neighbours and routes, asked and changed one
+//! step at a time. What they should be is [`ensure`](crate::ensure)'s business.
+//!
+//! Each step tells whether it changed anything: what is as it should be is left
+//! alone, because each change wakes everybody who watches, us included. All of
+//! it blocks, for microseconds.
+
+mod socket;
+
+use std::{
+    io::{self, ErrorKind},
+    net::IpAddr,
+    os::fd::RawFd,
+};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
+        RouteScope, RouteType,
+    },
+};
+
+use self::socket::Socket;
+pub(crate) use self::socket::notices;
+
+/// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first.
+const FIRST_TABLE: u8 = 255;
+
+/// By which a route is known to lead to another node's pods: no program that
+/// `/etc/iproute2/rt_protos` knows has this number.
+const TO_PEERS: RouteProtocol = RouteProtocol::Other(107);
+
+/// A link as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    /// The other end of a pair, by its number in its own namespace.
+    pub(crate) peer: Option<u32>,
+    pub(crate) mac: Vec<u8>,
+    pub(crate) is_up: bool,
+}
+
+/// A route that should be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Every address of the range is this namespace's own.
+    Local { range: IpNet },
+    /// The range is reached by this next hop, which is on the link though no
+    /// range says so.
+    Via {
+        range: IpNet,
+        hop: IpAddr,
+        /// The address that packets of this namespace's own have.
+        source: Option<IpAddr>,
+        /// Whether it stands in the table that is asked first, where it goes
+        /// before a [`Route::Local`] around it.
+        first: bool,
+    },
+}
+
+/// One namespace's part of the kernel's network.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: Socket,
+}
+
+impl Netlink {
+    /// Opens that of the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open()? })
+    }
+
+    pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut asked = LinkMessage::default();
+        asked.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.socket.ask(RouteNetlinkMessage::GetLink(asked)) {
+            Ok(RouteNetlinkMessage::NewLink(found)) => Ok(Some(link(&found))),
+            Ok(other) => Err(io::Error::other(format!("not a link: {other:?}"))),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Netlink::link`], of one that must be there.
+    pub(crate) fn known_link(&mut self, name: &str) -> io::Result<Link> {
+        let missing = || io::Error::new(ErrorKind::NotFound, format!("there is no link {name}"));
+        self.link(name)?.ok_or_else(missing)
+    }
+
+    /// Makes a pair of links, one here and one in another namespace.
+    pub(crate) fn add_pair(
+        &mut self,
+        (name, mac): (&str, [u8; 6]),
+        (peer, peer_mac, namespace): (&str, [u8; 6], RawFd),
+    ) -> io::Result<()> {
+        let mut other = LinkMessage::default();
+        other.attributes = vec![
+            LinkAttribute::IfName(peer.to_owned()),
+            LinkAttribute::Address(peer_mac.to_vec()),
+            LinkAttribute::NetNsFd(namespace),
+        ];
+        let mut pair = LinkMessage::default();
+        pair.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+            ]),
+        ];
+        self.socket.change(RouteNetlinkMessage::NewLink(pair), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    pub(crate) fn remove_link(&mut self, index: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        gone(self.socket.change(RouteNetlinkMessage::DelLink(link), 0))
+    }
+
+    pub(crate) fn set_up(&mut self, link: &Link) -> io::Result<bool> {
+        if link.is_up {
+            return Ok(false);
+        }
+        let mut up = LinkMessage::default();
+        up.header.index = link.index;
+        up.header.flags = LinkFlags::Up;
+        up.header.change_mask = LinkFlags::Up;
+        self.socket.change(RouteNetlinkMessage::SetLink(up), 0)?;
+        Ok(true)
+    }
+
+    /// Gives a link an address that nobody else has.
+    pub(crate) fn add_address(&mut self, link: u32, address: IpAddr) -> io::Result<bool> {
+        let message = RouteNetlinkMessage::NewAddress(single_address(link, address));
+        added(self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    pub(crate) fn remove_address(&mut self, link: u32, address: IpAddr) -> io::Result<()> {
+        let message = RouteNetlinkMessage::DelAddress(single_address(link, address));
+        gone(self.socket.change(message, 0))
+    }
+
+    /// Says once and for all where a neighbour is.
+    pub(crate) fn set_neighbour(
+        &mut self,
+        link: u32,
+        address: IpAddr,
+        mac: &[u8],
+    ) -> io::Result<()> {
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = family(address);
+        neighbour.header.ifindex = link;
+        neighbour.header.state = NeighbourState::Permanent;
+        neighbour.attributes = vec![
+            NeighbourAttribute::Destination(address.into()),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour);
+        self.socket.change(message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Adds a route over a link. One to the same range that leads elsewhere is
+    /// replaced.
+    pub(crate) fn add_route(&mut self, link: u32, route: Route) -> io::Result<bool> {
+        let add = RouteNetlinkMessage::NewRoute(route_message(link, route));
+        if added(self.socket.change(add.clone(), NLM_F_CREATE | NLM_F_EXCL))? {
+            return Ok(true);
+        }
+        let range = match route {
+            Route::Via { range, first: false, .. } => range,
+            // In the first table the kernel and we are alone.
+            Route::Via { first: true, .. } | Route::Local { .. } => return Ok(false),
+        };
+        if self.leads_over(range)? == Some(link) {
+            return Ok(false);
+        }
+        self.socket.change(add, NLM_F_CREATE | NLM_F_REPLACE)?;
+        Ok(true)
+    }
+
+    pub(crate) fn remove_route(&mut self, link: u32, route: Route) -> io::Result<()> {
+        let message = RouteNetlinkMessage::DelRoute(route_message(link, route));
+        gone(self.socket.change(message, 0))
+    }
+
+    /// The routes to pods of other nodes that are there.
+    pub(crate) fn peer_routes(&mut self, is_ipv4: bool) -> io::Result<Vec<(IpNet, IpAddr)>> {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family =
+            if is_ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let all = self.socket.list(RouteNetlinkMessage::GetRoute(asked))?;
+        let read = |message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.protocol == TO_PEERS => {
+                peer_route(&route)
+            }
+            _ => None,
+        };
+        Ok(all.into_iter().filter_map(read).collect())
+    }
+
+    /// Adds a route to another node's pods. False if that node is not on a
+    /// network of this one, or is this machine.
+    pub(crate) fn add_peer_route(&mut self, range: IpNet, hop: IpAddr) -> io::Result<bool> {
+        let message = RouteNetlinkMessage::NewRoute(peer_message(range, hop));
+        match self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => Ok(true),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL)
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn remove_peer_route(&mut self, range: IpNet, hop: IpAddr) -> io::Result<()> {
+        gone(self.socket.change(RouteNetlinkMessage::DelRoute(peer_message(range, hop)), 0))
+    }
+
+    /// Over which link an address of the range is reached.
+    fn leads_over(&mut self, range: IpNet) -> io::Result<Option<u32>> {
+        // One that a pod may have; it is neither end's own.
+        let within = match range {
+            IpNet::V4(range) => IpAddr::V4((u32::from(range.broadcast()) - 1).into()),
+            IpNet::V6(range) => IpAddr::V6(range.broadcast()),
+        };
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = family(within);
+        asked.header.destination_prefix_length = whole(within);
+        asked.attributes = vec![RouteAttribute::Destination(within.into())];
+        match self.socket.ask(RouteNetlinkMessage::GetRoute(asked)) {
+            Ok(RouteNetlinkMessage::NewRoute(found)) => Ok(oif(&found)),
+            Ok(other) => Err(io::Error::other(format!("not a route: {other:?}"))),
+            Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        peer: None,
+        mac: Vec::new(),
+        is_up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn single_address(link: u32, address: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = whole(address);
+    message.header.scope = AddressScope::Universe;
+    message.header.index = link;
+    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    if address.is_ipv6() {
+        // Looking for others that have it takes a second, and finds none.
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message
+}
+
+fn route_message(link: u32, route: Route) -> RouteMessage {
+    let (Route::Local { range } | Route::Via { range, .. }) = route;
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(range.addr());
+    header.destination_prefix_length = range.prefix_len();
+    header.protocol = RouteProtocol::Static;
+    message.attributes = vec![RouteAttribute::Oif(link)];
+    if range.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(range.network().into()));
+    }
+    match route {
+        Route::Local { .. } => {
+            header.kind = RouteType::Local;
+            header.scope = RouteScope::Host;
+            header.table = FIRST_TABLE;
+        }
+        Route::Via { hop, source, first, .. } => {
+            header.kind = RouteType::Unicast;
+            header.scope = RouteScope::Universe;
+            header.table = if first { FIRST_TABLE } else { RouteHeader::RT_TABLE_MAIN };
+            header.flags = RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Gateway(hop.into()));
+            let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
+            message.attributes.extend(source);
+        }
+    }
+    message
+}
+
+fn peer_message(range: IpNet, hop: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(range.addr());
+    header.destination_prefix_length = range.prefix_len();
+    header.protocol = TO_PEERS;
+    header.kind = RouteType::Unicast;
+    header.scope = RouteScope::Universe;
+    header.table = RouteHeader::RT_TABLE_MAIN;
+    message.attributes = vec![
+        RouteAttribute::Destination(range.network().into()),
+        RouteAttribute::Gateway(hop.into()),
+    ];
+    message
+}
+
+fn peer_route(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let (mut range, mut hop) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(to) => range = address(to),
+            RouteAttribute::Gateway(over) => hop = address(over),
+            _ => {}
+        }
+    }
+    let range = IpNet::new(range?, message.header.destination_prefix_length).ok()?;
+    Some((range, hop?))
+}
+
+fn oif(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+/// The length of a prefix that names one address.
+pub(crate) fn whole(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// True if it was added, false if it was there.
+fn added(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is not there need not be removed.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    const NOT_THERE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENODEV];
+    match result {
+        Err(error) if error.raw_os_error().is_some_and(|code| NOT_THERE.contains(&code)) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,533 @@
+//! Decides how pods get their addresses, and keeps what leads to them.
+//!
+//! ```text
+//! the Node's podCIDRs ─┐
+//! the Node's time is up ┼─▶ decide ─▶ ensure ─▶ NetworkState
+//! the kernel's notices ─┤                │
+//! each half a minute ───┘                └─ fails ─▶ again in a few seconds
+//! ```
+//!
+//! A range that is the Node's no more is led to as long as a pod has an address
+//! of it.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use krustlet_model::Chain;
+use rustix::thread::CapabilitySet;
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide},
+    ensure::{Changes, EnsureError, ensure, lead_to_peers, withdraw},
+    freed::Freed,
+    handle::{Network, NetworkState, Shared},
+    namespace::{Namespace, NamespaceError},
+    netlink,
+    notice::Notices,
+    plan::{Plan, link_name},
+    ranges::PodRanges,
+    remembered::Remembered,
+    routes::{Peer, routes},
+};
+
+/// How often everything is looked at although no notice came: neighbour
+/// entries, for one, come without.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Changes that follow each other are looked at together: whoever removes a
+/// link removes its routes too.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Between two looks at least, however many notices a busy machine gives.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Before the next try after one that failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is known before a zygote may be started.
+#[derive(Debug)]
+pub struct Prepared {
+    mode: Mode,
+    namespace: Option<Namespace>,
+    /// Why there is none, unless it was not asked for.
+    unable: Option<String>,
+}
+
+impl Prepared {
+    /// The namespace that pods' processes are to be born in, if there is one.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+}
+
+/// How the network is set up.
+#[derive(Debug)]
+pub struct NetworkConfig {
+    /// The agent's root directory, by which its link is named.
+    pub root: PathBuf,
+    /// Where it keeps its files; private to the agent.
+    pub state: PathBuf,
+    /// The node's own addresses, its family first.
+    pub node: Vec<IpAddr>,
+    /// The port of the node's API, which pods may not reach.
+    pub api_port: Option<u16>,
+    /// Ranges for a Node that has none.
+    pub configured: Option<PodRanges>,
+    /// What the Node says.
+    pub ranges: watch::Receiver<NodeRanges>,
+    /// The nodes of the cluster, if their pods are to be led to.
+    pub peers: Option<Peers>,
+}
+
+/// The nodes of the cluster, as they are known.
+#[derive(Debug)]
+pub struct Peers {
+    /// This node's name.
+    pub own: String,
+    /// All nodes; None as long as they are not known.
+    pub known: watch::Receiver<Option<Arc<Vec<Peer>>>>,
+}
+
+/// Why there can be no network.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message is the description")]
+pub enum OpenError {
+    #[error("pods cannot have addresses of their own: {why}")]
+    Unable { why: String },
+
+    #[error("pods cannot have addresses of their own")]
+    Namespace(#[from] NamespaceError),
+
+    #[error("cannot use {}", .path.display())]
+    State {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Makes the namespace, or finds it again, if pods may come to need it. `path`
+/// is where it is kept. Blocks.
+///
+/// # Errors
+///
+/// [`OpenError`] if addresses of their own were asked for and cannot be had.
+pub fn prepare(mode: Mode, path: PathBuf) -> Result<Prepared, OpenError> {
+    if mode == Mode::Host {
+        return Ok(Prepared { mode, namespace: None, unable: None });
+    }
+    let unable = match missing_rights() {
+        Some(why) if mode == Mode::Own => return Err(OpenError::Unable { why }),
+        Some(why) => why,
+        None => match Namespace::open(path) {
+            Ok(namespace) => {
+                return Ok(Prepared { mode, namespace: Some(namespace), unable: None });
+            }
+            Err(error) if mode == Mode::Own => return Err(error.into()),
+            Err(error) => Chain(&error).to_string(),
+        },
+    };
+    Ok(Prepared { mode, namespace: None, unable: Some(unable) })
+}
+
+/// What this process lacks, in words.
+fn missing_rights() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("the agent is not root".to_owned());
+    }
+    let has = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    let has = has.unwrap_or(CapabilitySet::empty());
+    [(CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN")]
+        .into_iter()
+        .find(|(right, _)| !has.contains(*right))
+        .map(|(_, name)| format!("the agent lacks {name}"))
+}
+
+/// Opens the network. Blocks for some milliseconds.
+///
+/// # Errors
+///
+/// [`OpenError`] if the agent's own directory cannot be used.
+pub fn open(
+    config: NetworkConfig,
+    prepared: Prepared,
+) -> Result<(Network, NetworkTask), OpenError> {
+    let NetworkConfig { root, state: directory, node, api_port, configured, ranges, peers } =
+        config;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::State { path, source }
+    };
+    let name = link_name(&root).map_err(failed(&root))?;
+    let memory = directory.join("ranges.json");
+    let remembered = match &prepared.namespace {
+        Some(_) => Remembered::read(&memory),
+        None => Remembered::default(),
+    };
+    let lead = |ranges: PodRanges| node.first().map_or(ranges.clone(), |&ip| ranges.led_by(ip));
+    let configured = configured.map(lead);
+    let Prepared { mode, namespace, unable } = prepared;
+    let state = NetworkState::Waiting("the agent is starting".to_owned());
+    let shared = Arc::new(Shared::new(node, api_port, namespace, state));
+    if shared.namespace.is_some() {
+        let path = directory.join("addresses");
+        let (freed, resting) = Freed::open(path.clone()).map_err(failed(&path))?;
+        shared.resume(freed, resting);
+    }
+    let mut task = NetworkTask {
+        shared: Arc::clone(&shared),
+        mode,
+        unable,
+        name,
+        configured,
+        memory,
+        remembered,
+        ranges,
+        peers,
+        apart: BTreeSet::new(),
+        seen_without: None,
+        is_led: false,
+        was_told: false,
+    };
+    task.decide_without_kernel();
+    Ok((Network::new(shared), task))
+}
+
+/// Keeps the network. Ends when told; what leads to the pods stays.
+#[derive(Debug)]
+pub struct NetworkTask {
+    shared: Arc<Shared>,
+    mode: Mode,
+    unable: Option<String>,
+    name: String,
+    configured: Option<PodRanges>,
+    memory: PathBuf,
+    remembered: Remembered,
+    ranges: watch::Receiver<NodeRanges>,
+    peers: Option<Peers>,
+    /// Nodes of which it was said that no network leads there.
+    apart: BTreeSet<IpAddr>,
+    /// When the Node was first seen without ranges.
+    seen_without: Option<Instant>,
+    /// Whether all was in order once.
+    is_led: bool,
+    /// Whether it was said that packets are passed on now.
+    was_told: bool,
+}
+
+impl NetworkTask {
+    /// Keeps the network until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        // Cancel-safe: each turn begins with a look at what is there.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(&mut self) {
+        let notices = self.notices();
+        let mut released = self.shared.released.subscribe();
+        let mut node_knows = true;
+        loop {
+            let mut next = self.turn().await;
+            if !self.lead_to_peers().await {
+                next = next.min(RETRY);
+            }
+            let look = Instant::now() + next;
+            let settle = Instant::now() + PAUSE;
+            loop {
+                let up = self.time_is_up();
+                // All are cancel-safe: none takes anything that is not seen again.
+                tokio::select! {
+                    biased;
+                    changed = self.ranges.changed(), if node_knows => {
+                        // Nobody will say more; the last word stands.
+                        node_knows = changed.is_ok();
+                        break;
+                    }
+                    true = peers_changed(self.peers.as_mut()) => break,
+                    () = sleep_until(up.unwrap_or(look)), if up.is_some() => break,
+                    () = sleep_until(look) => break,
+                    () = heard(notices.as_ref()) => {
+                        sleep(SETTLE).await;
+                        sleep_until(settle.min(look)).await;
+                        break;
+                    }
+                    Ok(()) = released.changed() => {
+                        if self.has_old_ranges() {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Word of changes in both namespaces; without it, they are looked for.
+    fn notices(&self) -> Option<[Notices; 2]> {
+        let namespace = self.shared.namespace.as_ref()?;
+        let open = || {
+            let outside = Notices::new(netlink::notices()?)?;
+            let inside = Notices::new(namespace.within(netlink::notices)?)?;
+            Ok::<_, io::Error>([outside, inside])
+        };
+        match open() {
+            Ok(notices) => Some(notices),
+            Err(error) => {
+                tracing::warn!(%error, "hears of no changes of links; looks each half minute");
+                None
+            }
+        }
+    }
+
+    /// When the Node has had its time to get ranges, if that lies ahead.
+    fn time_is_up(&self) -> Option<Instant> {
+        let up = self.seen_without? + NODE_WAIT;
+        (up > Instant::now()).then_some(up)
+    }
+
+    fn decision(&mut self) -> Decision {
+        let node = self.ranges.borrow_and_update().clone();
+        if node == NodeRanges::None {
+            self.seen_without.get_or_insert_with(Instant::now);
+        } else {
+            self.seen_without = None;
+        }
+        let has_waited = self.seen_without.is_some() && self.time_is_up().is_none();
+        let decided = decide(&Facts {
+            mode: self.mode,
+            unable: self.unable.as_deref(),
+            node: &node,
+            has_waited,
+            configured: self.configured.as_ref(),
+            remembered: self.remembered.current.as_ref(),
+        });
+        match (decided, self.shared.node.first()) {
+            (Decision::Own(ranges), Some(&node)) => Decision::Own(ranges.led_by(node)),
+            (decided, _) => decided,
+        }
+    }
+
+    /// What needs no look at links is decided before anybody asks.
+    fn decide_without_kernel(&mut self) {
+        match self.decision() {
+            Decision::Host(why) => self.show(NetworkState::Host { why }),
+            Decision::Wait(why) => self.show(NetworkState::Waiting(why)),
+            Decision::Own(_) => {}
+        }
+    }
+
+    /// Decides, and brings everything in order; returns when to look again.
+    async fn turn(&mut self) -> Duration {
+        let current = match self.decision() {
+            Decision::Host(why) => {
+                self.show(NetworkState::Host { why });
+                None
+            }
+            Decision::Wait(why) => {
+                self.show(NetworkState::Waiting(why));
+                None
+            }
+            Decision::Own(ranges) => Some(ranges),
+        };
+        let Some(namespace) = self.shared.namespace.clone() else { return LOOK };
+        let (wanted, old) = self.wanted(current.as_ref());
+        if wanted.is_empty() && old.is_empty() {
+            return LOOK;
+        }
+        let plan = Plan { name: self.name.clone(), ranges: wanted };
+        self.remember(current.as_ref(), &plan, &old);
+        let worked = lead(namespace, plan.clone(), old.clone()).await;
+        match worked {
+            Ok(changes) => {
+                self.remember(current.as_ref(), &plan, &[]);
+                self.tell(&plan, changes);
+                if let Some(ranges) = current {
+                    self.shared.set_ranges(&ranges);
+                    self.show(NetworkState::Own(ranges));
+                }
+                LOOK
+            }
+            Err(error) => {
+                self.failed(&error, current.is_some());
+                RETRY
+            }
+        }
+    }
+
+    /// Leads to other nodes' pods, if that is asked for; whether it was done.
+    async fn lead_to_peers(&mut self) -> bool {
+        let Some(peers) = &mut self.peers else { return true };
+        // Before they are known what is there stays.
+        let Some(known) = peers.known.borrow_and_update().clone() else { return true };
+        let own = match &*self.shared.state.borrow() {
+            NetworkState::Own(ranges) => Some(ranges.clone()),
+            NetworkState::Waiting(_) | NetworkState::Host { .. } => None,
+        };
+        let wanted = routes(&peers.own, own.as_ref(), &known);
+        let led = spawn_blocking(move || lead_to_peers(&wanted)).await;
+        match led.unwrap_or_else(|error| Err(EnsureError::Peers(io::Error::other(error)))) {
+            Ok(apart) => {
+                for address in apart.difference(&self.apart) {
+                    tracing::warn!(
+                        %address,
+                        "this node is not on a network of ours: its pods are not led to"
+                    );
+                }
+                self.apart = apart;
+                true
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "tried again");
+                false
+            }
+        }
+    }
+
+    /// The ranges that something is to lead to, and those that nothing is to
+    /// lead to any more.
+    fn wanted(&self, current: Option<&PodRanges>) -> (Vec<IpNet>, Vec<IpNet>) {
+        let mut wanted: Vec<IpNet> = current.into_iter().flat_map(PodRanges::iter).collect();
+        let others = self.remembered.led.iter().filter(|range| !wanted.contains(range));
+        let (kept, old): (Vec<_>, Vec<_>) =
+            others.copied().partition(|range| self.shared.is_used(*range));
+        wanted.extend(kept);
+        // Pods whose ranges nobody remembers.
+        wanted.extend(self.shared.beyond(&wanted).into_iter().map(IpNet::from));
+        (wanted, old)
+    }
+
+    fn has_old_ranges(&self) -> bool {
+        let shown = self.shared.state.borrow();
+        let is_current = |range: &IpNet| matches!(&*shown, NetworkState::Own(ranges) if ranges.iter().any(|own| own == *range));
+        self.remembered.led.iter().any(|range| !is_current(range) && !self.shared.is_used(*range))
+    }
+
+    /// Written before anything is done, so that an agent that comes after a
+    /// killed one takes away what that one led.
+    fn remember(&mut self, current: Option<&PodRanges>, plan: &Plan, old: &[IpNet]) {
+        let mut led = plan.ranges.clone();
+        led.extend_from_slice(old);
+        let next = Remembered {
+            current: current.cloned().or_else(|| self.remembered.current.clone()),
+            led,
+        };
+        if next == self.remembered {
+            return;
+        }
+        if let Err(error) = next.write(&self.memory) {
+            tracing::warn!(path = %self.memory.display(), %error, "cannot be written");
+        }
+        self.remembered = next;
+    }
+
+    fn tell(&mut self, plan: &Plan, changes: Changes) {
+        for (is_on, family) in changes.forwarding.into_iter().zip(["IPv4", "IPv6"]) {
+            if is_on {
+                tracing::info!(
+                    family,
+                    "turned forwarding on: pods are reached from other machines through this one"
+                );
+            }
+        }
+        if changes.made_pair && self.is_led {
+            tracing::warn!(link = plan.name, "the link to the pods was gone; it is back");
+        } else if changes.count > 0 && self.is_led {
+            tracing::info!(link = plan.name, changes = changes.count, "put right");
+        }
+        if !self.is_led {
+            let ranges: Vec<_> = plan.ranges.iter().map(ToString::to_string).collect();
+            tracing::info!(link = plan.name, ranges = ranges.join(", "), "pods have addresses");
+        }
+        self.is_led = true;
+        self.was_told = false;
+    }
+
+    fn failed(&mut self, error: &EnsureError, is_wanted: bool) {
+        let chain = Chain(error).to_string();
+        if !self.was_told {
+            tracing::error!(error = chain, "the pods' network is not in order");
+            self.was_told = true;
+        }
+        // Pods that have addresses keep them; what is broken is tried again.
+        if self.is_led || !is_wanted {
+            return;
+        }
+        self.show(match self.mode {
+            Mode::Auto => NetworkState::Host { why: Some(chain) },
+            Mode::Own | Mode::Host => NetworkState::Waiting(chain),
+        });
+    }
+
+    fn show(&self, next: NetworkState) {
+        self.shared.state.send_if_modified(|shown| {
+            if *shown == next {
+                return false;
+            }
+            match &next {
+                NetworkState::Waiting(why) => tracing::info!(why, "pods wait for the network"),
+                NetworkState::Host { why: Some(why) } => {
+                    tracing::warn!(why, "pods share the node's address");
+                }
+                NetworkState::Host { why: None } => {
+                    tracing::info!("pods share the node's address");
+                }
+                NetworkState::Own(ranges) => {
+                    tracing::info!(%ranges, "new pods get addresses of their own");
+                }
+            }
+            *shown = next;
+            true
+        });
+    }
+}
+
+/// Resolves when other nodes are known or have changed; false once nobody will
+/// tell any more.
+async fn peers_changed(peers: Option<&mut Peers>) -> bool {
+    match peers {
+        Some(peers) => peers.known.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when something changed in one of the namespaces.
+async fn heard(notices: Option<&[Notices; 2]>) {
+    let Some([outside, inside]) = notices else { return std::future::pending().await };
+    let heard = tokio::select! {
+        // Both are cancel-safe.
+        heard = outside.changed() => heard,
+        heard = inside.changed() => heard,
+    };
+    if let Err(error) = heard {
+        tracing::debug!(%error, "cannot hear of changes");
+        sleep(LOOK).await;
+    }
+}
+
+/// Leads to what is wanted and to nothing else.
+async fn lead(namespace: Namespace, plan: Plan, old: Vec<IpNet>) -> Result<Changes, EnsureError> {
+    let done = spawn_blocking(move || {
+        if !old.is_empty() {
+            withdraw(&namespace, &Plan { name: plan.name.clone(), ranges: old })?;
+        }
+        ensure(&namespace, &plan)
+    });
+    done.await.unwrap_or_else(|error| Err(EnsureError::Link(io::Error::other(error))))
+}

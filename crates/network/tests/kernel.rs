@@ -1,0 +1,436 @@
+//! The pods' network in a real kernel: each test has a network namespace of its
+//! own for the node, so that nothing of it is seen outside. They need root.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use krustlet_model::PodUid;
+use krustlet_network::{
+    Mode, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges, Peer, Peers,
+    PodRanges, open, plan::link_name, prepare,
+};
+use rustix::{
+    mount::MountPropagationFlags,
+    thread::{UnshareFlags, unshare_unsafe},
+};
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// A test that hangs must fail here, by name, not in the runner's limit.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs a test on a thread with network and mounts of its own. All threads that
+/// it starts, those of its runtime included, are born there.
+fn in_a_room(test: impl AsyncFnOnce() + Send + 'static) {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests make network namespaces: run as root"
+    );
+    let run = move || {
+        // SAFETY: the thread ends with the test, and no memory is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.unwrap();
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+        ip(&["link", "set", "lo", "up"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    };
+    thread::spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("iproute2 is there");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments:?}: {error}");
+    text
+}
+
+/// The directory of an agent. What is mounted there goes with it.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let detach = rustix::mount::UnmountFlags::DETACH;
+        let _ = rustix::mount::unmount(namespace(self.path()), detach);
+    }
+}
+
+/// A node's network that is kept.
+struct Node {
+    home: Home,
+    network: Network,
+    ranges: watch::Sender<NodeRanges>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    async fn start(ranges: &[&str]) -> Self {
+        let home = Home::new();
+        Self::resume(home, ranges).await
+    }
+
+    async fn resume(home: Home, ranges: &[&str]) -> Self {
+        Self::among(home, ranges, None).await
+    }
+
+    async fn among(home: Home, ranges: &[&str], peers: Option<Peers>) -> Self {
+        let texts = ranges.iter().map(ToString::to_string).collect();
+        let (ranges, told) = watch::channel(NodeRanges::Some(texts));
+        let (network, task) = opened(home.path(), told, peers);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task.run(stop.clone()));
+        let node = Self { home, network, ranges, stop, tasks };
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        node
+    }
+
+    async fn wait_for(&self, is_so: impl FnMut(&NetworkState) -> bool) {
+        let mut state = self.network.state();
+        timeout(LIMIT, state.wait_for(is_so)).await.expect("in time").unwrap();
+    }
+
+    /// The agent ends; what leads to the pods stays.
+    async fn leave(mut self) -> Home {
+        self.stop.cancel();
+        timeout(LIMIT, self.tasks.join_next()).await.unwrap().unwrap().unwrap();
+        self.home
+    }
+
+    fn link(&self) -> String {
+        link_name(self.home.path()).unwrap()
+    }
+
+    async fn pod(&self, name: &str, port: u16) -> Vec<SocketAddr> {
+        let addresses = self.network.allocate(&PodUid::new(name)).unwrap();
+        let mut listening = Vec::new();
+        for address in addresses {
+            let address = SocketAddr::new(address, port);
+            let listener = self.network.listen(address).await.unwrap();
+            let name = name.to_owned();
+            thread::spawn(move || answer(&listener, &name));
+            listening.push(address);
+        }
+        listening
+    }
+}
+
+fn namespace(home: &Path) -> PathBuf {
+    home.join("netns")
+}
+
+fn opened(
+    home: &Path,
+    ranges: watch::Receiver<NodeRanges>,
+    peers: Option<Peers>,
+) -> (Network, NetworkTask) {
+    let prepared = prepare(Mode::Own, namespace(home)).unwrap();
+    let config = NetworkConfig {
+        root: home.to_owned(),
+        state: home.to_owned(),
+        node: vec!["192.0.2.1".parse().unwrap()],
+        api_port: Some(10250),
+        configured: None,
+        ranges,
+        peers,
+    };
+    open(config, prepared).unwrap()
+}
+
+/// Tells each caller who is here and where they come from, until the test ends.
+fn answer(listener: &TcpListener, name: &str) {
+    while let Ok((mut stream, peer)) = listener.accept() {
+        let _ = write!(stream, "{name} {}", peer.ip());
+    }
+}
+
+/// What is said at an address.
+fn call(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Calls until it is answered like this.
+async fn eventually(address: SocketAddr, expected: &str) {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let said = call(address);
+        if said.as_deref().is_ok_and(|said| said == expected) {
+            return;
+        }
+        assert!(Instant::now() < end, "{address}: {said:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn pods_of_both_families_listen_on_one_port_each_at_its_address() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
+        let one = node.pod("one", 80).await;
+        let two = node.pod("two", 80).await;
+        assert_eq!(one[0].to_string(), "10.244.1.2:80");
+        assert_eq!(two[1].to_string(), "[fd00:1::3]:80");
+        for (pod, name) in [(&one, "one"), (&two, "two")] {
+            // The node's first address of the range is its own.
+            assert_eq!(call(pod[0]).unwrap(), format!("{name} 10.244.1.1"));
+            assert_eq!(call(pod[1]).unwrap(), format!("{name} fd00:1::1"));
+        }
+        // Nobody listens there, and the kernel says so at once.
+        let refused = call("10.244.1.9:80".parse().unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        // No neighbour was asked for: there is but the one entry for all.
+        let asked = ip(&["-4", "neigh", "show", "dev", &node.link()]);
+        assert_eq!(asked.lines().count(), 1, "{asked}");
+        assert!(asked.contains("PERMANENT"), "{asked}");
+    });
+}
+
+#[test]
+fn pods_reach_each_other_and_the_node_by_their_own_addresses() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let server = node.pod("server", 8080).await[0];
+        let from: IpAddr = node.network.allocate(&PodUid::new("client")).unwrap()[0];
+        let at_node = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap();
+        thread::spawn(move || answer(&at_node, "node"));
+        let prepared = prepare(Mode::Own, namespace(node.home.path())).unwrap();
+        let inside = prepared.namespace().unwrap().clone();
+        for (to, who) in [(server, "server"), ("10.244.1.1:7000".parse().unwrap(), "node")] {
+            let said = inside.within(|| call_from(from, to)).unwrap();
+            assert_eq!(said, format!("{who} {from}"));
+        }
+    });
+}
+
+/// As [`call`], from an address of the pods'.
+fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let made = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&made, &SocketAddr::new(from, 0))?;
+    connect(&made, &to)?;
+    // SAFETY: it was ours alone.
+    let mut stream = unsafe { TcpStream::from_raw_fd(made.into_raw_fd()) };
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[test]
+fn a_new_agent_finds_all_as_it_was() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let pod = node.pod("one", 80).await[0];
+        let links = ip(&["link", "show", &node.link()]);
+        node.network.release(&PodUid::new("gone"));
+        let other = PodUid::new("two");
+        let let_go = node.network.allocate(&other).unwrap();
+        node.network.release(&other);
+        let home = node.leave().await;
+        // While no agent lives, pods are reached.
+        assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
+
+        let node = Node::resume(home, &["10.244.1.0/24"]).await;
+        node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
+        assert_eq!(ip(&["link", "show", &node.link()]), links);
+        assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
+        // Turns begin anew, but neither of the two is given.
+        let next = node.network.allocate(&PodUid::new("three")).unwrap();
+        assert!(next[0] != pod.ip() && next != let_go, "{next:?}");
+        assert_eq!(next[0].to_string(), "10.244.1.4");
+    });
+}
+
+#[test]
+fn what_is_removed_comes_back() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
+        let pod = node.pod("one", 80).await;
+        let link = node.link();
+        for removal in [
+            &["link", "del", &link][..],
+            &["link", "set", &link, "down"],
+            &["route", "del", "10.244.1.0/24"],
+            &["-6", "route", "del", "fd00:1::/64"],
+            &["address", "del", "10.244.1.1/32", "dev", &link],
+        ] {
+            ip(removal);
+            eventually(pod[0], "one 10.244.1.1").await;
+            eventually(pod[1], "one fd00:1::1").await;
+        }
+        // So does what is inside, and the file by which zygotes get there.
+        rustix::mount::unmount(namespace(node.home.path()), rustix::mount::UnmountFlags::DETACH)
+            .unwrap();
+        ip(&["link", "del", &link]);
+        eventually(pod[0], "one 10.244.1.1").await;
+        let again = prepare(Mode::Own, namespace(node.home.path())).unwrap();
+        let found = again.namespace().unwrap();
+        found.within(|| TcpListener::bind("10.244.1.7:80").map(drop)).unwrap();
+    });
+}
+
+#[test]
+fn a_file_without_a_namespace_is_put_to_use() {
+    in_a_room(async || {
+        // What a machine that was started anew finds.
+        let home = Home::new();
+        fs::write(namespace(home.path()), "").unwrap();
+        let node = Node::resume(home, &["10.244.1.0/24"]).await;
+        let pod = node.pod("one", 80).await[0];
+        assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
+    });
+}
+
+#[test]
+fn two_nodes_of_one_machine_reach_each_others_pods() {
+    in_a_room(async || {
+        let first = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
+        let second = Node::start(&["10.244.2.0/24", "fd00:2::/64"]).await;
+        assert_ne!(first.link(), second.link());
+        let server = second.pod("server", 80).await;
+        let client = first.network.allocate(&PodUid::new("client")).unwrap();
+        let prepared = prepare(Mode::Own, namespace(first.home.path())).unwrap();
+        let inside = prepared.namespace().unwrap();
+        let said = inside.within(|| call_from(client[0], server[0])).unwrap();
+        assert_eq!(said, format!("server {}", client[0]));
+    });
+}
+
+#[test]
+fn a_range_that_is_taken_away_is_led_to_until_its_last_pod_is_gone() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let old = node.pod("old", 80).await[0];
+        let next = PodRanges::parse(&["10.244.9.0/24"]).unwrap();
+        node.ranges.send_replace(NodeRanges::Some(vec![next.to_string()]));
+        node.wait_for(|state| *state == NetworkState::Own(next.clone())).await;
+        let new = node.pod("new", 80).await[0];
+        assert_eq!(new.to_string(), "10.244.9.2:80");
+        assert_eq!(call(new).unwrap(), "new 10.244.9.1");
+        assert!(call(old).unwrap().starts_with("old "));
+
+        node.network.release(&PodUid::new("old"));
+        until_routes(&["route"], |routes| !routes.contains("10.244.1.0/24")).await;
+        assert_eq!(call(new).unwrap(), "new 10.244.9.1");
+    });
+}
+
+async fn until_routes(show: &[&str], is_so: impl Fn(&str) -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so(&ip(show)) {
+        assert!(Instant::now() < end, "{}", ip(show));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn pods_of_a_node_on_the_same_network_are_led_to() {
+    in_a_room(async || {
+        // Another machine: a namespace with a link to this one, and a range.
+        let home = Home::new();
+        let other = Namespace::open(namespace(home.path())).unwrap();
+        let file = namespace(home.path());
+        let file = file.to_str().unwrap();
+        ip(&["link", "add", "here", "type", "veth", "peer", "name", "there", "netns", file]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "here"]);
+        ip(&["link", "set", "here", "up"]);
+        let listener = other
+            .within(|| {
+                ip(&["link", "set", "lo", "up"]);
+                ip(&["address", "add", "192.0.2.2/24", "dev", "there"]);
+                ip(&["link", "set", "there", "up"]);
+                ip(&["route", "add", "10.244.1.0/24", "via", "192.0.2.1"]);
+                ip(&["route", "add", "local", "10.244.2.0/24", "dev", "lo"]);
+                TcpListener::bind("10.244.2.7:80")
+            })
+            .unwrap();
+        thread::spawn(move || answer(&listener, "there"));
+
+        let peer = |name: &str, address: &str, range: &str| Peer {
+            name: name.into(),
+            addresses: vec![address.parse().unwrap()],
+            ranges: vec![range.into()],
+        };
+        let all = vec![
+            peer("self", "192.0.2.1", "10.244.1.0/24"),
+            peer("there", "192.0.2.2", "10.244.2.0/24"),
+            // On no network of this one.
+            peer("apart", "198.51.100.2", "10.244.3.0/24"),
+        ];
+        let (peers, known) = watch::channel(None);
+        let told = Peers { own: "self".into(), known };
+        let node = Node::among(Home::new(), &["10.244.1.0/24"], Some(told)).await;
+        peers.send_replace(Some(Arc::new(all.clone())));
+        let show = ["route", "show", "proto", "107"];
+        until_routes(&show, |routes| routes.starts_with("10.244.2.0/24 via 192.0.2.2")).await;
+        assert_eq!(ip(&show).lines().count(), 1);
+
+        let pod = node.network.allocate(&PodUid::new("one")).unwrap()[0];
+        let prepared = prepare(Mode::Own, namespace(node.home.path())).unwrap();
+        let inside = prepared.namespace().unwrap();
+        let to = "10.244.2.7:80".parse().unwrap();
+        assert_eq!(inside.within(|| call_from(pod, to)).unwrap(), format!("there {pod}"));
+
+        // Put back, and gone with the node.
+        ip(&["route", "del", "10.244.2.0/24"]);
+        until_routes(&show, |routes| routes.starts_with("10.244.2.0/24")).await;
+        peers.send_replace(Some(Arc::new(all[..1].to_vec())));
+        until_routes(&show, str::is_empty).await;
+    });
+}
+
+#[test]
+fn a_node_that_lost_its_range_shares_its_address_again() {
+    in_a_room(async || {
+        let home = Home::new();
+        let (ranges, told) = watch::channel(NodeRanges::Unknown);
+        let prepared = prepare(Mode::Auto, namespace(home.path())).unwrap();
+        let config = NetworkConfig {
+            root: home.path().to_owned(),
+            state: home.path().to_owned(),
+            node: vec!["192.0.2.1".parse().unwrap()],
+            api_port: None,
+            configured: None,
+            ranges: told,
+            peers: None,
+        };
+        let (network, task) = open(config, prepared).unwrap();
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task.run(stop.clone()));
+        let mut state = network.state();
+        assert!(matches!(*state.borrow_and_update(), NetworkState::Waiting(_)));
+        ranges.send_replace(NodeRanges::None);
+        let shared = |state: &NetworkState| matches!(state, NetworkState::Host { why: Some(_) });
+        timeout(LIMIT, state.wait_for(shared)).await.unwrap().unwrap();
+        ranges.send_replace(NodeRanges::Some(vec!["10.244.1.0/24".into()]));
+        let own = |state: &NetworkState| matches!(state, NetworkState::Own(_));
+        timeout(LIMIT, state.wait_for(own)).await.unwrap().unwrap();
+    });
+}

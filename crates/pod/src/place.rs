@@ -1,0 +1,73 @@
+//! Where a pod is in the network: its addresses, and the namespace that its
+//! process is born in.
+//!
+//! Chosen before the sandbox is made and kept as long as there is one, over
+//! deaths of sandbox and agent. What the pod's sockets may do there is put
+//! together here.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use krustlet_model::PodUid;
+use krustlet_network::{AddressError, Network, NetworkState};
+use krustlet_protocol::{Names, PodNetwork, SocketLimits};
+use serde::{Deserialize, Serialize};
+
+use crate::outside::NetworkKind;
+
+/// A pod's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The namespace of its process.
+    pub kind: NetworkKind,
+    /// Its addresses, the node's family first: its own, or those of the node.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Why a pod has no place yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// The network is not ready, for this reason.
+    NotReady(String),
+    /// There are no addresses.
+    Full(AddressError),
+}
+
+/// Whether the pod asks for the node's own network.
+pub(crate) fn is_host_network(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+}
+
+/// Finds a place for a pod.
+pub(crate) fn find(network: &Network, pod: &Pod, uid: &PodUid) -> Result<Place, NoPlace> {
+    let at_the_node =
+        || Place { kind: NetworkKind::Node, addresses: network.node_addresses().to_vec() };
+    if is_host_network(pod) {
+        return Ok(at_the_node());
+    }
+    let state = network.state().borrow().clone();
+    match state {
+        NetworkState::Waiting(why) => Err(NoPlace::NotReady(why)),
+        NetworkState::Host { .. } => Ok(at_the_node()),
+        NetworkState::Own(_) => {
+            let addresses = network.allocate(uid).map_err(NoPlace::Full)?;
+            Ok(Place { kind: NetworkKind::Pods, addresses })
+        }
+    }
+}
+
+/// What the pod's sockets may do at its place.
+pub(crate) fn rules(network: &Network, pod: &Pod, place: &Place) -> PodNetwork {
+    PodNetwork {
+        addresses: place.addresses.clone(),
+        is_host: place.kind == NetworkKind::Node,
+        refused: network.refused(is_host_network(pod)),
+        names: names(pod),
+        limits: SocketLimits::default(),
+    }
+}
+
+/// How the pod looks names up. Guests are offered no look-up yet.
+fn names(_pod: &Pod) -> Names {
+    Names::default()
+}

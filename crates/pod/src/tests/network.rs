@@ -1,0 +1,153 @@
+//! Where pods are in the network.
+
+use std::net::IpAddr;
+
+use krustlet_model::PodUid;
+use krustlet_network::{NetworkState, PodRanges};
+use serde_json::{Value, json};
+
+use super::bed::{Bed, Call, Guest, is_ready, one, pod};
+use crate::outside::NetworkKind;
+
+fn own(range: &str) -> NetworkState {
+    NetworkState::Own(PodRanges::parse(&[range]).unwrap())
+}
+
+fn of_host_network() -> Value {
+    pod(json!({
+        "restartPolicy": "Always",
+        "hostNetwork": true,
+        "containers": [{"name": "main", "image": "web:1"}],
+    }))
+}
+
+fn second() -> Value {
+    let mut second = one("Always");
+    second["metadata"]["name"] = "p2".into();
+    second["metadata"]["uid"] = "u2".into();
+    second
+}
+
+/// Whether the address is nobody's.
+fn is_free(bed: &Bed, address: &str) -> bool {
+    let asker = PodUid::new("asker");
+    let is_free = bed.network.restore(&asker, &[address.parse().unwrap()]).is_ok();
+    bed.network.release(&asker);
+    is_free
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_the_network_and_is_placed_before_its_sandbox_is_made() {
+    let mut bed = Bed::with_network(NetworkState::Waiting("no podCIDR yet".into())).await;
+    bed.put(one("Always"));
+    bed.until("it says what it waits for", |world| world.has_event("NetworkNotReady")).await;
+    bed.shared.with(|world| {
+        assert_eq!(world.count(&Call::Sandbox), 0);
+        let told = world.events.iter().filter(|(reason, _)| reason == "NetworkNotReady");
+        assert_eq!(told.count(), 1);
+    });
+    bed.network.show(own("10.244.1.0/24"));
+    let status = bed.until_status("u", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.2"));
+    assert_eq!(status.host_ip.as_deref(), Some("127.0.0.1"));
+    bed.shared.with(|world| {
+        let (kind, network) = &world.places[0];
+        assert_eq!(*kind, NetworkKind::Pods);
+        assert_eq!(network.addresses, ["10.244.1.2".parse::<IpAddr>().unwrap()]);
+        assert!(!network.is_host && !network.refused.is_empty());
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_the_hosts_network_waits_for_nothing() {
+    let mut bed = Bed::with_network(NetworkState::Waiting("no podCIDR yet".into())).await;
+    bed.put(of_host_network());
+    let status = bed.until_status("u", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("127.0.0.1"));
+    bed.shared.with(|world| {
+        let (kind, network) = &world.places[0];
+        assert_eq!(*kind, NetworkKind::Node);
+        assert!(network.is_host && network.refused.is_empty());
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_kept_until_the_sandbox_is_gone_for_good() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    bed.shared.kill_sandbox("u");
+    bed.until("another sandbox is made", |world| world.count(&Call::Sandbox) == 2).await;
+    bed.shared.with(|world| assert_eq!(world.places[0], world.places[1]));
+
+    // One that does not listen holds it for as long as it takes.
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Stubborn));
+    bed.until_status("u", "it is Ready again", is_ready).await;
+    bed.delete("u", 30);
+    bed.until("it is asked to stop", |world| {
+        world.calls.iter().any(|(_, call)| matches!(call, Call::Stop(..)))
+    })
+    .await;
+    assert!(!is_free(&bed, "10.244.1.2"));
+    bed.until("it is gone", |world| world.deleted.contains(&"u".to_owned())).await;
+    assert!(is_free(&bed, "10.244.1.2"));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_agent_keeps_what_pods_have_before_it_gives_any() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(one("Always"));
+    let before = bed.until_status("u", "it is Ready", is_ready).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let left = bed.kill().await;
+    let mut bed = left.next(true).await;
+    bed.put(second());
+    let other = bed.until_status("u2", "it is Ready", is_ready).await;
+    assert_eq!(other.pod_ip.as_deref(), Some("10.244.1.3"));
+    assert_eq!(before.pod_ip.as_deref(), Some("10.244.1.2"));
+    bed.shared.with(|world| {
+        assert_eq!(world.last_status("u").unwrap().pod_ip, before.pod_ip);
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_pod_shows_its_address_and_holds_it_no_more() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Exits(0)));
+    bed.put(one("Never"));
+    bed.until_phase("u", "Succeeded").await;
+    bed.until("its sandbox is gone", |world| world.count(&Call::StopSandbox) == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(is_free(&bed, "10.244.1.2"));
+    // Nor does it in the eyes of the next agent.
+    let bed = bed.stop().await.next(true).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(is_free(&bed, "10.244.1.2"));
+    bed.shared.with(|world| {
+        assert_eq!(world.last_status("u").unwrap().pod_ip.as_deref(), Some("10.244.1.2"));
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_is_used_up_is_told_and_waited_for() {
+    let mut bed = Bed::with_network(own("10.244.1.0/30")).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    bed.put(second());
+    bed.until("it says what it waits for", |world| {
+        let full = "Failed to create pod sandbox: no address left in 10.244.1.0/30: 1 pod has one";
+        world.events.iter().any(|(reason, text)| reason == "FailedCreatePodSandBox" && text == full)
+    })
+    .await;
+    assert_eq!(bed.shared.with(|world| world.count(&Call::Sandbox)), 1);
+    // What comes to the Node later is taken.
+    bed.network.show(own("10.244.7.0/24"));
+    let status = bed.until_status("u2", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.7.2"));
+    bed.stop().await;
+}

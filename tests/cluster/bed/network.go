@@ -1,0 +1,121 @@
+package bed
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"krustlet.dev/tests/cluster/room"
+)
+
+// Place is where a connection begins: on a node's own network or among the pods
+// of one.
+type Place struct {
+	name      string
+	namespace string
+}
+
+// Outside is the network of the nodes themselves, which in the test bed is one.
+func (b *Bed) Outside() Place { return Place{"the node", b.cluster.Room.Network()} }
+
+// Among is the namespace of a node's pods.
+func (n *Node) Among() Place {
+	return Place{"the pods of " + n.Name, n.bed.cluster.Room.Path(n.Root + "/run/netns")}
+}
+
+// Get asks for / of an HTTP server at an address and port. A connection is made
+// for each request.
+func (p Place) Get(ctx context.Context, address string, port int) error {
+	client := &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				return room.Dial(ctx, p.namespace, network, address)
+			},
+		},
+	}
+	url := "http://" + net.JoinHostPort(address, strconv.Itoa(port)) + "/"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("from %s: %w", p.name, err)
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+		return err
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("from %s: %s: %s", p.name, url, response.Status)
+	}
+	return nil
+}
+
+// WaitServes waits until an HTTP server answers at an address and port.
+func (b *Bed) WaitServes(t testing.TB, from Place, address string, port int) {
+	t.Helper()
+	what := fmt.Sprintf("%s port %d answers to %s", address, port, from.name)
+	b.WaitFor(t, what, readyLimit, func() error { return from.Get(t.Context(), address, port) })
+}
+
+// PodRange is the podCIDR of the node.
+func (n *Node) PodRange(t testing.TB) netip.Prefix {
+	t.Helper()
+	node, err := n.bed.Client.CoreV1().Nodes().Get(t.Context(), n.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	podRange, err := netip.ParsePrefix(node.Spec.PodCIDR)
+	if err != nil {
+		t.Fatalf("podCIDR of %s: %v", n.Name, err)
+	}
+	return podRange
+}
+
+// Link is the name of the link that leads to the node's pods.
+func (n *Node) Link(t testing.TB) string {
+	t.Helper()
+	route := n.bed.IP(t, "route", "show", n.PodRange(t).String())
+	_, after, _ := strings.Cut(route, " dev ")
+	link, _, found := strings.Cut(after, " ")
+	if !found {
+		t.Fatalf("no link leads to the pods of %s: %q", n.Name, route)
+	}
+	return link
+}
+
+// IP runs the program `ip` on the network of the nodes.
+func (b *Bed) IP(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := b.cluster.Room.Run(room.Command{Name: "ip " + args[0], Path: "ip", Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// PodAddress is the pod's one address.
+func PodAddress(t testing.TB, pod *corev1.Pod) netip.Addr {
+	t.Helper()
+	if len(pod.Status.PodIPs) != 1 || pod.Status.PodIPs[0].IP != pod.Status.PodIP {
+		t.Fatalf("podIPs of %s: %v, podIP: %q", pod.Name, pod.Status.PodIPs, pod.Status.PodIP)
+	}
+	address, err := netip.ParseAddr(pod.Status.PodIP)
+	if err != nil {
+		t.Fatalf("podIP of %s: %v", pod.Name, err)
+	}
+	return address
+}

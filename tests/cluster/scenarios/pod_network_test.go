@@ -1,0 +1,177 @@
+package scenarios
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"krustlet.dev/tests/cluster/bed"
+)
+
+// webPort is where an http guest listens whose container declares no port.
+const webPort = 8080
+
+// web creates an http pod and waits until it is Ready.
+func web(t *testing.T, b *bed.Bed, namespace string, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
+	create(t, b, namespace, pod)
+	return awaitReady(t, b, namespace, pod.Name)
+}
+
+func webPod(t *testing.T, b *bed.Bed, node *bed.Node, name string) *corev1.Pod {
+	t.Helper()
+	return on(node, always(wasmPod(name, b.Image(t, "http.wasm"))))
+}
+
+func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	ns := b.Namespace(t)
+	one := web(t, b, ns, webPod(t, b, node, "one"))
+	two := web(t, b, ns, webPod(t, b, node, "two"))
+
+	podRange := node.PodRange(t)
+	first, second := bed.PodAddress(t, one), bed.PodAddress(t, two)
+	if first == second {
+		t.Errorf("both pods have %v", first)
+	}
+	for _, pod := range []*corev1.Pod{one, two} {
+		address := bed.PodAddress(t, pod)
+		if !podRange.Contains(address) || address == podRange.Addr() || address == podRange.Addr().Next() {
+			t.Errorf("%v is not for a pod of %v", address, podRange)
+		}
+		same(t, "hostIP", pod.Status.HostIP, node.Address.String())
+		b.WaitServes(t, b.Outside(), address.String(), webPort)
+		b.WaitServes(t, node.Among(), address.String(), webPort)
+	}
+	// What listens for one pod does not for the node or for others.
+	if err := b.Outside().Get(t.Context(), node.Address.String(), webPort); err == nil {
+		t.Error("a pod answers at the node's address")
+	}
+}
+
+func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	ns := b.Namespace(t)
+	pod := webPod(t, b, node, "host")
+	pod.Spec.HostNetwork = true
+	pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8082}}
+	ready := web(t, b, ns, pod)
+	same(t, "podIP", bed.PodAddress(t, ready), node.Address)
+	same(t, "hostIP", ready.Status.HostIP, node.Address.String())
+	b.WaitServes(t, b.Outside(), node.Address.String(), 8082)
+	// Pods with addresses of their own reach it there.
+	web(t, b, ns, webPod(t, b, node, "other"))
+	b.WaitServes(t, node.Among(), node.Address.String(), 8082)
+}
+
+func TestAddressesOutliveTheAgent(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "addressed")
+	ns := b.Namespace(t)
+	kept := web(t, b, ns, webPod(t, b, node, "kept"))
+	address := bed.PodAddress(t, kept)
+	history := b.WatchPod(t, ns, "kept")
+
+	node.Kill(t)
+	b.WaitServes(t, b.Outside(), address.String(), webPort)
+	node.Start(t)
+	node.WaitReady(t)
+	b.WaitServes(t, b.Outside(), address.String(), webPort)
+	node.Stop(t)
+	node.Start(t)
+	node.WaitReady(t)
+	other := web(t, b, ns, webPod(t, b, node, "other"))
+	if bed.PodAddress(t, other) == address {
+		t.Errorf("%v was given twice", address)
+	}
+	b.WaitServes(t, b.Outside(), address.String(), webPort)
+	for _, version := range history.Seen(t) {
+		same(t, "address", bed.PodAddress(t, version), address)
+		same(t, "Ready", isReady(version), true)
+	}
+	same(t, "container", status(get(t, b, ns, "kept")).ContainerID, status(kept).ContainerID)
+}
+
+func TestAnAddressIsNotGivenAgainAtOnce(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "resting")
+	ns := b.Namespace(t)
+	seen := map[string]string{}
+	for number := range 3 {
+		pod := web(t, b, ns, webPod(t, b, node, fmt.Sprintf("pod-%d", number)))
+		address := bed.PodAddress(t, pod).String()
+		if other := seen[address]; other != "" {
+			t.Errorf("%s has the address of %s", pod.Name, other)
+		}
+		seen[address] = pod.Name
+		remove(t, b, pod)
+		awaitGone(t, b, pod)
+		// A new agent knows what this one let go.
+		node.Kill(t)
+		node.Start(t)
+		node.WaitReady(t)
+	}
+}
+
+func TestALinkThatIsRemovedComesBack(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "unplugged")
+	ns := b.Namespace(t)
+	address := bed.PodAddress(t, web(t, b, ns, webPod(t, b, node, "web"))).String()
+	b.WaitServes(t, b.Outside(), address, webPort)
+	b.IP(t, "link", "delete", node.Link(t))
+	b.WaitServes(t, b.Outside(), address, webPort)
+}
+
+func TestPodsOfTwoNodesReachEachOther(t *testing.T) {
+	b := bed.Start(t)
+	first, second := b.Node(t), b.StartNode(t, "neighbour")
+	ns := b.Namespace(t)
+	here := bed.PodAddress(t, web(t, b, ns, webPod(t, b, first, "here")))
+	there := bed.PodAddress(t, web(t, b, ns, webPod(t, b, second, "there")))
+	b.WaitServes(t, first.Among(), there.String(), webPort)
+	b.WaitServes(t, second.Among(), here.String(), webPort)
+}
+
+func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "shared", "--pod-network=host")
+	ns := b.Namespace(t)
+	one := web(t, b, ns, webPod(t, b, node, "one"))
+	same(t, "podIP", bed.PodAddress(t, one), node.Address)
+	b.WaitServes(t, b.Outside(), node.Address.String(), webPort)
+
+	// Nothing is lost in silence: the second says what it waits for.
+	create(t, b, ns, webPod(t, b, node, "two"))
+	two := awaitWaiting(t, b, ns, "two", "CreateContainerError")
+	want := fmt.Sprintf("port %d of %s is in use on this node", webPort, node.Address)
+	if message := waiting(two).Message; !strings.Contains(message, want) {
+		t.Errorf("the message does not tell of %q: %q", want, message)
+	}
+}
+
+// The node listens for the pod, which keeps an address and a port of its own.
+func TestAHostPortLeadsToThePod(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	ns := b.Namespace(t)
+	ported := func(name string) *corev1.Pod {
+		pod := webPod(t, b, node, name)
+		pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8083, HostPort: 18083}}
+		return pod
+	}
+	pod := web(t, b, ns, ported("ported"))
+	b.WaitServes(t, b.Outside(), node.Address.String(), 18083)
+	b.WaitServes(t, b.Outside(), bed.PodAddress(t, pod).String(), 8083)
+	remove(t, b, pod)
+	awaitGone(t, b, pod)
+	if err := b.Outside().Get(t.Context(), node.Address.String(), 18083); err == nil {
+		t.Error("the host's port answers for a pod that is gone")
+	}
+	web(t, b, ns, ported("next"))
+	b.WaitServes(t, b.Outside(), node.Address.String(), 18083)
+}
