@@ -132,9 +132,9 @@ fn outside(plan: &Plan, link: &Link, inner: &Link, changes: &mut Changes) -> io:
     let mut net = Netlink::open()?;
     for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| plan.has_family(*is_ipv4)) {
         net.set_neighbour(link.index, End::Pods.hop(is_ipv4), &inner.mac)?;
-        let changed = sysctl::set(sysctl::forwarding(is_ipv4), "1")?;
-        changes.note(changed);
-        changes.forwarding[usize::from(!is_ipv4)] = changed;
+        let turned_on = sysctl::set(sysctl::forwarding(is_ipv4), "1")?;
+        changes.note(turned_on);
+        changes.forwarding[usize::from(!is_ipv4)] = turned_on;
     }
     for address in plan.gateways() {
         changes.note(net.add_address(link.index, address)?);

@@ -139,13 +139,14 @@ pub fn link_name(root: &Path) -> io::Result<String> {
 pub(crate) fn mac(name: &str, end: End) -> [u8; 6] {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&hasher.finish().to_be_bytes()[..6]);
     // Locally administered, for one receiver.
-    let first = match end {
+    mac[0] = match end {
         End::Node => 0x02,
         End::Pods => 0x06,
     };
-    [first, a, b, c, d, e]
+    mac
 }
 
 #[cfg(test)]

@@ -28,9 +28,9 @@ pub mod spec;
 
 pub use connection::{Caller, Incoming, WithSandbox, WithZygote, ZygoteNews, connection};
 pub use messages::{
-    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Frame, RunState,
-    SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
-    ZygoteReply, ZygoteRequest,
+    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Frame, NetworkReport,
+    RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
+    ZygoteMessage, ZygoteReply, ZygoteRequest,
 };
 pub use network::{Destinations, Host, Names, PodNetwork, SocketLimits};
 pub use process::PidFd;

@@ -34,7 +34,7 @@ pub enum DescriptorName {
     NextLog,
     /// A detached mount of a directory for the guest.
     Preopen,
-    /// A bound, listening TCP socket.
+    /// A bound TCP socket; whether it listens makes no difference.
     Listener,
     /// The standard streams of an [`SandboxRequest::Exec`].
     Stdin,
@@ -277,6 +277,29 @@ pub struct StatsReport {
     pub cpu_ns: u64,
     /// Bytes of output that were thrown away because no log could take them.
     pub log_dropped_bytes: u64,
+    /// What the sockets of its pod did; the same for each container of a pod.
+    #[serde(default)]
+    pub network: NetworkReport,
+}
+
+/// What the sockets of a pod did. What stays within the pod, on its loopback,
+/// counts as a socket only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkReport {
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// TCP connections made.
+    pub opened: u64,
+    /// TCP connections accepted.
+    pub accepted: u64,
+    /// Binds, connections, datagrams and sockets that a rule or a bound of the
+    /// pod refused.
+    pub refused: u64,
+    /// Sockets open now.
+    pub sockets: u32,
 }
 
 /// News of a sandbox.

@@ -56,8 +56,8 @@ pub enum GuestKind {
     },
     /// A component that exports `wasi:cli/run` 0.2.
     Command,
-    /// A component that exports `wasi:http/incoming-handler` 0.2. Serves on
-    /// the first listener; no instance lives while nobody calls.
+    /// A component that exports `wasi:http/incoming-handler` 0.2; no instance
+    /// lives while nobody calls.
     Http(HttpLimits),
 }
 

@@ -528,16 +528,17 @@ impl Keeper {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let Self { nursery, zygote, mut wanted, publish, health, reaped, retired } = self;
         let mut deaths = 0_usize;
-        let mut zygote = match zygote {
-            Some(zygote) => zygote,
-            None => tokio::select! {
+        let mut zygote = if let Some(zygote) = zygote {
+            zygote
+        } else {
+            tokio::select! {
                 biased;
                 // All are cancel-safe; a zygote that is being started is found
                 // by the next agent.
                 () = stop.cancelled() => return,
                 () = retired.cancelled() => return,
                 zygote = first(&nursery, &mut wanted, &mut deaths) => zygote,
-            },
+            }
         };
         loop {
             publish.send_replace(Some(zygote.caller.clone()));

@@ -54,16 +54,30 @@ fn attempt(what: &str, argument: &str) -> io::Result<String> {
         // Signal 0: only whether it might.
         "signal" => call(libc::SYS_tgkill, [1, 1, 0]),
         "seccomp" => call(libc::SYS_seccomp, [0; 3]),
-        "netlink" => socket(libc::AF_NETLINK, libc::SOCK_RAW),
-        "packet" => socket(libc::AF_PACKET, libc::SOCK_RAW),
-        "unix" => socket(libc::AF_UNIX, libc::SOCK_STREAM),
-        "raw" => socket(libc::AF_INET, libc::SOCK_RAW),
-        "tcp" => socket(libc::AF_INET, libc::SOCK_STREAM),
-        "udp" => socket(libc::AF_INET6, libc::SOCK_DGRAM),
+        "netlink" => socket(libc::AF_NETLINK, libc::SOCK_RAW, 0),
+        "packet" => socket(libc::AF_PACKET, libc::SOCK_RAW, 0),
+        "unix" => socket(libc::AF_UNIX, libc::SOCK_STREAM, 0),
+        "vsock" => socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+        "raw" => socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP),
+        "seqpacket" => socket(libc::AF_INET, libc::SOCK_SEQPACKET, 0),
+        "ping" => socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+        "sctp" => socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+        "mptcp" => socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
+        "tcp" => socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0),
+        "udp" => socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        // On no descriptor: what is refused is refused before that is seen.
+        "attach-filter" => option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+        "bind-to-device" => option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+        "mark" => option(libc::SOL_SOCKET, libc::SO_MARK),
+        "foreign-address" => option(libc::IPPROTO_IP, libc::IP_FREEBIND),
+        "transparent" => option(libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        "join-group" => option(libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP),
+        "upper-layer" => option(libc::IPPROTO_TCP, libc::TCP_ULP),
+        "other-level" => option(libc::SOL_NETLINK, 1),
+        "reuse-address" => option(libc::SOL_SOCKET, libc::SO_REUSEADDR),
         "tipc-pair" => pair(libc::AF_TIPC, libc::SOCK_STREAM),
         "datagram-pair" => pair(libc::AF_UNIX, libc::SOCK_DGRAM),
         "raw-pair" => pair(libc::AF_UNIX, libc::SOCK_RAW | libc::SOCK_CLOEXEC),
-        // On no descriptor: what is refused is refused before that is seen.
         "bind" => call(libc::SYS_bind, [-1, 0, 0]),
         "connect" => call(libc::SYS_connect, [-1, 0, 0]),
         "fast-open" => fast_open(),
@@ -92,8 +106,12 @@ fn call(number: libc::c_long, [a, b, c]: [libc::c_long; 3]) -> io::Result<String
     }
 }
 
-fn socket(family: libc::c_int, kind: libc::c_int) -> io::Result<String> {
-    call(libc::SYS_socket, [family.into(), kind.into(), 0])
+fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> io::Result<String> {
+    call(libc::SYS_socket, [family.into(), kind.into(), protocol.into()])
+}
+
+fn option(level: libc::c_int, option: libc::c_int) -> io::Result<String> {
+    call(libc::SYS_setsockopt, [-1, level.into(), option.into()])
 }
 
 fn pair(family: libc::c_int, kind: libc::c_int) -> io::Result<String> {

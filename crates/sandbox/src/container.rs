@@ -9,7 +9,6 @@
 //! what both threads share. Running it is left to [`guests`](crate::guests).
 
 use std::{
-    net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
@@ -22,6 +21,7 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use crate::{
     log::Log,
+    net::{Claim, Stack},
     news::{News, Teller},
     program::Program,
     state::{Budget, Usage},
@@ -62,8 +62,10 @@ pub(crate) struct Container {
     pub(crate) usage: Arc<Usage>,
     /// In the order of the spec's preopens.
     preopens: Vec<OwnedFd>,
-    /// Taken by the server of an http guest.
-    listener: Mutex<Option<TcpListener>>,
+    /// The network of its pod.
+    pub(crate) stack: Stack,
+    /// Sockets that were handed over for it, until it ends.
+    claim: Mutex<Option<Claim>>,
     stop: watch::Sender<Stop>,
     started_at: OnceLock<i64>,
     teller: Teller,
@@ -75,7 +77,8 @@ pub(crate) struct Parts {
     pub(crate) program: Arc<Program>,
     pub(crate) log: Log,
     pub(crate) preopens: Vec<OwnedFd>,
-    pub(crate) listener: Option<TcpListener>,
+    pub(crate) stack: Stack,
+    pub(crate) claim: Option<Claim>,
     pub(crate) teller: Teller,
 }
 
@@ -87,7 +90,8 @@ impl Container {
             program: parts.program,
             log: Arc::new(parts.log),
             preopens: parts.preopens,
-            listener: Mutex::new(parts.listener),
+            stack: parts.stack,
+            claim: Mutex::new(parts.claim),
             stop: watch::Sender::new(Stop::No),
             started_at: OnceLock::new(),
             teller: parts.teller,
@@ -122,8 +126,14 @@ impl Container {
         self.stop.subscribe()
     }
 
-    pub(crate) fn take_listener(&self) -> Option<TcpListener> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// The port that the first socket handed over is for.
+    pub(crate) fn handed_port(&self) -> Option<u16> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.first_port()
+    }
+
+    /// Closes the sockets that were handed over for it.
+    pub(crate) fn release_ports(&self) {
+        drop(self.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     pub(crate) fn budget(&self) -> Budget {
@@ -131,7 +141,7 @@ impl Container {
     }
 
     /// What an instance sees of the world, but for its arguments and streams:
-    /// environment, directories, no network.
+    /// environment and directories. Its sockets are not wasmtime's.
     ///
     /// # Errors
     ///

@@ -32,6 +32,7 @@ use crate::{
     exec::Exec,
     exit::{Ending, KILLED, STOPPED},
     guests::{Guests, Order, panic_text},
+    net::Stack,
     news::{News, RequestId, Teller, Wake},
     program::Programs,
     sandbox::HOST_FAILED,
@@ -72,8 +73,8 @@ pub(crate) struct Control<'a> {
     guests: Option<Guests>,
     programs: Programs,
     table: Table,
-    /// What pods' sockets may do, as last told.
-    networks: HashMap<PodUid, PodNetwork>,
+    /// What the sockets of pods go through.
+    networks: HashMap<PodUid, Stack>,
     /// `StopPod` requests that wait for the pod's last container.
     leaving: Vec<(PodUid, RequestId)>,
     /// Whether something was done since memory was given back.
@@ -274,14 +275,17 @@ impl<'a> Control<'a> {
             }
             SandboxRequest::SetPodNetwork { pod } => {
                 let [file] = exactly([DescriptorName::Network], names, fds)?;
-                self.networks.insert(pod, pod_network(file)?);
+                let network = pod_network(file)?;
+                self.networks.entry(pod).or_default().set(network);
                 done
             }
             SandboxRequest::CreateContainer => {
                 let handed = Handed::sort(names, fds)?;
                 self.guests()?;
-                let check =
-                    |spec: &krustlet_protocol::ContainerSpec| self.table.check_new(&spec.id);
+                let check = |spec: &krustlet_protocol::ContainerSpec| {
+                    self.table.check_new(&spec.id)?;
+                    Ok(self.networks.entry(spec.pod.clone()).or_default().clone())
+                };
                 let container = create(self.warm, &mut self.programs, &self.teller, handed, check)?;
                 self.table.insert(Arc::new(container));
                 done

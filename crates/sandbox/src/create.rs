@@ -7,13 +7,14 @@
 //! that was tried (214 MB of code). Until then nobody hears a stop; a thread for
 //! it would cost every sandbox more than that is worth.
 
-use std::{fs::File, net::TcpListener, os::fd::OwnedFd};
+use std::{fs::File, io, net::TcpListener, os::fd::OwnedFd};
 
-use krustlet_protocol::{ContainerSpec, DescriptorName, Failure, GuestKind, MAX_SPEC, socket};
+use krustlet_protocol::{ContainerSpec, DescriptorName, Failure, MAX_SPEC, socket};
 
 use crate::{
     container::{Container, Parts},
     log::Log,
+    net::Stack,
     news::Teller,
     program::Programs,
     warm::Warm,
@@ -87,7 +88,8 @@ fn malformed(why: String) -> Failure {
 
 /// Reads the spec, loads and links the program, and puts it all together.
 ///
-/// `check` sees the spec before anything is loaded.
+/// `check` sees the spec before anything is loaded, and says which network is
+/// the pod's.
 ///
 /// # Errors
 ///
@@ -98,16 +100,16 @@ pub(crate) fn create(
     programs: &mut Programs,
     teller: &Teller,
     handed: Handed,
-    check: impl FnOnce(&ContainerSpec) -> Result<(), Failure>,
+    check: impl FnOnce(&ContainerSpec) -> Result<Stack, Failure>,
 ) -> Result<Container, Failure> {
     let bytes = socket::read_memfd(handed.spec, MAX_SPEC)
         .map_err(|error| malformed(format!("cannot read the spec: {error}")))?;
     let spec: ContainerSpec = serde_json::from_slice(&bytes)
         .map_err(|error| malformed(format!("cannot understand the spec: {error}")))?;
-    check(&spec)?;
+    let stack = check(&spec)?;
     fits("preopens", spec.preopens.len(), handed.preopens.len())?;
     fits("listeners", usize::from(spec.listeners), handed.listeners.len())?;
-    let listener = listener(&spec, handed.listeners)?;
+    let bound = bound_for(&spec, handed.listeners)?;
 
     let program = programs.get(warm, &handed.artifact, &spec.artifact, &spec.guest)?;
     let log = Log::new(
@@ -119,7 +121,8 @@ pub(crate) fn create(
     )
     .map_err(|error| Failure::Failed { message: format!("cannot use the log: {error}") })?;
     let (preopens, teller) = (handed.preopens, teller.clone());
-    let container = Container::new(Parts { spec, program, log, preopens, listener, teller });
+    let claim = if bound.is_empty() { None } else { Some(stack.hand(bound).map_err(unusable)?) };
+    let container = Container::new(Parts { spec, program, log, preopens, stack, claim, teller });
     // Directories that cannot be opened are a fault of the start: say so now.
     container.wasi().map_err(|error| Failure::Failed {
         message: format!("cannot open the directories of the container: {error:#}"),
@@ -134,26 +137,26 @@ fn fits(what: &str, said: usize, came: usize) -> Result<(), Failure> {
     Err(malformed(format!("the spec has {said} {what}, and {came} descriptors came for them")))
 }
 
-fn listener(spec: &ContainerSpec, fds: Vec<OwnedFd>) -> Result<Option<TcpListener>, Failure> {
-    let mut listeners = fds.into_iter().map(TcpListener::from);
-    let (first, second) = (listeners.next(), listeners.next());
-    match (&spec.guest, first, second) {
-        (GuestKind::Http(_), Some(listener), None) => {
-            listener.set_nonblocking(true).map_err(|error| Failure::Failed {
-                message: format!("cannot use the listener: {error}"),
-            })?;
-            Ok(Some(listener))
-        }
-        (GuestKind::Http(_), _, _) => {
-            Err(malformed("an http program serves on exactly one listener".into()))
-        }
-        (GuestKind::Module { .. } | GuestKind::Command, None, _) => Ok(None),
-        // To take it and never accept would leave clients waiting for ever.
-        (GuestKind::Module { .. } | GuestKind::Command, Some(_), _) => Err(Failure::Failed {
-            message: "only http programs can listen on this node yet; a module or command cannot"
-                .into(),
-        }),
+/// The sockets, each with the container port it is for.
+fn bound_for(spec: &ContainerSpec, fds: Vec<OwnedFd>) -> Result<Vec<(u16, TcpListener)>, Failure> {
+    if !spec.listener_ports.is_empty() {
+        fits("ports of listeners", spec.listener_ports.len(), fds.len())?;
+        return Ok(spec
+            .listener_ports
+            .iter()
+            .copied()
+            .zip(fds.into_iter().map(Into::into))
+            .collect());
     }
+    let own_port = |fd| {
+        let socket = TcpListener::from(fd);
+        Ok((socket.local_addr().map_err(unusable)?.port(), socket))
+    };
+    fds.into_iter().map(own_port).collect()
+}
+
+fn unusable(error: io::Error) -> Failure {
+    Failure::Failed { message: format!("cannot use the listener: {error}") }
 }
 
 #[cfg(test)]

@@ -71,6 +71,7 @@ impl Exec {
             stdin: Some(Box::new(AsyncStdinStream::new(Input(stdin)))),
             stdout: Box::new(stdout.clone()),
             stderr: Box::new(stderr.clone()),
+            listens: false,
         };
         let guest = run(&container, session, || {});
         let guest = Metered::new(guest, ticker, Arc::clone(&container.usage));

@@ -197,6 +197,7 @@ impl Host {
             Finished::Container(container, ending) => {
                 // What still runs beside it ends with it.
                 container.stop(Stop::Ended);
+                container.release_ports();
                 let exit = ending.report(container.started_at(), now());
                 News::Exited { id: container.spec.id.clone(), exit }
             }
@@ -218,6 +219,7 @@ async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Endin
         stdin: None,
         stdout: Box::new(LogStream::new(Arc::clone(&container.log), Stream::Stdout)),
         stderr: Box::new(LogStream::new(Arc::clone(&container.log), Stream::Stderr)),
+        listens: true,
     };
     let guest = run(container, session, entered);
     let guest = Metered::new(guest, ticker, Arc::clone(&container.usage));

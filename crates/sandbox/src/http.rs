@@ -26,9 +26,8 @@ use hyper_util::{
 };
 use krustlet_protocol::HttpLimits;
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    task::JoinSet,
+    task::{JoinSet, unconstrained},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use wasmtime_wasi_http::{
@@ -46,7 +45,10 @@ use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
     guests::{out_of_time, stopped},
-    log::{LogStream, Stream},
+    log,
+    log::LogStream,
+    net::{Connection, Stream},
+    ports::{http_port, listen},
     run::{Session, store},
     state::{Budgeted, ComponentState},
     ticker::{Metered, Ticker},
@@ -81,12 +83,10 @@ pub(crate) async fn serve(
     limits: &HttpLimits,
     ticker: Arc<Ticker>,
 ) -> Ending {
-    let listener = container.take_listener().ok_or_else(|| {
-        std::io::Error::other("an http container needs a listener, and none was handed over")
-    });
-    let listener = match listener.and_then(TcpListener::from_std) {
+    let listener = http_port(container).and_then(|port| listen(container, port));
+    let mut listener = match listener {
         Ok(listener) => listener,
-        Err(error) => return Ending::not_started(&error.to_string()),
+        Err(why) => return Ending::not_started(&why),
     };
     let server = Arc::new(Server {
         container: Arc::clone(container),
@@ -107,8 +107,8 @@ pub(crate) async fn serve(
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    let connection = Arc::clone(&server).connection(stream);
+                Ok(accepted) => {
+                    let connection = Arc::clone(&server).connection(accepted);
                     connections.spawn(graceful.watch(connection));
                     server.reap();
                 }
@@ -177,21 +177,23 @@ impl Server {
     }
 
     fn complain(&self, what: &str) {
-        let stderr = LogStream::new(Arc::clone(&self.container.log), Stream::Stderr);
+        let stderr = LogStream::new(Arc::clone(&self.container.log), log::Stream::Stderr);
         stderr.push(what.as_bytes());
     }
 
     fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
+        accepted: Connection,
     ) -> impl GracefulConnection<Output = impl Send> + Send + 'static {
         // Answers are whole when they are written; waiting for more is no gain.
-        let _ = stream.set_nodelay(true);
+        if let Some(socket) = accepted.socket() {
+            let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+        }
         let service = service_fn(move |request| {
             let server = Arc::clone(&self);
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
-        speaker(HEAD_TIME).serve_connection(TokioIo::new(stream), service)
+        speaker(HEAD_TIME).serve_connection(TokioIo::new(Stream(Arc::new(accepted))), service)
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
@@ -242,14 +244,19 @@ impl Server {
         let session = Session {
             args: self.container.spec.args.clone(),
             stdin: None,
-            stdout: stream(Stream::Stdout),
-            stderr: stream(Stream::Stderr),
+            stdout: stream(log::Stream::Stdout),
+            stderr: stream(log::Stream::Stderr),
+            listens: false,
         };
         let mut wasi = match session.wasi(&self.container) {
             Ok(wasi) => wasi,
             Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
         };
-        let state = ComponentState::new(wasi.build(), self.container.budget());
+        let state = ComponentState::new(
+            wasi.build(),
+            self.container.budget(),
+            self.container.stack.clone(),
+        );
         let mut store = store(self.linked.engine(), state, || {});
         let Ok(incoming) = store.data_mut().http().new_incoming_request(Scheme::Http, request)
         else {
@@ -267,7 +274,8 @@ impl Server {
             let handler = instance.wasi_http_incoming_handler();
             handler.call_handle(&mut store, incoming, outparam).await
         };
-        let called = called.await;
+        // It yields by its epochs.
+        let called = unconstrained(called).await;
         if let Err(error) = called {
             let denied = store.data_mut().budget().denied();
             let ending = Ending::of(Err(error), denied, true);

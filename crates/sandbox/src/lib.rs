@@ -8,6 +8,7 @@
 //! ```text
 //! zygote.rs ─fork─▶ sandbox.rs ─▶ control.rs ◀──news── guests.rs ─▶ run.rs, http.rs, exec.rs
 //!   room.rs, seccomp.rs             create.rs ──order──▶              log, state.rs
+//!                                                     sockets, preview1, http.rs ─▶ net
 //! ```
 //!
 //! The only user of wasmtime's runtime. Nothing here compiles, opens a path,
@@ -26,13 +27,17 @@ mod exit;
 mod guests;
 mod http;
 mod log;
+mod net;
 mod news;
 mod offers;
+mod ports;
+mod preview1;
 mod program;
 mod room;
 mod run;
 mod sandbox;
 mod seccomp;
+mod sockets;
 mod state;
 mod table;
 mod ticker;

@@ -54,6 +54,7 @@ const LISTED: usize = 20;
 pub(crate) fn unlinkable_module(warm: &Warm, module: &Module, error: &wasmtime::Error) -> Failure {
     let state = ModuleState {
         wasi: WasiCtxBuilder::new().build_p1(),
+        sockets: crate::preview1::Table::default(),
         budget: Budget::new(std::sync::Arc::default(), None),
     };
     let mut store = Store::new(&warm.engine, state);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::task::unconstrained;
 use wasmtime::{AsContextMut, Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{
     I32Exit, WasiCtxBuilder,
@@ -11,6 +12,7 @@ use wasmtime_wasi::{
 use crate::{
     container::Container,
     exit::Ending,
+    preview1,
     program::Program,
     state::{Budgeted, ComponentState, ModuleState},
 };
@@ -22,6 +24,8 @@ pub(crate) struct Session {
     pub(crate) stdin: Option<Box<dyn StdinSource>>,
     pub(crate) stdout: Box<dyn StdoutSink>,
     pub(crate) stderr: Box<dyn StdoutSink>,
+    /// Whether it finds listeners for the container's ports: one instance can.
+    pub(crate) listens: bool,
 }
 
 /// A stream that can be given to an instance. (wasmtime's builder takes a type,
@@ -68,24 +72,44 @@ impl Session {
 
 /// Runs the container's program to its end. `entered` is called when the
 /// guest's first function is.
+///
+/// It yields by its epochs and not by tokio's budget, by which the last of many
+/// sockets would never be heard of.
 pub(crate) async fn run(
     container: &Container,
     session: Session,
     entered: impl FnMut() + Send + Sync + 'static,
 ) -> Ending {
+    let listens = session.listens;
     let wasi = session.wasi(container);
     match (&*container.program, wasi) {
         (_, Err(error)) => Ending::not_started(&format!("{error:#}")),
         (Program::Module { linked, export }, Ok(mut wasi)) => {
-            let state = ModuleState { wasi: wasi.build_p1(), budget: container.budget() };
+            let opened = if listens {
+                match preview1::open(container, linked.module()) {
+                    Ok(opened) => opened,
+                    Err(why) => return Ending::not_started(&why),
+                }
+            } else {
+                preview1::Opened::default()
+            };
+            for (name, value) in &opened.env {
+                wasi.env(name, value);
+            }
+            let state = ModuleState {
+                wasi: wasi.build_p1(),
+                sockets: opened.table,
+                budget: container.budget(),
+            };
             let mut run = Run::new(linked.module().engine(), state, entered);
-            let result = run_module(&mut run.store, linked, export).await;
+            let result = unconstrained(run_module(&mut run.store, linked, export)).await;
             run.end(result)
         }
         (Program::Command(command), Ok(mut wasi)) => {
-            let state = ComponentState::new(wasi.build(), container.budget());
+            let state =
+                ComponentState::new(wasi.build(), container.budget(), container.stack.clone());
             let mut run = Run::new(command.engine(), state, entered);
-            let result = run_command(&mut run.store, command).await;
+            let result = unconstrained(run_command(&mut run.store, command)).await;
             run.end(result)
         }
         (Program::Http { .. }, Ok(_)) => {

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{net::Stack, preview1, sockets::SocketsView};
 use wasmtime::{
     ResourceLimiter,
     component::{HasData, ResourceTable},
@@ -191,6 +192,8 @@ pub(crate) trait Budgeted: Send + 'static {
 /// The data of a core module's store.
 pub(crate) struct ModuleState {
     pub(crate) wasi: WasiP1Ctx,
+    /// Its sockets, which wasmtime does not have.
+    pub(crate) sockets: preview1::Table,
     pub(crate) budget: Budget,
 }
 
@@ -207,13 +210,19 @@ pub(crate) struct ComponentState {
     http: WasiHttpCtx,
     outgoing: NoOutgoing,
     budget: Budget,
+    stack: Stack,
 }
 
 impl ComponentState {
-    pub(crate) fn new(wasi: WasiCtx, budget: Budget) -> Self {
+    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        Self { wasi, table, http: WasiHttpCtx::new(), outgoing: NoOutgoing, budget }
+        Self { wasi, table, http: WasiHttpCtx::new(), outgoing: NoOutgoing, budget, stack }
+    }
+
+    /// What calls of `wasi:sockets` work with.
+    pub(crate) fn sockets(&mut self) -> SocketsView<'_> {
+        SocketsView { stack: &self.stack, table: &mut self.table }
     }
 }
 

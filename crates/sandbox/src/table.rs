@@ -165,6 +165,7 @@ impl Table {
             memory_bytes: entry.container.usage.memory(),
             cpu_ns: entry.container.usage.cpu(),
             log_dropped_bytes: entry.container.log.dropped(),
+            network: entry.container.stack.report(),
         };
         self.in_order().into_iter().map(report).collect()
     }

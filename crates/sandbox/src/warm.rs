@@ -8,7 +8,10 @@
 use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
-use crate::state::{ComponentState, ModuleState};
+use crate::{
+    preview1, sockets,
+    state::{ComponentState, ModuleState},
+};
 
 /// Ready to load and link guests.
 pub(crate) struct Warm {
@@ -37,6 +40,7 @@ impl Warm {
         let mut modules = Linker::new(&engine);
         p1::add_to_linker_async(&mut modules, |state: &mut ModuleState| &mut state.wasi)?;
         p0::add_to_linker_async(&mut modules, |state: &mut ModuleState| &mut state.wasi)?;
+        preview1::add_to_linker(&mut modules)?;
         // wasmtime's own traps on codes from 126 on, which shells and Go use.
         modules.allow_shadowing(true);
         for module in [PREVIEW_1, PREVIEW_0] {
@@ -48,6 +52,7 @@ impl Warm {
 
         let mut components = component::Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
+        sockets::add_to_linker(&mut components)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components)?;
         Ok(Self { engine, modules, components })
     }

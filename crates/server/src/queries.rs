@@ -90,6 +90,18 @@ pub struct ContainerUsage {
     pub cpu_nanoseconds: u64,
     /// Linear memory and tables now, in bytes.
     pub memory_bytes: u64,
+    /// Bytes that its pod's sockets received; without those within the pod.
+    #[serde(default)]
+    pub pod_received_bytes: u64,
+    /// Bytes that its pod's sockets sent.
+    #[serde(default)]
+    pub pod_sent_bytes: u64,
+    /// Sockets of its pod that are open now.
+    #[serde(default)]
+    pub pod_sockets: u32,
+    /// What its pod's sockets were refused, by a rule or a bound.
+    #[serde(default)]
+    pub pod_refused: u64,
 }
 
 /// What was asked for is not here.

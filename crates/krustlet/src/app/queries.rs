@@ -110,6 +110,10 @@ impl PodQueries for Queries {
                     container: container.to_string(),
                     cpu_nanoseconds: report.cpu_ns,
                     memory_bytes: report.memory_bytes,
+                    pod_received_bytes: report.network.received_bytes,
+                    pod_sent_bytes: report.network.sent_bytes,
+                    pod_sockets: report.network.sockets,
+                    pod_refused: report.network.refused,
                 }));
             }
             all

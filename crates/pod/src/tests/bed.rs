@@ -14,7 +14,7 @@ use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{ContainerId, PodKey, PodUid, probes::target::Target};
 use krustlet_network::{Network, NetworkState};
 use krustlet_protocol::{
-    ContainerReport, ExecOutcome, ExitReport, PodNetwork, RunState, StatsReport,
+    ContainerReport, ExecOutcome, ExitReport, NetworkReport, PodNetwork, RunState, StatsReport,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -378,6 +378,7 @@ impl PodRuntime for Shared {
                 memory_bytes: 5,
                 cpu_ns: 6,
                 log_dropped_bytes: 0,
+                network: NetworkReport::default(),
             };
             ids.map(report).collect()
         });

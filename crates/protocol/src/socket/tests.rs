@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, RunState, SandboxEvent,
-    SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage, ZygoteReply,
-    ZygoteRequest,
+    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, NetworkReport, RunState,
+    SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
+    ZygoteReply, ZygoteRequest,
 };
 
 fn file(text: &str) -> OwnedFd {
@@ -181,9 +181,20 @@ fn report() -> impl Strategy<Value = ContainerReport> {
 }
 
 fn stats() -> impl Strategy<Value = StatsReport> {
-    (id(), pod(), any::<[u64; 3]>()).prop_map(|(id, pod, [memory_bytes, cpu_ns, dropped])| {
-        StatsReport { id, pod, memory_bytes, cpu_ns, log_dropped_bytes: dropped }
-    })
+    let network = any::<([u64; 5], u32)>().prop_map(|(counts, sockets)| {
+        let [received_bytes, sent_bytes, opened, accepted, refused] = counts;
+        NetworkReport { received_bytes, sent_bytes, opened, accepted, refused, sockets }
+    });
+    (id(), pod(), any::<[u64; 3]>(), network).prop_map(
+        |(id, pod, [memory_bytes, cpu_ns, log_dropped_bytes], network)| StatsReport {
+            id,
+            pod,
+            memory_bytes,
+            cpu_ns,
+            log_dropped_bytes,
+            network,
+        },
+    )
 }
 
 fn zygote_request() -> impl Strategy<Value = ZygoteRequest> {

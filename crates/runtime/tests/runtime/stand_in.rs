@@ -20,8 +20,8 @@ use std::{
 use krustlet_model::ContainerId;
 use krustlet_protocol::{
     ContainerReport, ContainerSpec, DescriptorName, ExecOutcome, ExitReport, Failure, Frame,
-    MAX_SPEC, Packet, RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest,
-    StatsReport, VERSION, ZygoteMessage, ZygoteReply, ZygoteRequest,
+    MAX_SPEC, NetworkReport, Packet, RunState, SandboxEvent, SandboxMessage, SandboxReply,
+    SandboxRequest, StatsReport, VERSION, ZygoteMessage, ZygoteReply, ZygoteRequest,
     socket::{parse_frame, read_memfd, receive, send_any_length, send_frame},
 };
 use rustix::{
@@ -333,6 +333,7 @@ impl Sandbox {
                     memory_bytes: 1,
                     cpu_ns: 2,
                     log_dropped_bytes: 3,
+                    network: NetworkReport::default(),
                 };
                 Ok(SandboxReply::Stats { containers: self.containers.iter().map(report).collect() })
             }

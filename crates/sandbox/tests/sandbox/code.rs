@@ -3,7 +3,8 @@
 use std::{
     collections::HashMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, OnceLock},
 };
 
@@ -35,6 +36,24 @@ pub(crate) fn compiled(guest: &str) -> PathBuf {
 /// The directory with the compiled form of a program given as text.
 pub(crate) fn compiled_text(text: &str) -> PathBuf {
     compile(&wat::parse_str(text).unwrap())
+}
+
+/// The directory with the compiled form of a Go program of the guests' folder,
+/// which is too large to be checked in. Needs Go, as the cluster's tests do.
+pub(crate) fn compiled_go(name: &str) -> PathBuf {
+    let directory = krustlet_testkit::directory();
+    let program = directory.path().join("program.wasm");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guests").join(name);
+    let built = Command::new("go")
+        .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(source)
+        .envs([("GOOS", "wasip1"), ("GOARCH", "wasm")])
+        .status()
+        .expect("Go is installed");
+    assert!(built.success(), "{name} does not build");
+    compile(&fs::read(program).unwrap())
 }
 
 fn compile(program: &[u8]) -> PathBuf {

@@ -16,9 +16,9 @@ use std::{
 
 use krustlet_model::{ContainerId, ContainerName, PodUid};
 use krustlet_protocol::{
-    ContainerSpec, DescriptorName, ExitReport, Failure, Frame, GuestKind, Limits, LogLimits,
-    Preopen, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, ZygoteMessage,
-    ZygoteReply, ZygoteRequest, socket,
+    ContainerSpec, DescriptorName, ExitReport, Failure, Frame, GuestKind, Limits, ListenPort,
+    LogLimits, PodNetwork, Preopen, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest,
+    ZygoteMessage, ZygoteReply, ZygoteRequest, socket,
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -192,6 +192,7 @@ pub(crate) struct Make {
     /// Host directory, guest path, writable.
     pub(crate) mounts: Vec<(PathBuf, String, bool)>,
     pub(crate) listener: Option<TcpListener>,
+    pub(crate) listen_ports: Vec<ListenPort>,
     pub(crate) memory: Option<u64>,
     /// Thousandths of a core.
     pub(crate) cpu: Option<u64>,
@@ -209,6 +210,7 @@ impl Make {
             working_directory: None,
             mounts: Vec::new(),
             listener: None,
+            listen_ports: Vec::new(),
             memory: None,
             cpu: None,
             log_bytes: 10 << 20,
@@ -247,6 +249,14 @@ impl Sandbox {
         self.files.path().join(id.digits())
     }
 
+    /// Says what a pod's sockets may do.
+    pub(crate) fn network(&self, pod: &str, network: &PodNetwork) {
+        let file = socket::memfd(&serde_json::to_vec(network).unwrap()).unwrap();
+        let request = SandboxRequest::SetPodNetwork { pod: PodUid::new(pod) };
+        let reply = self.connection.ask(request, &[(DescriptorName::Network, file)]);
+        assert_eq!(reply, SandboxReply::Done);
+    }
+
     /// Creates a container; its id, or why not.
     pub(crate) fn create(&self, make: Make) -> Result<ContainerId, Failure> {
         let number = self.next.replace(self.next.get() + 1);
@@ -272,7 +282,7 @@ impl Sandbox {
                 .collect(),
             listeners: u16::from(make.listener.is_some()),
             listener_ports: Vec::new(),
-            listen_ports: Vec::new(),
+            listen_ports: make.listen_ports,
             limits: Limits { memory_bytes: make.memory, cpu_millis: make.cpu },
             log: LogLimits { max_bytes: make.log_bytes },
         };

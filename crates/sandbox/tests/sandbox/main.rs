@@ -19,6 +19,9 @@ mod guests;
 mod http;
 mod life;
 mod locks;
+mod place;
+mod preview1;
+mod sockets;
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -91,6 +94,31 @@ const TESTS: &[Test] = tests! {
         nothing_of_the_zygote_stays_open,
         a_sandbox_may_be_neither_root_nor_the_zygotes_user,
         an_ordinary_user_has_the_empty_room_too;
+    sockets:
+        a_server_answers_at_its_pods_address_and_nowhere_else,
+        a_server_answers_over_ipv6,
+        localhost_is_the_pods_own,
+        an_address_of_another_is_not_bound,
+        a_port_is_taken_once,
+        a_connection_comes_from_the_pods_address,
+        refused_destinations_are_refused_and_counted,
+        a_pod_without_network_has_no_socket,
+        datagrams_go_to_and_from_the_pods_address,
+        who_does_not_read_is_not_written_to,
+        much_is_carried_whole,
+        hundreds_of_connections_are_served_at_once,
+        there_are_no_more_sockets_than_allowed,
+        what_a_guest_wrote_arrives_after_its_end,
+        a_handed_socket_serves_while_the_guest_listens,
+        an_http_guest_listens_on_all_of_its_pods_addresses,
+        a_port_of_an_http_guest_that_is_in_use_is_named;
+    preview1:
+        a_module_serves_the_ports_of_its_container,
+        a_server_of_go_serves_on_its_listener,
+        a_module_that_cannot_accept_gets_no_listener,
+        a_module_in_a_pod_without_network_runs_as_ever,
+        socket_calls_on_what_is_no_socket_fail_by_name,
+        files_and_sockets_do_not_share_numbers;
 };
 
 fn main() -> ExitCode {
@@ -127,6 +155,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    place::enter();
     let mut failed = Vec::new();
     for (name, test) in &chosen {
         let passed = panic::catch_unwind(AssertUnwindSafe(test)).is_ok();

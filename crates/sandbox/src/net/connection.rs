@@ -1,0 +1,236 @@
+//! An established connection, on the network or within the pod.
+
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{
+    permit::{Counters, Permit},
+    pipe::PipeEnd,
+    private::Reservation,
+};
+
+/// See the module. All of it works through `&self`; each direction remembers
+/// one waiting task, the newest.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    link: Link,
+    permit: Permit,
+    /// The port on the private loopback that it was bound to or given.
+    _port: Option<Reservation>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Tcp(TcpStream),
+    Pipe { end: PipeEnd, local: SocketAddr, remote: SocketAddr },
+}
+
+impl Connection {
+    pub(super) fn tcp(stream: TcpStream, permit: Permit, port: Option<Reservation>) -> Self {
+        Self { link: Link::Tcp(stream), permit, _port: port }
+    }
+
+    pub(super) fn private(
+        end: PipeEnd,
+        [local, remote]: [SocketAddr; 2],
+        permit: Permit,
+        port: Option<Reservation>,
+    ) -> Self {
+        Self { link: Link::Pipe { end, local, remote }, permit, _port: port }
+    }
+
+    /// Reads what is there; 0 at the end.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if nothing is there yet; what the network reported.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.link {
+            Link::Tcp(stream) => {
+                let read = stream.try_read(buffer)?;
+                Counters::add(&self.permit.counters().received, read);
+                Ok(read)
+            }
+            Link::Pipe { end, .. } => end.try_read(buffer),
+        }
+    }
+
+    /// As [`try_read`](Self::try_read), and leaves it there.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.link {
+            Link::Tcp(stream) => stream.try_io(Interest::READABLE, || {
+                let (read, _) = rustix::net::recv(stream, buffer, rustix::net::RecvFlags::PEEK)?;
+                Ok(read)
+            }),
+            Link::Pipe { end, .. } => end.try_peek(buffer),
+        }
+    }
+
+    /// Writes what there is room for.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if there is no room; `BrokenPipe` after the end; what the
+    /// network reported.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.link {
+            Link::Tcp(stream) => {
+                let written = stream.try_write(bytes)?;
+                Counters::add(&self.permit.counters().sent, written);
+                Ok(written)
+            }
+            Link::Pipe { end, .. } => end.try_write(bytes),
+        }
+    }
+
+    /// Bytes that can be read at once.
+    pub(crate) fn waiting(&self) -> u64 {
+        match &self.link {
+            Link::Tcp(stream) => rustix::io::ioctl_fionread(stream).unwrap_or(0),
+            Link::Pipe { end, .. } => end.waiting(),
+        }
+    }
+
+    /// Ready when [`try_read`](Self::try_read) may do something.
+    pub(crate) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        match &self.link {
+            Link::Tcp(stream) => stream.poll_read_ready(context).map(drop),
+            Link::Pipe { end, .. } => end.poll_read_ready(context),
+        }
+    }
+
+    /// Ready when [`try_write`](Self::try_write) may do something.
+    pub(crate) fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        match &self.link {
+            Link::Tcp(stream) => stream.poll_write_ready(context).map(drop),
+            Link::Pipe { end, .. } => end.poll_write_ready(context),
+        }
+    }
+
+    /// Ends one direction or both, in order.
+    pub(crate) fn shutdown(&self, how: Shutdown) {
+        match &self.link {
+            Link::Tcp(stream) => {
+                let how = match how {
+                    Shutdown::Read => rustix::net::Shutdown::Read,
+                    Shutdown::Write => rustix::net::Shutdown::Write,
+                    Shutdown::Both => rustix::net::Shutdown::Both,
+                };
+                // It fails only on a connection that is gone already.
+                let _ = rustix::net::shutdown(stream, how);
+            }
+            Link::Pipe { end, .. } => {
+                if matches!(how, Shutdown::Read | Shutdown::Both) {
+                    end.end_reading();
+                }
+                if matches!(how, Shutdown::Write | Shutdown::Both) {
+                    end.end_writing();
+                }
+            }
+        }
+    }
+
+    /// This side's address.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn local(&self) -> io::Result<SocketAddr> {
+        match &self.link {
+            Link::Tcp(stream) => stream.local_addr(),
+            Link::Pipe { local, .. } => Ok(*local),
+        }
+    }
+
+    /// The other side's address.
+    ///
+    /// # Errors
+    ///
+    /// What the system said, as when the connection is gone.
+    pub(crate) fn remote(&self) -> io::Result<SocketAddr> {
+        match &self.link {
+            Link::Tcp(stream) => stream.peer_addr(),
+            Link::Pipe { remote, .. } => Ok(*remote),
+        }
+    }
+
+    /// The right to have it.
+    pub(crate) fn permit(&self) -> Permit {
+        self.permit.clone()
+    }
+
+    /// The system's socket, if there is one.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match &self.link {
+            Link::Tcp(stream) => Some(stream.as_fd()),
+            Link::Pipe { .. } => None,
+        }
+    }
+}
+
+/// A connection as what tokio and hyper read and write.
+#[derive(Debug)]
+pub(crate) struct Stream(pub(crate) Arc<Connection>);
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.0.poll_read_ready(context));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.0.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.0.poll_write_ready(context));
+                }
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing is held back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.shutdown(Shutdown::Write);
+        Poll::Ready(Ok(()))
+    }
+}

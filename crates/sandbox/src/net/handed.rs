@@ -1,0 +1,193 @@
+//! Sockets that the agent bound for a container's port: in host mode, where the
+//! pod shares the node's address, and for a `hostPort`.
+//!
+//! One listens only while something in the pod does, so that nobody is let in
+//! before: to a port where nobody listens a connection is refused, not kept
+//! waiting.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as Bound},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+};
+
+use rustix::net::Shutdown;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Keeps a container's sockets usable; when it is dropped they are closed.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    first: Option<u16>,
+    owner: Option<Arc<()>>,
+    home: Handed,
+}
+
+/// One that nobody listens on now.
+#[derive(Debug)]
+struct Idle {
+    port: u16,
+    socket: Bound,
+    owner: Weak<()>,
+}
+
+/// Those of one pod.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handed(Arc<Mutex<Vec<Idle>>>);
+
+/// One that is listened on; at rest again when dropped.
+#[derive(Debug)]
+pub(super) struct Listening {
+    /// Taken by the end only.
+    listener: Option<TcpListener>,
+    port: u16,
+    owner: Weak<()>,
+    home: Handed,
+}
+
+impl Handed {
+    /// Those whose container is there.
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|one| one.owner.strong_count() > 0);
+        idle
+    }
+
+    /// Takes sockets over, each with the container port it is for.
+    ///
+    /// # Errors
+    ///
+    /// What the system said about one of them.
+    pub(super) fn add(&self, sockets: Vec<(u16, Bound)>) -> io::Result<Claim> {
+        let owner = Arc::new(());
+        let first = sockets.first().map(|(port, _)| *port);
+        for (port, socket) in sockets {
+            socket.set_nonblocking(true)?;
+            rest(&socket);
+            self.idle().push(Idle { port, socket, owner: Arc::downgrade(&owner) });
+        }
+        Ok(Claim { first, owner: Some(owner), home: self.clone() })
+    }
+
+    /// Whether one is bound to this very address, or is for its port at all.
+    pub(super) fn has(&self, address: SocketAddr, for_port: bool) -> bool {
+        let bound = |one: &Idle| {
+            for_port && one.port == address.port()
+                || one.socket.local_addr().is_ok_and(|local| local == address)
+        };
+        self.idle().iter().any(bound)
+    }
+
+    /// Listens on all that are for a port, with room for so many connections.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(super) fn listen(&self, port: u16, backlog: i32) -> io::Result<Vec<Listening>> {
+        let wanted: Vec<Idle> = self.idle().extract_if(.., |one| one.port == port).collect();
+        let listen = |Idle { port, socket, owner }| {
+            rustix::net::listen(&socket, backlog)?;
+            let listener = Some(TcpListener::from_std(socket)?);
+            Ok(Listening { listener, port, owner, home: self.clone() })
+        };
+        wanted.into_iter().map(listen).collect()
+    }
+}
+
+impl Claim {
+    /// The container port that the first of them is for.
+    pub(crate) fn first_port(&self) -> Option<u16> {
+        self.first
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        drop(self.owner.take());
+        drop(self.home.idle());
+    }
+}
+
+/// Stops listening; the socket keeps its address. (Linux, `inet_shutdown` of a
+/// listening socket in `net/ipv4/af_inet.c`.)
+fn rest(socket: &Bound) {
+    let before = socket.local_addr();
+    // It fails on one that did not listen.
+    let _ = rustix::net::shutdown(socket, Shutdown::Read);
+    // A port that the kernel had chosen is let go with it (`tcp_set_state`), which
+    // the socket's address does not show. One that is kept cannot be bound again,
+    // and where somebody was quicker listening will say so.
+    if let Ok(before) = before {
+        let _ = rustix::net::bind(socket, &before);
+    }
+}
+
+impl Listening {
+    /// Where it is bound.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.listener.as_ref()?.local_addr().ok()
+    }
+
+    pub(super) fn poll_accept(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        match &self.listener {
+            Some(listener) => listener.poll_accept(context),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let Some(listener) = self.listener.take() else { return };
+        // It fails only where the runtime is gone, and then nothing is needed.
+        let Ok(socket) = listener.into_std() else { return };
+        rest(&socket);
+        // Without its owner it is closed when the others are next looked at.
+        let (port, owner) = (self.port, self.owner.clone());
+        self.home.idle().push(Idle { port, socket, owner });
+        drop(self.home.idle());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_keeps_its_address_while_nobody_listens() {
+        for port in [0, free_port()] {
+            let socket = Bound::bind(("127.0.0.1", port)).unwrap();
+            let address = socket.local_addr().unwrap();
+            let handed = Handed::default();
+            let claim = handed.add(vec![(80, socket)]).unwrap();
+            assert!(handed.has(address, false) && !handed.has(address_of_port(80), false));
+            assert!(handed.has(address_of_port(80), true));
+            for _ in 0..3 {
+                assert!(TcpStream::connect(address).is_err(), "nobody listens");
+                assert!(handed.listen(81, 8).unwrap().is_empty());
+                let listening = handed.listen(80, 8).unwrap();
+                assert_eq!(listening[0].local(), Some(address));
+                assert!(handed.listen(80, 8).unwrap().is_empty(), "it is in use");
+                TcpStream::connect(address).unwrap();
+            }
+            let last = handed.listen(80, 8).unwrap();
+            drop(claim);
+            TcpStream::connect(address).unwrap();
+            drop(last);
+            assert!(!handed.has(address, false), "its container is gone");
+        }
+    }
+
+    fn free_port() -> u16 {
+        Bound::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    fn address_of_port(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], port))
+    }
+}

@@ -1,0 +1,274 @@
+//! Where addresses that guests name really lie.
+//!
+//! Pure: no socket, no clock. Everything that is bound or connected has been
+//! through here first.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use krustlet_protocol::{Destinations, PodNetwork};
+
+use super::NetError;
+
+/// Internet protocol, version 4 or 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// `0.0.0.0` or `::`.
+    pub(crate) fn wildcard(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// `127.0.0.1` or `::1`.
+    pub(crate) fn localhost(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+/// Where a socket is to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Binding {
+    /// The pod's address to bind a real socket to, if any.
+    pub(crate) real: Option<IpAddr>,
+    /// The address on the pod's private loopback, if any; a wildcard stands for
+    /// all of them.
+    pub(crate) private: Option<IpAddr>,
+}
+
+/// Where a guest that binds to `ip` is bound.
+///
+/// A wildcard means the pod's address of its family and the private loopback;
+/// on a pod without an address of that family only the latter, as on a machine
+/// that has no such address.
+///
+/// # Errors
+///
+/// [`NetError::AccessDenied`] on a pod without network, and
+/// [`NetError::AddressNotBindable`] for what is not the pod's.
+pub(crate) fn binding(network: &PodNetwork, ip: IpAddr) -> Result<Binding, NetError> {
+    if network.addresses.is_empty() {
+        return Err(NetError::AccessDenied);
+    }
+    if ip.is_unspecified() {
+        let real = own(network, Family::of(ip));
+        return Ok(Binding { real, private: Some(ip) });
+    }
+    if ip.is_loopback() {
+        return Ok(Binding { real: None, private: Some(ip) });
+    }
+    if network.addresses.contains(&ip) {
+        return Ok(Binding { real: Some(ip), private: None });
+    }
+    Err(NetError::AddressNotBindable)
+}
+
+/// The pod's address of a family.
+pub(crate) fn own(network: &PodNetwork, family: Family) -> Option<IpAddr> {
+    network.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
+}
+
+/// The way to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The pod's private loopback.
+    Private(SocketAddr),
+    /// The network.
+    Real(SocketAddr),
+}
+
+/// How, and whether, a guest may send to an address. The address of the answer
+/// is the one to use: an IPv4 address written as IPv6 has become what it is.
+///
+/// # Errors
+///
+/// [`NetError::AccessDenied`] on a pod without network and for destinations
+/// that are refused, or not one machine's; [`NetError::InvalidArgument`] for
+/// what is no destination.
+pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError> {
+    if network.addresses.is_empty() {
+        return Err(NetError::AccessDenied);
+    }
+    let to = canonical(to);
+    // Linux takes the wildcard for its own loopback.
+    if to.ip().is_unspecified() || to.port() == 0 {
+        return Err(NetError::InvalidArgument);
+    }
+    if to.ip().is_loopback() {
+        return Ok(Way::Private(to));
+    }
+    if is_for_many(to.ip()) || network.refused.iter().any(|range| contains(range, to)) {
+        return Err(NetError::AccessDenied);
+    }
+    Ok(Way::Real(to))
+}
+
+/// An address with IPv4 in IPv6's clothes (`::ffff:a.b.c.d`) as IPv4.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        // With its scope.
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// Whether datagrams to it are for all who listen: what a node hears of these
+/// comes from whoever its programs trust.
+fn is_for_many(ip: IpAddr) -> bool {
+    ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
+/// Whether a destination lies in a range.
+fn contains(range: &Destinations, to: SocketAddr) -> bool {
+    if range.port.is_some_and(|port| port != to.port()) {
+        return false;
+    }
+    match (range.address, to.ip()) {
+        (IpAddr::V4(range_ip), IpAddr::V4(ip)) => {
+            let different = u128::from(range_ip.to_bits() ^ ip.to_bits());
+            shares_prefix(different, 32, range.prefix)
+        }
+        (IpAddr::V6(range_ip), IpAddr::V6(ip)) => {
+            shares_prefix(range_ip.to_bits() ^ ip.to_bits(), 128, range.prefix)
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
+}
+
+/// Whether no bit among the first `prefix` of `width` is set.
+fn shares_prefix(different: u128, width: u32, prefix: u8) -> bool {
+    let rest = width.saturating_sub(u32::from(prefix));
+    different.checked_shr(rest).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn network(addresses: &[&str], refused: &[(&str, u8, Option<u16>)]) -> PodNetwork {
+        PodNetwork {
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
+            refused: refused
+                .iter()
+                .map(|&(address, prefix, port)| Destinations { address: ip(address), prefix, port })
+                .collect(),
+            ..PodNetwork::default()
+        }
+    }
+
+    fn ips() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            any::<u32>().prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
+            (0_u32..1 << 24).prop_map(|low| IpAddr::V4(Ipv4Addr::from_bits(127 << 24 | low))),
+            any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+            any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).to_ipv6_mapped().into()),
+            Just(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            Just(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+            Just(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            Just(ip("10.1.2.3")),
+        ]
+    }
+
+    #[test]
+    fn a_wildcard_is_the_pods_address_and_its_loopback() {
+        let pod = network(&["10.1.2.3"], &[]);
+        let wildcard = ip("0.0.0.0");
+        let bound = Binding { real: Some(ip("10.1.2.3")), private: Some(wildcard) };
+        assert_eq!(binding(&pod, wildcard), Ok(bound));
+        // It has no address of the other family but the loopback's.
+        assert_eq!(binding(&pod, ip("::")), Ok(Binding { real: None, private: Some(ip("::")) }));
+        for other in ["10.1.2.4", "192.168.0.1", "224.0.0.1", "fe80::1", "::ffff:10.1.2.3"] {
+            assert_eq!(binding(&pod, ip(other)), Err(NetError::AddressNotBindable), "{other}");
+        }
+    }
+
+    #[test]
+    fn refused_ranges_hold_for_every_spelling() {
+        let pod = network(&["10.1.2.3"], &[("169.254.0.0", 16, None), ("10.0.0.1", 32, Some(22))]);
+        let to = |text: &str| way(&pod, text.parse().unwrap());
+        for refused in ["169.254.169.254:80", "[::ffff:169.254.169.254]:80", "10.0.0.1:22"] {
+            assert_eq!(to(refused), Err(NetError::AccessDenied), "{refused}");
+        }
+        let open: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        assert_eq!(way(&pod, open), Ok(Way::Real(open)));
+        assert_eq!(to("[::ffff:10.0.0.1]:80"), Ok(Way::Real(open)));
+        let local: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        assert_eq!(to("[::ffff:127.0.0.1]:80"), Ok(Way::Private(local)));
+        for none in ["0.0.0.0:80", "[::]:80", "[::ffff:0.0.0.0]:80", "10.0.0.2:0"] {
+            assert_eq!(to(none), Err(NetError::InvalidArgument), "{none}");
+        }
+        for many in ["255.255.255.255:9", "224.0.0.251:5353", "[ff02::1]:9"] {
+            assert_eq!(to(many), Err(NetError::AccessDenied), "{many}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_real_socket_is_bound_to_an_address_that_is_not_the_pods(asked in ips()) {
+            let pod = network(&["10.1.2.3", "fd00::7"], &[]);
+            if let Ok(Binding { real, private }) = binding(&pod, asked) {
+                prop_assert!(real.is_none_or(|real| pod.addresses.contains(&real)));
+                prop_assert!(private.is_none_or(|ip| ip.is_loopback() || ip.is_unspecified()));
+                prop_assert!(real.is_some() || private.is_some());
+            }
+        }
+
+        #[test]
+        fn no_real_connection_goes_to_a_loopback_or_a_refused_range(
+            asked in ips(),
+            port in any::<u16>(),
+            range in ips(),
+            prefix in 0_u8..=128,
+        ) {
+            let range = range.to_canonical();
+            let prefix = if range.is_ipv4() { prefix % 33 } else { prefix };
+            let mut pod = network(&["10.1.2.3"], &[]);
+            pod.refused.push(Destinations { address: range, prefix, port: None });
+            match way(&pod, SocketAddr::new(asked, port)) {
+                Ok(Way::Real(to)) => {
+                    prop_assert!(!to.ip().is_loopback() && !to.ip().is_unspecified());
+                    prop_assert_eq!(to.ip(), to.ip().to_canonical());
+                    // Bit by bit, and not as the code under test does it.
+                    let bits = |ip: IpAddr| match ip {
+                        IpAddr::V4(ip) => format!("4{:032b}", ip.to_bits()),
+                        IpAddr::V6(ip) => format!("6{:0128b}", ip.to_bits()),
+                    };
+                    let (range, to) = (bits(range), bits(to.ip()));
+                    let shared = 1 + usize::from(prefix);
+                    // Of another family it has fewer bits, or another first one.
+                    prop_assert_ne!(range.get(..shared), to.get(..shared));
+                }
+                Ok(Way::Private(to)) => prop_assert!(to.ip().is_loopback()),
+                Err(_) => {}
+            }
+        }
+
+        #[test]
+        fn a_pod_without_addresses_reaches_nothing(asked in ips(), port in 1_u16..) {
+            let pod = PodNetwork::default();
+            prop_assert_eq!(binding(&pod, asked), Err(NetError::AccessDenied));
+            prop_assert_eq!(way(&pod, SocketAddr::new(asked, port)), Err(NetError::AccessDenied));
+        }
+    }
+}

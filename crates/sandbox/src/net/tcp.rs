@@ -1,0 +1,432 @@
+//! TCP: binding, connecting, listening.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use rustix::net::sockopt;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::mpsc,
+};
+
+use super::{
+    Connection, NetError, Options, Permit, Stack,
+    handed::Listening,
+    permit::Counters,
+    pipe,
+    place::{self, Binding, Family, Way},
+    private::{Arrival, Reservation},
+};
+
+/// How often another port is tried that is free both on the network and within
+/// the pod.
+const TRIES: usize = 16;
+
+/// A socket bound to an address of the pod, as yet unconnected.
+#[derive(Debug)]
+pub(crate) struct BoundTcp {
+    stack: Stack,
+    /// As asked, with the port it got.
+    address: SocketAddr,
+    real: Option<TcpSocket>,
+    private: Option<Reservation>,
+}
+
+/// A real socket, not bound yet.
+fn socket(family: Family) -> Result<TcpSocket, NetError> {
+    Ok(match family {
+        Family::V4 => TcpSocket::new_v4()?,
+        Family::V6 => {
+            let socket = TcpSocket::new_v6()?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
+            socket
+        }
+    })
+}
+
+/// Has the kernel choose the port only when it knows the other side, so that
+/// one port serves many connections (ip(7), `IP_BIND_ADDRESS_NO_PORT`).
+fn choose_port_late(socket: &TcpSocket) {
+    /// Of the value, in bytes.
+    const SIZE: libc::socklen_t = 4;
+    let on: i32 = 1;
+    // SAFETY: the pointer is to a value of the size given. A kernel that refuses
+    // chooses a port at once, which is as good for a few connections.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            SIZE,
+        );
+    }
+}
+
+fn bind_real(ip: IpAddr, port: u16) -> Result<TcpSocket, NetError> {
+    let socket = socket(Family::of(ip))?;
+    // A port may be bound again while old connections of it fade away.
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(ip, port))?;
+    Ok(socket)
+}
+
+impl Stack {
+    /// Binds to an address as a guest names it; port 0 is any.
+    ///
+    /// # Errors
+    ///
+    /// As [`place::binding`]; [`NetError::AddressInUse`].
+    pub(crate) fn bind_tcp(&self, address: SocketAddr) -> Result<BoundTcp, NetError> {
+        let network = self.network();
+        let Binding { real, private } =
+            place::binding(&network, address.ip()).inspect_err(|error| self.note(*error))?;
+        let mut last = NetError::AddressInUse;
+        for _ in 0..TRIES {
+            // In host mode the agent alone may bind low ports: what it has bound for
+            // a port stands for the pod's own.
+            let handed =
+                |ip| self.0.handed.has(SocketAddr::new(ip, address.port()), network.is_host);
+            let bound = self.bind_both(real.filter(|ip| !handed(*ip)), private, address)?;
+            match bound {
+                Ok(bound) => return Ok(bound),
+                // The port that the kernel chose is taken within the pod.
+                Err(error) if address.port() == 0 => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The inner error is the private side's.
+    fn bind_both(
+        &self,
+        real: Option<IpAddr>,
+        private: Option<IpAddr>,
+        address: SocketAddr,
+    ) -> Result<Result<BoundTcp, NetError>, NetError> {
+        let mut port = address.port();
+        let real = real.map(|ip| bind_real(ip, port)).transpose()?;
+        if let Some(real) = &real {
+            port = real.local_addr()?.port();
+        }
+        let private = private.map(|ip| self.0.private.reserve(SocketAddr::new(ip, port)));
+        let private = match private.transpose() {
+            Ok(private) => private,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Some(private) = &private {
+            port = private.at().port();
+        }
+        let address = SocketAddr::new(address.ip(), port);
+        Ok(Ok(BoundTcp { stack: self.clone(), address, real, private }))
+    }
+
+    /// Connects from any port.
+    ///
+    /// # Errors
+    ///
+    /// As [`place::way`]; what the network said.
+    pub(crate) async fn connect_tcp(
+        &self,
+        permit: Permit,
+        options: Options,
+        to: SocketAddr,
+    ) -> Result<Connection, NetError> {
+        let network = self.network();
+        match place::way(&network, to).inspect_err(|error| self.note(*error))? {
+            Way::Private(to) => {
+                let from = Family::of(to.ip()).localhost();
+                let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
+                self.connect_private(permit, port.at(), to, Some(port)).await
+            }
+            Way::Real(to) => {
+                let family = Family::of(to.ip());
+                let from = place::own(&network, family).ok_or(NetError::RemoteUnreachable)?;
+                let socket = socket(family)?;
+                choose_port_late(&socket);
+                socket.bind(SocketAddr::new(from, 0))?;
+                self.connect_real(permit, options, socket, to, None).await
+            }
+        }
+    }
+
+    async fn connect_real(
+        &self,
+        permit: Permit,
+        options: Options,
+        socket: TcpSocket,
+        to: SocketAddr,
+        port: Option<Reservation>,
+    ) -> Result<Connection, NetError> {
+        options.apply(&socket, Family::of(to.ip()))?;
+        let connected = socket.connect(to).await.map_err(|error| match error.into() {
+            // No port is left for this destination (connect(2)).
+            NetError::AddressNotBindable => NetError::AddressInUse,
+            error => error,
+        });
+        Counters::add(&self.0.counters.opened, usize::from(connected.is_ok()));
+        Ok(Connection::tcp(connected?, permit, port))
+    }
+
+    async fn connect_private(
+        &self,
+        permit: Permit,
+        from: SocketAddr,
+        to: SocketAddr,
+        port: Option<Reservation>,
+    ) -> Result<Connection, NetError> {
+        let door = self.0.private.door(to).ok_or(NetError::ConnectionRefused)?;
+        let (end, other) = pipe::pair();
+        let arrival = Arrival { end: other, from, to };
+        // Waits while the listener has as many waiting as it wants.
+        door.send(arrival).await.map_err(|_| NetError::ConnectionRefused)?;
+        Ok(Connection::private(end, [from, to], permit, port))
+    }
+}
+
+impl BoundTcp {
+    /// The address, as it was asked for, with the port.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connects from here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stack::connect_tcp`].
+    pub(crate) async fn connect(
+        self,
+        permit: Permit,
+        options: Options,
+        to: SocketAddr,
+    ) -> Result<Connection, NetError> {
+        let Self { stack, address, real, private } = self;
+        let network = stack.network();
+        match place::way(&network, to).inspect_err(|error| stack.note(*error))? {
+            Way::Private(to) => {
+                // A wildcard is the loopback there, as routes would have it.
+                let ip = address.ip();
+                let from = if ip.is_unspecified() { Family::of(ip).localhost() } else { ip };
+                let from = SocketAddr::new(from, address.port());
+                stack.connect_private(permit, from, to, private).await
+            }
+            Way::Real(to) => {
+                let socket = real.ok_or(NetError::RemoteUnreachable)?;
+                stack.connect_real(permit, options, socket, to, private).await
+            }
+        }
+    }
+
+    /// Listens here, with room for so many connections that wait.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::AddressInUse`]; what the system said.
+    pub(crate) fn listen(
+        self,
+        permit: Permit,
+        options: Options,
+        backlog: u32,
+    ) -> Result<Listener, NetError> {
+        let Self { stack, address, real, private } = self;
+        let backlog = backlog.clamp(1, MOST_BACKLOG);
+        let mut sources = Vec::new();
+        if !address.ip().is_loopback() {
+            let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
+            let handed = stack.0.handed.listen(address.port(), wanted)?;
+            sources.extend(handed.into_iter().map(Source::Handed));
+        }
+        if let Some(real) = real {
+            options.apply(&real, Family::of(address.ip()))?;
+            sources.push(Source::Real(real.listen(backlog)?));
+        }
+        if let Some(private) = private {
+            let arrivals = private.listen(backlog as usize);
+            sources.push(Source::Private(arrivals, private));
+        }
+        Ok(Listener { stack, address, sources, turn: 0, arrived: None, _permit: permit })
+    }
+}
+
+/// Connections that may wait at one listener; Linux's `net.core.somaxconn`.
+const MOST_BACKLOG: u32 = 4096;
+
+/// Accepts what comes to one address of the pod, from wherever it comes.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    stack: Stack,
+    address: SocketAddr,
+    sources: Vec<Source>,
+    /// Which source is asked first.
+    turn: usize,
+    /// What was found ready and not taken yet.
+    arrived: Option<Result<Connection, NetError>>,
+    _permit: Permit,
+}
+
+#[derive(Debug)]
+enum Source {
+    Real(TcpListener),
+    Handed(Listening),
+    Private(mpsc::Receiver<Arrival>, #[expect(dead_code, reason = "held")] Reservation),
+}
+
+impl Listener {
+    /// The address, as it was asked for, with the port.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The system's socket that options are to be set on.
+    pub(crate) fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.sources.iter().find_map(|source| match source {
+            Source::Real(listener) => Some(std::os::fd::AsFd::as_fd(listener)),
+            Source::Handed(_) | Source::Private(..) => None,
+        })
+    }
+
+    /// Takes another's sources along, so that one listener has them all.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.sources.extend(other.sources);
+        self
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::ConnectionAborted`] for one that was given up before; what
+    /// the system said. The next may still come.
+    pub(crate) async fn accept(&mut self) -> Result<Connection, NetError> {
+        std::future::poll_fn(|context| self.poll_accept(context)).await
+    }
+
+    /// As [`accept`](Self::accept).
+    pub(crate) fn poll_accept(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Connection, NetError>> {
+        ready!(self.poll_ready(context));
+        match self.arrived.take() {
+            Some(arrived) => Poll::Ready(arrived),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Ready when [`poll_accept`](Self::poll_accept) would be.
+    pub(crate) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.arrived.is_none() {
+            let next = ready!(self.poll_next(context));
+            self.arrived = Some(next);
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Connection, NetError>> {
+        // First the permit: a connection that may not be had is left waiting in
+        // the system's queue.
+        let most = self.stack.network().limits.sockets;
+        let permit = ready!(Permit::poll_new(&self.stack.0.counters, most, context));
+        let count = self.sources.len();
+        for offset in 0..count {
+            let index = (self.turn + offset) % count;
+            let found = match &mut self.sources[index] {
+                Source::Real(listener) => listener.poll_accept(context).map(Some),
+                Source::Handed(listener) => listener.poll_accept(context).map(Some),
+                Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
+                    Poll::Ready(Some(Arrival { end, from, to })) => {
+                        self.turn = index + 1;
+                        let ends = [to, from];
+                        return Poll::Ready(Ok(Connection::private(end, ends, permit, None)));
+                    }
+                    // Never closed: its other end is in the pod's ports.
+                    Poll::Ready(None) | Poll::Pending => Poll::Pending,
+                },
+            };
+            let Poll::Ready(Some(accepted)) = found else { continue };
+            self.turn = index + 1;
+            return Poll::Ready(match accepted {
+                Ok((stream, _)) => {
+                    Counters::add(&self.stack.0.counters.accepted, 1);
+                    Ok(Connection::tcp(stream, permit, None))
+                }
+                Err(error) => Err(after_accept(error.into())),
+            });
+        }
+        Poll::Pending
+    }
+}
+
+/// Linux hands on what befell a connection while it waited (accept(2)).
+fn after_accept(error: NetError) -> NetError {
+    match error {
+        NetError::ConnectionReset
+        | NetError::RemoteUnreachable
+        | NetError::NotSupported
+        | NetError::Timeout => NetError::ConnectionAborted,
+        error => error,
+    }
+}
+
+/// A listener on every address of the pod, loopbacks included.
+impl Stack {
+    /// Listens at a port on all of the pod's addresses and its loopback; where
+    /// sockets were handed over for the port, on those.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::AddressInUse`], with the address; what the system said.
+    pub(crate) fn listen_everywhere(&self, port: u16) -> Result<Listener, (SocketAddr, NetError)> {
+        let mut all: Option<Listener> = None;
+        for family in [Family::V4, Family::V6] {
+            let address = SocketAddr::new(family.wildcard(), port);
+            let shown = place::own(&self.network(), family);
+            let failed = |error| (SocketAddr::new(shown.unwrap_or(address.ip()), port), error);
+            let listener = self
+                .permit()
+                .and_then(|permit| {
+                    self.bind_tcp(address)?.listen(permit, Options::default(), MOST_BACKLOG)
+                })
+                .map_err(failed)?;
+            all = Some(match all {
+                Some(others) => others.and(listener),
+                None => listener,
+            });
+        }
+        all.ok_or((SocketAddr::new(Family::V4.wildcard(), port), NetError::AccessDenied))
+    }
+
+    /// Listens only where sockets were handed over for a port: all that a pod
+    /// without a network of its own can do. None if there are none.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
+        let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
+        let handed = self.0.handed.listen(port, backlog)?;
+        let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
+        let permit = Permit::new(&self.0.counters, u32::MAX)?;
+        let sources = handed.into_iter().map(Source::Handed).collect();
+        let (stack, turn, arrived) = (self.clone(), 0, None);
+        Ok(Some(Listener { stack, address, sources, turn, arrived, _permit: permit }))
+    }
+
+    /// Connects, as programs of the sandbox itself do for a guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_tcp`](Self::connect_tcp); [`NetError::NewSocketLimit`].
+    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
+    pub(crate) async fn connect(&self, to: SocketAddr) -> Result<super::Stream, NetError> {
+        let permit = self.permit()?;
+        let connection = self.connect_tcp(permit, Options::default(), to).await?;
+        Ok(super::Stream(Arc::new(connection)))
+    }
+}

@@ -1,0 +1,45 @@
+//! The ports on which the sandbox itself listens for a guest: that of an http
+//! guest, and those that a module finds pre-opened.
+
+use crate::{
+    container::Container,
+    net::{Listener, NetError},
+};
+
+/// Listens on a port: on all addresses of the pod and its loopback, and where
+/// sockets were handed over for it; in a pod without a network of its own, only
+/// there.
+///
+/// # Errors
+///
+/// What people are to read.
+pub(crate) fn listen(container: &Container, port: u16) -> Result<Listener, String> {
+    let stack = &container.stack;
+    if stack.is_up() {
+        return stack.listen_everywhere(port).map_err(|(address, error)| match error {
+            NetError::AddressInUse => format!(
+                "port {port} of {} is in use already; choose another containerPort or stop what \
+                 uses it",
+                address.ip()
+            ),
+            error => format!("cannot listen on {address}: {error}"),
+        });
+    }
+    match stack.listen_handed(port) {
+        Ok(Some(listener)) => Ok(listener),
+        Ok(None) => Err(format!("cannot listen on port {port}: the pod has no network")),
+        Err(error) => Err(format!("cannot listen on port {port}: {error}")),
+    }
+}
+
+/// The port that an http guest is served on.
+///
+/// # Errors
+///
+/// What people are to read.
+pub(crate) fn http_port(container: &Container) -> Result<u16, String> {
+    let named = container.spec.listen_ports.first().map(|declared| declared.port);
+    named
+        .or_else(|| container.handed_port())
+        .ok_or_else(|| "an http container needs a port, and none was named".to_owned())
+}

@@ -1,0 +1,273 @@
+//! What preview 1's calls do to a socket.
+
+use std::{future::poll_fn, io, net::Shutdown, sync::Arc};
+
+use wasmtime::Error;
+
+use super::{
+    memory::{Memory, errno},
+    table::{Kind, Socket, Table},
+};
+use crate::net::{Connection, NetError};
+
+/// `fdflags`: do not wait.
+const NONBLOCK: u16 = 1 << 2;
+
+/// `riflags`.
+const PEEK: i32 = 1;
+const WAITALL: i32 = 2;
+
+/// `sdflags`.
+const READ: i32 = 1;
+const WRITE: i32 = 2;
+
+/// `filetype`: a stream socket.
+const SOCKET_STREAM: u8 = 6;
+
+/// `rights` of any socket: set flags, get attributes, be polled, be shut down.
+const RIGHTS: u64 = 1 << 3 | 1 << 21 | 1 << 27 | 1 << 28;
+
+/// And of a listener: accept.
+const RIGHT_ACCEPT: u64 = 1 << 29;
+
+/// And of a connection: read and write.
+const RIGHTS_STREAM: u64 = 1 << 1 | 1 << 6;
+
+impl From<NetError> for Errno {
+    fn from(error: NetError) -> Self {
+        Self(match error {
+            NetError::AccessDenied => errno::ACCES,
+            NetError::NotSupported => errno::NOTSUP,
+            NetError::InvalidArgument => errno::INVAL,
+            NetError::OutOfMemory => errno::NOMEM,
+            NetError::Timeout => errno::TIMEDOUT,
+            NetError::InvalidState => errno::NOTCONN,
+            NetError::NewSocketLimit => errno::MFILE,
+            NetError::AddressNotBindable => errno::ADDRNOTAVAIL,
+            NetError::AddressInUse => errno::ADDRINUSE,
+            NetError::RemoteUnreachable => errno::HOSTUNREACH,
+            NetError::ConnectionRefused => errno::CONNREFUSED,
+            NetError::ConnectionReset => errno::CONNRESET,
+            NetError::ConnectionAborted => errno::CONNABORTED,
+            NetError::ConnectionBroken => errno::PIPE,
+            NetError::DatagramTooLarge => errno::MSGSIZE,
+            NetError::WouldBlock => errno::AGAIN,
+            NetError::Unknown => errno::IO,
+        })
+    }
+}
+
+/// An error number of preview 1.
+pub(super) struct Errno(pub(super) i32);
+
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Self {
+        NetError::from(error).into()
+    }
+}
+
+/// What the guest is answered; the outer error is a trap.
+pub(super) type Answer = Result<i32, Error>;
+
+fn place(pointer: i32) -> u64 {
+    u64::from(pointer.cast_unsigned())
+}
+
+/// The connection of a descriptor, and whether it may wait.
+fn connection(table: &mut Table, fd: i32) -> Result<(Arc<Connection>, bool), i32> {
+    match table.get(fd.cast_unsigned()) {
+        Some(Socket { kind: Kind::Connection(connection), nonblocking, .. }) => {
+            Ok((Arc::clone(connection), *nonblocking))
+        }
+        Some(Socket { kind: Kind::Listener(_), .. }) => Err(errno::NOTCONN),
+        None => Err(errno::BADF),
+    }
+}
+
+/// `sock_accept`.
+pub(super) async fn accept(
+    table: &mut Table,
+    mut memory: Memory<'_>,
+    (fd, flags, result): (i32, i32, i32),
+) -> Answer {
+    let Some(socket) = table.get(fd.cast_unsigned()) else { return Ok(errno::BADF) };
+    let nonblocking = socket.nonblocking;
+    let Kind::Listener(listener) = &mut socket.kind else { return Ok(errno::INVAL) };
+    let accepted = if nonblocking {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match listener.poll_accept(&mut context) {
+            std::task::Poll::Ready(accepted) => accepted,
+            std::task::Poll::Pending => Err(NetError::WouldBlock),
+        }
+    } else {
+        listener.accept().await
+    };
+    match accepted {
+        Ok(connection) => {
+            let waits_not = flags & i32::from(NONBLOCK) != 0;
+            let accepted = table.add(connection, waits_not);
+            memory.put(place(result), &accepted.to_le_bytes())?;
+            Ok(errno::SUCCESS)
+        }
+        Err(error) => Ok(Errno::from(error).0),
+    }
+}
+
+/// `sock_recv`, and `fd_read` without flags. `truncated` is where the flags of
+/// the answer go.
+pub(super) async fn receive(
+    table: &mut Table,
+    mut memory: Memory<'_>,
+    [fd, list, count, flags, size]: [i32; 5],
+    truncated: Option<i32>,
+) -> Answer {
+    if flags & !(PEEK | WAITALL) != 0 {
+        return Ok(errno::INVAL);
+    }
+    let (connection, nonblocking) = match connection(table, fd) {
+        Ok(found) => found,
+        Err(number) => return Ok(number),
+    };
+    let buffers = memory.buffers(list.cast_unsigned(), count.cast_unsigned())?;
+    let (mut total, wanted) = (0_u32, buffers.iter().map(|(_, length)| length).sum::<u64>());
+    'all: for (at, length) in buffers {
+        let mut done = 0;
+        while done < length {
+            let room = memory.bytes(at + done, length - done)?;
+            let read = if flags & PEEK == 0 {
+                connection.try_read(room)
+            } else {
+                connection.try_peek(room)
+            };
+            match read {
+                Ok(0) => break 'all,
+                Ok(read) => {
+                    done += read as u64;
+                    total = total.saturating_add(u32::try_from(read)?);
+                    // Peeking once more would show the same bytes.
+                    if flags & PEEK != 0 {
+                        break 'all;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let enough = total > 0 && flags & WAITALL == 0;
+                    if enough || nonblocking && total > 0 {
+                        break 'all;
+                    }
+                    if nonblocking {
+                        return Ok(errno::AGAIN);
+                    }
+                    poll_fn(|context| connection.poll_read_ready(context)).await;
+                }
+                Err(_) if total > 0 => break 'all,
+                Err(error) => return Ok(Errno::from(error).0),
+            }
+        }
+    }
+    debug_assert!(u64::from(total) <= wanted);
+    memory.put(place(size), &total.to_le_bytes())?;
+    if let Some(truncated) = truncated {
+        // Streams lose nothing.
+        memory.put(place(truncated), &0_u16.to_le_bytes())?;
+    }
+    Ok(errno::SUCCESS)
+}
+
+/// `sock_send`, and `fd_write` without flags.
+pub(super) async fn send(
+    table: &mut Table,
+    mut memory: Memory<'_>,
+    [fd, list, count, flags, size]: [i32; 5],
+) -> Answer {
+    if flags != 0 {
+        return Ok(errno::INVAL);
+    }
+    let (connection, nonblocking) = match connection(table, fd) {
+        Ok(found) => found,
+        Err(number) => return Ok(number),
+    };
+    let mut total = 0_u32;
+    'all: for (at, length) in memory.buffers(list.cast_unsigned(), count.cast_unsigned())? {
+        let mut done = 0;
+        while done < length {
+            match connection.try_write(memory.bytes(at + done, length - done)?) {
+                Ok(written) => {
+                    done += written as u64;
+                    total = total.saturating_add(u32::try_from(written)?);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if nonblocking && total > 0 {
+                        break 'all;
+                    }
+                    if nonblocking {
+                        return Ok(errno::AGAIN);
+                    }
+                    // One that may wait sends all, as Linux does.
+                    poll_fn(|context| connection.poll_write_ready(context)).await;
+                }
+                Err(_) if total > 0 => break 'all,
+                Err(error) => return Ok(Errno::from(error).0),
+            }
+        }
+    }
+    memory.put(place(size), &total.to_le_bytes())?;
+    Ok(errno::SUCCESS)
+}
+
+/// `sock_shutdown`.
+pub(super) fn shutdown(table: &mut Table, fd: i32, how: i32) -> i32 {
+    let how = match how {
+        READ => Shutdown::Read,
+        WRITE => Shutdown::Write,
+        both if both == READ | WRITE => Shutdown::Both,
+        _ => return errno::INVAL,
+    };
+    match connection(table, fd) {
+        Ok((connection, _)) => {
+            connection.shutdown(how);
+            errno::SUCCESS
+        }
+        Err(number) => number,
+    }
+}
+
+/// `fd_fdstat_get`.
+pub(super) fn fdstat(table: &mut Table, mut memory: Memory<'_>, fd: i32, result: i32) -> Answer {
+    let Some(socket) = table.get(fd.cast_unsigned()) else { return Ok(errno::BADF) };
+    let rights = RIGHTS
+        | match socket.kind {
+            Kind::Listener(_) => RIGHT_ACCEPT,
+            Kind::Connection(_) => RIGHTS_STREAM,
+        };
+    let flags = if socket.nonblocking { NONBLOCK } else { 0 };
+    let mut fdstat = [0; 24];
+    fdstat[0] = SOCKET_STREAM;
+    fdstat[2..4].copy_from_slice(&flags.to_le_bytes());
+    fdstat[8..16].copy_from_slice(&rights.to_le_bytes());
+    // What comes of a listener are connections.
+    fdstat[16..24].copy_from_slice(&(RIGHTS | RIGHTS_STREAM).to_le_bytes());
+    memory.put(place(result), &fdstat)?;
+    Ok(errno::SUCCESS)
+}
+
+/// `fd_filestat_get`: all is zero but what it is.
+pub(super) fn filestat(mut memory: Memory<'_>, result: i32) -> Answer {
+    let mut filestat = [0; 64];
+    filestat[16] = SOCKET_STREAM;
+    memory.put(place(result), &filestat)?;
+    Ok(errno::SUCCESS)
+}
+
+/// `fd_fdstat_set_flags`: a socket has one flag.
+pub(super) fn set_flags(table: &mut Table, fd: i32, flags: i32) -> i32 {
+    match table.get(fd.cast_unsigned()) {
+        Some(_) if flags & !i32::from(NONBLOCK) != 0 => errno::INVAL,
+        Some(socket) => {
+            socket.nonblocking = flags != 0;
+            errno::SUCCESS
+        }
+        None => errno::BADF,
+    }
+}

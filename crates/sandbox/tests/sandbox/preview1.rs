@@ -1,0 +1,199 @@
+//! Sockets of preview 1 modules.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+};
+
+use krustlet_protocol::ListenPort;
+
+use crate::{
+    code::{compiled_go, compiled_text},
+    fixture::{Make, Zygote},
+    guests::wait_until,
+    sockets::{connect, echo, network},
+};
+
+fn ports(ports: &[(Option<&str>, u16)]) -> Vec<ListenPort> {
+    let port = |(name, port): &(Option<&str>, u16)| ListenPort {
+        name: name.map(ToOwned::to_owned),
+        port: *port,
+    };
+    ports.iter().map(port).collect()
+}
+
+pub(crate) fn a_module_serves_the_ports_of_its_container() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let volume = sandbox.volume();
+    let make = Make {
+        listen_ports: ports(&[(Some("web"), 8080), (None, 9000)]),
+        // So that the listeners are not at 3.
+        mounts: vec![(volume.path().to_owned(), "/data".to_owned(), true)],
+        ..Make::module("c-echo.wasm", &["echo"])
+    };
+    let id = sandbox.start(make);
+    wait_until(|| sandbox.output(&id).contains("serving 2 listeners from descriptor 4 on"));
+    for address in ["10.77.0.1:8080", "10.77.0.1:9000"] {
+        assert_eq!(echo(address, "from C"), "from C", "{address}");
+    }
+    assert!(TcpStream::connect("127.0.0.1:8080").is_err());
+    // Many at once, and one that sends much and reads late.
+    let mut open: Vec<_> = (0..300).map(|_| connect("10.77.0.1:8080")).collect();
+    for (number, stream) in open.iter_mut().enumerate() {
+        write!(stream, "{number}").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
+    for (number, mut stream) in open.into_iter().enumerate() {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, number.to_string());
+    }
+    let stream = connect("10.77.0.1:9000");
+    let mut writer = stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || {
+        writer.write_all(&vec![7; 3_000_000]).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut answer = Vec::new();
+    (&stream).read_to_end(&mut answer).unwrap();
+    sending.join().unwrap();
+    assert_eq!(answer.len(), 3_000_000);
+    sandbox.stop(&id, 0);
+    sandbox.exit(&id);
+    assert!(TcpStream::connect("10.77.0.1:8080").is_err());
+}
+
+/// Non-blocking sockets, several of them and timers waited for at once.
+pub(crate) fn a_server_of_go_serves_on_its_listener() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let make = Make {
+        listen_ports: ports(&[(None, 8080)]),
+        ..Make::module("exit", &["server"]).code(compiled_go("go-http"))
+    };
+    let id = sandbox.start(make);
+    wait_until(|| sandbox.output(&id).contains("serving"));
+    let ask = |request: &str| {
+        let mut stream = connect("10.77.0.1:8080");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let answer = |mut stream: TcpStream| {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let slow = ask("GET /slow?ms=1000 HTTP/1.0\r\n\r\n");
+    // While it sleeps others are answered, and one sends its request in pieces.
+    let mut pieces = ask("POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    let quick: Vec<_> = (0..50).map(|_| ask("GET /hello HTTP/1.0\r\n\r\n")).collect();
+    for stream in quick {
+        assert!(answer(stream).ends_with("Hello from Go!\n"));
+    }
+    let body = "b".repeat(1_000_000);
+    write!(pieces, "Content-Length: {}\r\n\r\n", body.len()).unwrap();
+    let mut reads = pieces.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        reads.read_to_string(&mut text).unwrap();
+        text
+    });
+    pieces.write_all(body.as_bytes()).unwrap();
+    let echoed = reader.join().unwrap();
+    assert!(echoed.starts_with("HTTP/1.1 200") && echoed.len() > body.len(), "{}", echoed.len());
+    assert!(answer(slow).ends_with("slept\n"));
+}
+
+pub(crate) fn a_module_that_cannot_accept_gets_no_listener() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let make = Make { listen_ports: ports(&[(None, 8080)]), ..Make::module("sleep", &["x"]) };
+    let id = sandbox.start(make);
+    sandbox.running(&id);
+    // A client is told at once, and does not wait for ever.
+    assert!(TcpStream::connect("10.77.0.1:8080").is_err());
+}
+
+pub(crate) fn a_module_in_a_pod_without_network_runs_as_ever() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let make = Make { listen_ports: ports(&[(None, 8080)]), ..Make::module("exit", &["x"]) };
+    assert_eq!(sandbox.run(make).1.exit_code, 3);
+}
+
+pub(crate) fn socket_calls_on_what_is_no_socket_fail_by_name() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let make =
+        Make { listen_ports: ports(&[(None, 8080)]), ..Make::module("c-wrong.wasm", &["wrong"]) };
+    let (id, exit) = sandbox.run(make);
+    assert_eq!(exit.exit_code, 0);
+    let said = sandbox.output(&id);
+    let of = |what: &str| -> Vec<_> {
+        let lines = said.lines().filter(|line| line.contains(what));
+        lines.filter_map(|line| line.split_once(": ")).map(|(_, error)| error.to_owned()).collect()
+    };
+    assert_eq!(of("stdout"), ["notsock"; 4], "{said}");
+    assert_eq!(of("nothing"), ["badf"; 4], "{said}");
+    assert_eq!(of("listener"), ["again", "notconn", "notconn", "notconn"], "{said}");
+}
+
+/// Opens the same file three times over listeners at 4 and 5, and says by its
+/// exit code which number came first that is a listener's; 0 if none.
+const OPENS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_fdstat_get" (func $stat (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sock_accept" (func (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "file")
+    (data (i32.const 16) "\00\00\00\00\04\00\00\00")
+    (func $check (param $ok i32) (param $code i32)
+        (if (i32.eqz (local.get $ok)) (then (call $exit (local.get $code)))))
+    (func $again (param $flags i32)
+        ;; directory 3, create as told, read and write
+        (call $check (i32.eqz (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 4)
+            (local.get $flags) (i64.const 66) (i64.const 66) (i32.const 0) (i32.const 8)))
+            (i32.const 10))
+        (call $check (i32.gt_u (i32.load (i32.const 8)) (i32.const 5)) (i32.load (i32.const 8)))
+        (call $check (i32.eqz (call $write (i32.load (i32.const 8)) (i32.const 16) (i32.const 1)
+            (i32.const 24))) (i32.const 11)))
+    (func $socket (param $fd i32)
+        (call $check (i32.eqz (call $stat (local.get $fd) (i32.const 64))) (i32.const 12))
+        (call $check (i32.eq (i32.load8_u (i32.const 64)) (i32.const 6)) (i32.const 13)))
+    (func (export "_start")
+        (call $again (i32.const 5))
+        (call $again (i32.const 1))
+        (call $socket (i32.const 4))
+        (call $socket (i32.const 5))
+        ;; A number is free when its socket is closed, and the file that was hidden with it.
+        (call $check (i32.eqz (call $close (i32.const 4))) (i32.const 14))
+        (call $check (i32.eq (call $stat (i32.const 4) (i32.const 64)) (i32.const 8))
+            (i32.const 15))
+        (call $socket (i32.const 5))
+        (call $check (i32.eqz (call $close (i32.const 5))) (i32.const 16))
+        (call $exit (i32.const 0))))"#;
+
+pub(crate) fn files_and_sockets_do_not_share_numbers() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let volume = sandbox.volume();
+    let make = Make {
+        listen_ports: ports(&[(None, 8080), (None, 8081)]),
+        mounts: vec![(volume.path().to_owned(), "/data".to_owned(), true)],
+        ..Make::module("exit", &["x"]).code(compiled_text(OPENS))
+    };
+    let (_, exit) = sandbox.run(make);
+    assert_eq!((exit.exit_code, exit.message.as_str()), (0, ""));
+    assert_eq!(std::fs::read(volume.path().join("file")).unwrap(), b"file");
+}
