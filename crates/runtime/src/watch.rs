@@ -13,7 +13,9 @@ use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use krustlet_model::{Chain, ContainerId, PodUid};
-use krustlet_protocol::{ContainerReport, ExitReport, RunState, SandboxEvent, process};
+use krustlet_protocol::{
+    ContainerReport, ExitReport, RunState, SandboxEvent, connection::CallError, process,
+};
 use tokio::{
     sync::mpsc::{OwnedPermit, error::SendError},
     task::{JoinError, JoinSet},
@@ -296,8 +298,30 @@ impl Watcher {
         });
     }
 
+    /// Looks again at a log whose supply was cut off with the connection; it is
+    /// still being turned.
+    fn resume(&mut self, id: ContainerId) {
+        let sandbox = Arc::clone(&self.sandbox);
+        let found = sandbox.table().containers.get_mut(&id).map(|container| {
+            container.caught_up = true;
+            (container.pod.clone(), container.log.clone())
+        });
+        let Some((pod, log)) = found else {
+            self.turning.remove(&id);
+            return;
+        };
+        self.chores.spawn(async move {
+            let done = resume(&sandbox, &id, log).await;
+            Chore::Rotated { pod, id, done }
+        });
+    }
+
     fn finish(&mut self, chore: Result<Chore, JoinError>) {
         match chore {
+            // Whether the sandbox has it is not known, nor what it did since.
+            Ok(Chore::Rotated { id, done: Err(RuntimeError::Call(CallError::Gone)), .. }) => {
+                self.resume(id);
+            }
             Ok(Chore::Rotated { pod, id, done }) => {
                 if let Err(error) = done {
                     // It goes on without; when this one is full, output is lost
@@ -378,6 +402,20 @@ async fn rotate(sandbox: &Sandbox, id: &ContainerId, log: LogFile) -> Result<(),
         .await
         .map_err(|source| sandbox.common.state_error(source))?;
     supply(sandbox, id, log, next).await
+}
+
+/// Catches up with a log, of which the sandbox may have the next already. It then
+/// has it twice and goes on in it once more, which [`rotate`] passes over.
+async fn resume(sandbox: &Sandbox, id: &ContainerId, log: LogFile) -> Result<(), RuntimeError> {
+    let log_files = sandbox.common.log_files;
+    let turning = log.clone();
+    let resumed = blocking(move || turning.resume(log_files, Timestamp::now()))
+        .await
+        .map_err(|source| sandbox.common.state_error(source))?;
+    match resumed {
+        Resumed::Supplied => Ok(()),
+        Resumed::Wants(next) => supply(sandbox, id, log, next).await,
+    }
 }
 
 /// Hands over a log and notes that it was.

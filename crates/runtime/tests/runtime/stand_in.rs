@@ -342,9 +342,19 @@ impl Sandbox {
                 let log = fds.into_iter().next().unwrap().into();
                 let container = self.find(&id)?;
                 container.next.push_back(log);
-                if let Some(text) = container.eager.pop_front() {
+                match container.eager.pop_front() {
+                    Some(text) if text == "leave" => self.leaves = true,
+                    // Nobody hears of it.
+                    Some(text) if text == "switch-and-leave" => {
+                        self.leaves = true;
+                        self.agents.clear();
+                        self.rotate(&id, &text)?;
+                    }
                     // Before it has answered.
-                    self.rotate(&id, &text)?;
+                    Some(text) => {
+                        self.rotate(&id, &text)?;
+                    }
+                    None => {}
                 }
                 Ok(SandboxReply::Done)
             }

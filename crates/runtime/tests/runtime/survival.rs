@@ -68,6 +68,31 @@ async fn a_sandbox_that_lets_the_agent_go_is_reached_again() {
 }
 
 #[tokio::test]
+async fn a_log_is_supplied_though_the_connection_is_lost_over_it() {
+    // Taken and not answered; and full at once, of which nobody hears.
+    for after in ["leave", "switch-and-leave"] {
+        let bed = Bed::new().await;
+        let mut events = bed.run("a").await;
+        bed.start("a", 1, &mut events).await;
+        bed.exec("a", 1, &["log", "first"]).await.unwrap();
+        bed.exec("a", 1, &["rotate", "second", after]).await.unwrap();
+        assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
+        for text in ["third", "fourth"] {
+            let (outcome, _) = bed.exec("a", 1, &["rotate", text]).await.unwrap();
+            assert_eq!(outcome.exit_code, 0, "there was a log to go on with");
+            assert_eq!(next(&mut events).await, Some(PodEvent::LogRotated { id: id(1) }));
+        }
+        // By age, in however many files.
+        let mut written = logs(&bed);
+        written.rotate_left(1);
+        let between = if after == "leave" { "" } else { "switch-and-leave\n" };
+        assert_eq!(written.concat(), format!("first\nsecond\n{between}third\nfourth\n"));
+        bed.stop_pod("a").await;
+        bed.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn a_sandbox_that_answers_no_more_is_killed() {
     let bed = Bed::new().await;
     let mut events = bed.run("a").await;
