@@ -26,8 +26,8 @@ use tokio::{
 };
 
 use crate::{
-    DescriptorName, Frame, Packet, ParseError, SandboxEvent, SandboxMessage, SandboxReply,
-    SandboxRequest, ZygoteMessage, ZygoteReply, ZygoteRequest,
+    DescriptorName, Frame, MAX_MESSAGE, Packet, ParseError, SandboxEvent, SandboxMessage,
+    SandboxReply, SandboxRequest, ZygoteMessage, ZygoteReply, ZygoteRequest,
     socket::{frame_bytes, lend, parse_frame, receive_with, send_with},
 };
 
@@ -225,7 +225,8 @@ impl<D: Dialogue> Incoming<D> {
         loop {
             let read = |socket: &OwnedFd| receive_with(socket.as_fd(), RecvFlags::DONTWAIT);
             let received = self.0.socket.async_io(Interest::READABLE, read).await;
-            let packet = match received.and_then(|packet| packet.map(Packet::unfold).transpose()) {
+            let unfolded = received.and_then(|packet| packet.map(Packet::unfold).transpose());
+            let packet = match unfolded {
                 Ok(Some(packet)) => packet,
                 Ok(None) => {
                     self.0.close();
@@ -238,6 +239,13 @@ impl<D: Dialogue> Incoming<D> {
             };
             match parse_frame::<D::Message>(&packet) {
                 Ok(Frame { id, descriptors, body }) => match D::sort(body) {
+                    // Kept for a while, unlike a list: no sound process has so
+                    // much to say of one container.
+                    Sorted::News(_) if packet.bytes.len() > MAX_MESSAGE => {
+                        self.0.close();
+                        let why = "news that is longer than a packet";
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                    }
                     Sorted::News(news) => return Ok(Some(news)),
                     Sorted::Reply(reply) => {
                         let fds = descriptors.into_iter().zip(packet.fds).collect();

@@ -77,6 +77,34 @@ async fn descriptors_go_and_come_with_their_names() {
 }
 
 #[tokio::test]
+async fn long_lists_are_taken_and_long_news_is_not() {
+    let (ours, theirs) = pair().unwrap();
+    let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+    let message = "x".repeat(MAX_MESSAGE);
+    let say_long = move |id, body| {
+        let frame = Frame { id, descriptors: vec![], body };
+        let bytes = serde_json::to_vec(&frame).unwrap();
+        crate::socket::send_any_length(theirs.as_fd(), &bytes).unwrap();
+    };
+    let failure = Failure::Failed { message: message.clone() };
+    let reply = SandboxReply::Failed(failure);
+    say_long(1, SandboxMessage::Reply(reply.clone()));
+    let id = krustlet_model::ContainerId::from_bytes([1; 32]);
+    let exit = crate::ExitReport {
+        exit_code: 1,
+        reason: "Error".into(),
+        message,
+        started_at: None,
+        finished_at: 1,
+    };
+    say_long(0, SandboxMessage::Event(SandboxEvent::Exited { id, exit }));
+    let call = caller.call(SandboxRequest::Stats, vec![], LIMIT);
+    let (answer, news) = tokio::join!(call, incoming.next());
+    assert_eq!(answer.unwrap().reply, reply);
+    assert_eq!(news.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
 async fn a_peer_that_goes_ends_every_call() {
     let (ours, theirs) = pair().unwrap();
     let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
