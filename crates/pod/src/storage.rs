@@ -18,6 +18,10 @@ use krustlet_model::{
 };
 use krustlet_volume::{UsageError, Volumes, disk_usage};
 
+/// From this priority on a pod is critical. Source: `SystemCriticalPriority` in
+/// `pkg/apis/scheduling/types.go`.
+const CRITICAL: i32 = 2_000_000_000;
+
 /// What a pod may have. Quantities are as the pod has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StorageLimits {
@@ -53,9 +57,14 @@ fn of_container(container: &Container) -> Option<&Quantity> {
 }
 
 impl StorageLimits {
-    /// The limits of a pod; `None` if it has none, so that nobody need look.
+    /// The limits of a pod; `None` if it has none, so that nobody need look, and
+    /// if its priority is critical: kubelet does not evict it (`evictPod`).
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
-        let given = pod.spec.as_ref()?.volumes.iter().flatten();
+        let spec = pod.spec.as_ref()?;
+        if spec.priority.is_some_and(|priority| priority >= CRITICAL) {
+            return None;
+        }
+        let given = spec.volumes.iter().flatten();
         let (mut volumes, mut counted) = (Vec::new(), Vec::new());
         for volume in given {
             // The kernel keeps those in memory to their size.
@@ -71,20 +80,28 @@ impl StorageLimits {
             }
         }
         let mut containers = Vec::new();
+        // Source: `AggregateContainerLimits` and `PodLimits` in component-helpers,
+        // `resource/helpers.go`. An init container runs beside the sidecars that
+        // come before it.
         let (mut sum, mut largest) = (Amount::default(), Amount::default());
         for (kind, container) in restarts::containers(pod) {
             let Some(given) = of_container(container) else { continue };
             let Some(limit) = Limit::new(&container.name, given) else { continue };
             let amount = quantity::parse(given).unwrap_or_default();
             match kind {
-                ContainerKind::Init => largest = largest.max(amount),
+                ContainerKind::Init => largest = largest.max(sum + amount),
                 ContainerKind::App | ContainerKind::Sidecar => {
                     sum = sum + amount;
                     containers.push(limit);
                 }
             }
         }
-        let total = Limit::new("", &sum.max(largest).to_quantity(Notation::Binary));
+        let mut total = sum.max(largest);
+        let overhead = spec.overhead.as_ref().and_then(|all| all.get("ephemeral-storage"));
+        if let Some(overhead) = overhead.filter(|_| total > Amount::default()) {
+            total = total + quantity::parse(overhead).unwrap_or_default();
+        }
+        let total = Limit::new("", &total.to_quantity(Notation::Binary));
         if volumes.is_empty() && total.is_none() {
             return None;
         }
@@ -183,12 +200,23 @@ mod tests {
     }
 
     #[test]
+    fn a_critical_pod_is_not_evicted() {
+        for (priority, counts) in [(CRITICAL, false), (CRITICAL - 1, true)] {
+            let containers = json!([{"name": "a", "resources": limited("1Mi")}]);
+            let limits = limits(json!({"priority": priority, "containers": containers}));
+            assert_eq!(limits.is_some(), counts, "{priority}");
+        }
+    }
+
+    #[test]
     fn the_total_is_of_all_containers_or_of_the_largest_init_container() {
-        let total = |init: &str| {
+        let total = |init: &str, late: &str, overhead: &str| {
             let limits = limits(json!({
+                "overhead": {"ephemeral-storage": overhead},
                 "initContainers": [
                     {"name": "i", "resources": limited(init)},
                     {"name": "s", "restartPolicy": "Always", "resources": limited("1Mi")},
+                    {"name": "j", "resources": limited(late)},
                 ],
                 "containers": [{"name": "a", "resources": limited("2Mi")}, {"name": "b"}],
             }));
@@ -196,8 +224,11 @@ mod tests {
             assert_eq!(limits.containers.len(), 2);
             limits.total.unwrap().given
         };
-        assert_eq!(total("1Mi"), "3Mi");
-        assert_eq!(total("8Mi"), "8Mi");
+        assert_eq!(total("1Mi", "1Mi", "0"), "3Mi");
+        assert_eq!(total("8Mi", "1Mi", "0"), "8Mi");
+        // With the sidecar that is there already.
+        assert_eq!(total("8Mi", "8Mi", "0"), "9Mi");
+        assert_eq!(total("1Mi", "1Mi", "2Mi"), "5Mi");
     }
 
     #[test]
