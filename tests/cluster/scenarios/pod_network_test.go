@@ -20,7 +20,7 @@ func web(t *testing.T, b *bed.Bed, namespace string, pod *corev1.Pod) *corev1.Po
 	return awaitReady(t, b, namespace, pod.Name)
 }
 
-func webPod(t *testing.T, b *bed.Bed, node *bed.Node, name string) *corev1.Pod {
+func webPodOn(t *testing.T, b *bed.Bed, node *bed.Node, name string) *corev1.Pod {
 	t.Helper()
 	return on(node, always(wasmPod(name, b.Image(t, "http.wasm"))))
 }
@@ -29,8 +29,8 @@ func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
 	b := bed.Start(t)
 	node := b.Node(t)
 	ns := b.Namespace(t)
-	one := web(t, b, ns, webPod(t, b, node, "one"))
-	two := web(t, b, ns, webPod(t, b, node, "two"))
+	one := web(t, b, ns, webPodOn(t, b, node, "one"))
+	two := web(t, b, ns, webPodOn(t, b, node, "two"))
 
 	podRange := node.PodRange(t)
 	first, second := bed.PodAddress(t, one), bed.PodAddress(t, two)
@@ -56,7 +56,7 @@ func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
 	b := bed.Start(t)
 	node := b.Node(t)
 	ns := b.Namespace(t)
-	pod := webPod(t, b, node, "host")
+	pod := webPodOn(t, b, node, "host")
 	pod.Spec.HostNetwork = true
 	pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8082}}
 	ready := web(t, b, ns, pod)
@@ -64,7 +64,7 @@ func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
 	same(t, "hostIP", ready.Status.HostIP, node.Address.String())
 	b.WaitServes(t, b.Outside(), node.Address.String(), 8082)
 	// Pods with addresses of their own reach it there.
-	web(t, b, ns, webPod(t, b, node, "other"))
+	web(t, b, ns, webPodOn(t, b, node, "other"))
 	b.WaitServes(t, node.Among(), node.Address.String(), 8082)
 }
 
@@ -72,7 +72,7 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 	b := bed.Start(t)
 	node := b.StartNode(t, "addressed")
 	ns := b.Namespace(t)
-	kept := web(t, b, ns, webPod(t, b, node, "kept"))
+	kept := web(t, b, ns, webPodOn(t, b, node, "kept"))
 	address := bed.PodAddress(t, kept)
 	history := b.WatchPod(t, ns, "kept")
 
@@ -84,7 +84,7 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 	node.Stop(t)
 	node.Start(t)
 	node.WaitReady(t)
-	other := web(t, b, ns, webPod(t, b, node, "other"))
+	other := web(t, b, ns, webPodOn(t, b, node, "other"))
 	if bed.PodAddress(t, other) == address {
 		t.Errorf("%v was given twice", address)
 	}
@@ -102,7 +102,7 @@ func TestAnAddressIsNotGivenAgainAtOnce(t *testing.T) {
 	ns := b.Namespace(t)
 	seen := map[string]string{}
 	for number := range 3 {
-		pod := web(t, b, ns, webPod(t, b, node, fmt.Sprintf("pod-%d", number)))
+		pod := web(t, b, ns, webPodOn(t, b, node, fmt.Sprintf("pod-%d", number)))
 		address := bed.PodAddress(t, pod).String()
 		if other := seen[address]; other != "" {
 			t.Errorf("%s has the address of %s", pod.Name, other)
@@ -121,7 +121,7 @@ func TestALinkThatIsRemovedComesBack(t *testing.T) {
 	b := bed.Start(t)
 	node := b.StartNode(t, "unplugged")
 	ns := b.Namespace(t)
-	address := bed.PodAddress(t, web(t, b, ns, webPod(t, b, node, "web"))).String()
+	address := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, node, "web"))).String()
 	b.WaitServes(t, b.Outside(), address, webPort)
 	b.IP(t, "link", "delete", node.Link(t))
 	b.WaitServes(t, b.Outside(), address, webPort)
@@ -131,8 +131,8 @@ func TestPodsOfTwoNodesReachEachOther(t *testing.T) {
 	b := bed.Start(t)
 	first, second := b.Node(t), b.StartNode(t, "neighbour")
 	ns := b.Namespace(t)
-	here := bed.PodAddress(t, web(t, b, ns, webPod(t, b, first, "here")))
-	there := bed.PodAddress(t, web(t, b, ns, webPod(t, b, second, "there")))
+	here := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, first, "here")))
+	there := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, second, "there")))
 	b.WaitServes(t, first.Among(), there.String(), webPort)
 	b.WaitServes(t, second.Among(), here.String(), webPort)
 }
@@ -141,12 +141,12 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 	b := bed.Start(t)
 	node := b.StartNode(t, "shared", "--pod-network=host")
 	ns := b.Namespace(t)
-	one := web(t, b, ns, webPod(t, b, node, "one"))
+	one := web(t, b, ns, webPodOn(t, b, node, "one"))
 	same(t, "podIP", bed.PodAddress(t, one), node.Address)
 	b.WaitServes(t, b.Outside(), node.Address.String(), webPort)
 
 	// Nothing is lost in silence: the second says what it waits for.
-	create(t, b, ns, webPod(t, b, node, "two"))
+	create(t, b, ns, webPodOn(t, b, node, "two"))
 	two := awaitWaiting(t, b, ns, "two", "CreateContainerError")
 	want := fmt.Sprintf("port %d of %s is in use on this node", webPort, node.Address)
 	if message := waiting(two).Message; !strings.Contains(message, want) {
@@ -160,7 +160,7 @@ func TestAHostPortLeadsToThePod(t *testing.T) {
 	node := b.Node(t)
 	ns := b.Namespace(t)
 	ported := func(name string) *corev1.Pod {
-		pod := webPod(t, b, node, name)
+		pod := webPodOn(t, b, node, name)
 		pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8083, HostPort: 18083}}
 		return pod
 	}

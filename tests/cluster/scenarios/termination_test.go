@@ -9,16 +9,6 @@ import (
 	"krustlet.dev/tests/cluster/bed"
 )
 
-// ended is how the only run of a pod that is over ended.
-func ended(t *testing.T, pod *corev1.Pod) corev1.ContainerStateTerminated {
-	t.Helper()
-	end := status(pod).State.Terminated
-	if end == nil {
-		t.Fatalf("it has not ended: %s", describe(pod))
-	}
-	return *end
-}
-
 // The behaviours of Kubernetes' own "blackbox test on terminated container"
 // (test/e2e/common/node/runtime.go).
 func TestATerminationMessageIsReported(t *testing.T) {
