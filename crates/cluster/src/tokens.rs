@@ -90,6 +90,16 @@ impl TokenError {
             Self::Empty { .. } => false,
         }
     }
+
+    /// Whether the API server refuses it (403): this node may not have it, or
+    /// the node authorizer has not heard yet that the pod is this node's.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        match self {
+            Self::Request { source, .. } => source.code() == Some(403),
+            Self::Empty { .. } => false,
+        }
+    }
 }
 
 /// Asks for tokens and keeps them. Cheap to clone.

@@ -190,7 +190,8 @@ async fn a_token_is_bound_to_its_pod_and_asked_for_once() {
     assert_eq!(asked[0].body["spec"]["boundObjectRef"], bound);
     tokens.forget(&PodUid::new("u"));
     server.fail("POST", "/token", 1, Fault::Refuse(403, None));
-    assert!(tokens.token(&token_request()).await.unwrap_err().is_transient());
+    let error = tokens.token(&token_request()).await.unwrap_err();
+    assert!(error.is_transient() && error.is_refused());
 }
 
 #[tokio::test(start_paused = true)]

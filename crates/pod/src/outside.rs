@@ -304,6 +304,9 @@ impl fmt::Debug for Program {
 pub struct ObjectFailure {
     /// The error and its causes.
     pub message: String,
+    /// Whether this node was refused it. Of a new pod that may pass at once:
+    /// the node authorizer hears of a pod a moment after its node.
+    pub is_refused: bool,
 }
 
 /// A service account token.

@@ -36,6 +36,14 @@ impl SetUpError {
     pub(crate) fn text(&self) -> String {
         Chain(self).to_string()
     }
+
+    /// Whether the API server refused what a volume needs.
+    pub(crate) fn is_refused(&self) -> bool {
+        match self {
+            Self::Objects(failure) => failure.is_refused,
+            Self::Volume(_) | Self::Broken(_) => false,
+        }
+    }
 }
 
 /// Sets the volumes up. May be done again and again.

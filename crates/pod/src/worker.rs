@@ -192,6 +192,8 @@ pub(crate) struct Worker {
     files: Files,
     /// Failures to set volumes up in a row.
     files_failures: u32,
+    /// How often the new pod was refused what its volumes need.
+    refusals: u32,
     removal: Removal,
     /// When what still runs is to be gone.
     stop_by: Option<Instant>,
@@ -243,6 +245,7 @@ impl Worker {
             sandbox_failures: 0,
             files: Files::Missing { from: now },
             files_failures: 0,
+            refusals: 0,
             removal: Removal::NotAsked,
             stop_by: None,
             kill_at: None,

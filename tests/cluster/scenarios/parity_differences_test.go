@@ -101,14 +101,6 @@ var allowedDifferences = []parity.Allowed{
 		Why: "the same",
 	},
 
-	// The node authorizer hears of a pod a moment after its node (see bed/audit.go):
-	// the first try for its token may be refused, and the next one is not.
-	{
-		Field: "events/FailedMount", Kubelet: parity.Absent, Krustlet: "Warning: cannot get a token**no relationship found**", Chance: true,
-		Why: "krustlet asks within milliseconds of the pod's binding; the kubelet, when it is that fast, tells the same",
-	},
-	{Field: "described/Events/Warning FailedMount", Kubelet: parity.Absent, Chance: true, Why: "the same, in kubectl describe"},
-
 	// The recording's crash loop was deleted during its fifth run, for the kubelet
 	// tells of a wait when it is nearly over; krustlet's is deleted in the wait.
 	{Case: "crash-loop", Field: "described/Conditions", Chance: true, Why: "it ran when it was described"},

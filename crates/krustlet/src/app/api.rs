@@ -58,7 +58,10 @@ impl Objects for ClusterObjects {
             expiration_seconds: ask.expiration_seconds,
         };
         async move {
-            let token = tokens.token(&request).await.map_err(|error| failure(&error))?;
+            let token = tokens.token(&request).await.map_err(|error| ObjectFailure {
+                is_refused: error.is_refused(),
+                ..failure(&error)
+            })?;
             Ok(ServiceToken { token: token.token, expires: token.expires })
         }
         .boxed()
@@ -78,7 +81,7 @@ impl Objects for ClusterObjects {
 }
 
 fn failure(error: &(dyn std::error::Error + 'static)) -> ObjectFailure {
-    ObjectFailure { message: Chain(error).to_string() }
+    ObjectFailure { message: Chain(error).to_string(), is_refused: false }
 }
 
 /// Statuses, written to the API server.

@@ -339,7 +339,7 @@ impl Objects for World {
             "pod {} asks for a service account token, which only a cluster can issue",
             ask.pod
         );
-        async move { Err(ObjectFailure { message }) }.boxed()
+        async move { Err(ObjectFailure { message, is_refused: false }) }.boxed()
     }
 
     fn forget_tokens(&self, _: &PodUid) {}

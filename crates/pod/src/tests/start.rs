@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
-use super::bed::{Bed, Call, Guest, is_ready, key, main_of, one, pod, waits};
+use super::bed::{Bed, Call, Guest, World, is_ready, key, main_of, one, pod, waits};
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_becomes_ready_and_is_reported_once() {
@@ -120,6 +120,26 @@ async fn a_volume_is_there_before_its_container_and_follows_its_source() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(90), changed).await.unwrap();
     bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_for_a_moment_is_no_event() {
+    for (refusals, events) in [(2, 0), (4, 2)] {
+        let mut bed = Bed::new().await;
+        bed.shared.with(|world| world.refuse_tokens = refusals);
+        bed.put(pod(json!({
+            "volumes": [{"name": "v", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+            ]}}],
+            "containers": [{"name": "main", "image": "web:1"}],
+        })));
+        bed.until_phase("u", "Running").await;
+        let told = |world: &mut World| {
+            world.events.iter().filter(|(reason, _)| reason == "FailedMount").count()
+        };
+        assert_eq!(bed.shared.with(told), events, "after {refusals} refusals");
+        bed.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -139,7 +139,7 @@ impl Worker {
                 self.files_failures = 0;
                 self.files = Files::Set { refresh: self.next_refresh() };
             }
-            Done::Files(Err(error)) => self.files_failed(error.text()),
+            Done::Files(Err(error)) => self.files_failed(&error),
             Done::FilesRemoved(Ok(())) => self.files = Files::Removed,
             Done::FilesRemoved(Err(error)) => {
                 tracing::warn!(pod = %self.key, error, "cannot remove the volumes");

@@ -23,7 +23,7 @@ use crate::{
     outside::{EventType, NetworkKind, PodSandbox},
     place::{self, NoPlace, Place},
     pulls::{self, ImageQuestion, ask_for_image},
-    setup::{SetUp, set_up},
+    setup::{SetUp, SetUpError, set_up},
     words,
 };
 
@@ -35,6 +35,14 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// The longest such wait. Kubelet's is two minutes; here what is waited for is
 /// in memory, so that looking again costs little.
 const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// How often a new pod may be refused what its volumes need before people are
+/// told: a node often hears of a pod before the node authorizer does, and asks
+/// within milliseconds.
+const QUIET_REFUSALS: u32 = 2;
+
+/// The wait after such a refusal.
+const REFUSED_RETRY: Duration = Duration::from_millis(100);
 
 impl Worker {
     /// Makes ready whatever is not. Images are asked for at the same time.
@@ -231,8 +239,17 @@ impl Worker {
     }
 
     /// Volumes could not be set up.
-    pub(super) fn files_failed(&mut self, message: String) {
-        self.tell(EventType::Warning, words::FAILED_MOUNT, message);
+    pub(super) fn files_failed(&mut self, error: &SetUpError) {
+        if self.phase == Phase::Starting
+            && self.files == Files::Setting
+            && error.is_refused()
+            && self.refusals < QUIET_REFUSALS
+        {
+            self.refusals += 1;
+            self.files = Files::Missing { from: Instant::now() + REFUSED_RETRY };
+            return;
+        }
+        self.tell(EventType::Warning, words::FAILED_MOUNT, error.text());
         let retry = match self.phase {
             Phase::Starting | Phase::Running => Self::retry(self.files_failures),
             // There will be no other try.
