@@ -70,6 +70,10 @@ pub struct ContainerObserved {
     pub state: ContainerState,
     /// How the run before the newest ended; `lastState.terminated`.
     pub last: Option<Terminated>,
+    /// How the run before that one ended. Shown as `lastState` once a container
+    /// that waits will not run again, for then its last end is its state.
+    #[serde(default)]
+    pub before_last: Option<Terminated>,
     /// Whether it is past its startup probe (without one: whether it runs).
     pub started: bool,
     /// Whether it passes its readiness probe (without one: whether it runs).

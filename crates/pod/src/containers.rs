@@ -70,17 +70,18 @@ pub(crate) enum Run {
     /// There is none, or it has ended; the next may begin at this moment.
     Idle { due: Instant },
     /// Its code is being loaded.
-    Launching { id: ContainerId, abort: AbortHandle, before: Before },
+    Launching { id: ContainerId, abort: AbortHandle },
     /// Its code is loaded. It is entered once the checkpoint of this number,
     /// which names it, is on disk.
-    Created { id: ContainerId, needs: u64, before: Before },
+    Created { id: ContainerId, needs: u64 },
     /// It is being entered, or runs. `asked` is when it was told to stop at last.
     Entered { id: ContainerId, stop_by: Option<Instant> },
     /// It has ended, or never was, and there will be no other.
     Over,
 }
 
-/// What was seen before a launch, to go back to if it fails.
+/// What was seen before a launch: shown until its guest is entered, and what to
+/// go back to if that fails.
 #[derive(Clone, Debug)]
 pub(crate) struct Before {
     id: Option<ContainerId>,
@@ -127,6 +128,8 @@ pub(crate) struct Slot {
     is_replaced: bool,
     /// Whether it failed a probe and is to run again, be it that it ends with 0.
     must_restart: bool,
+    /// The run before, until the state is the newest one's.
+    before: Option<Before>,
     /// How the run ended that is being replaced. Shown when there is something
     /// else to show: as an end, it could be taken for the pod's.
     replaced: Option<Terminated>,
@@ -226,6 +229,7 @@ impl Slot {
                         message: String::new(),
                     },
                     last: None,
+                    before_last: None,
                     started: false,
                     ready: false,
                 },
@@ -244,6 +248,7 @@ impl Slot {
                 pause: Duration::ZERO,
                 is_replaced: false,
                 must_restart: false,
+                before: None,
                 replaced: None,
             })
             .collect()
@@ -263,6 +268,21 @@ impl Slot {
         if self.has_ended {
             self.ended.cancel();
         }
+    }
+
+    /// What users are to see. A run that is not entered yet has an id and is
+    /// counted, but the state is that of the run before; so are its id and count.
+    ///
+    /// Source: kubelet, whose status of a container is made of one run, the
+    /// newest that the runtime has; `convertToAPIContainerStatuses` in
+    /// `pkg/kubelet/kubelet_pods.go`.
+    pub(crate) fn shown(&self) -> ContainerObserved {
+        let mut shown = self.seen.clone();
+        if let Some(before) = &self.before {
+            shown.id.clone_from(&before.id);
+            shown.restart_count = before.restart_count;
+        }
+        shown
     }
 
     pub(crate) fn note(&self) -> ContainerNote {
@@ -293,11 +313,9 @@ impl Slot {
     /// The newest run that has a log, and its number. One whose code is being
     /// loaded has none yet.
     pub(crate) fn logged(&self) -> Option<(&ContainerId, u32)> {
-        let (id, restart) = match &self.run {
-            Run::Launching { before, .. } => (&before.id, before.restart_count),
-            Run::Idle { .. } | Run::Created { .. } | Run::Entered { .. } | Run::Over => {
-                (&self.seen.id, self.seen.restart_count)
-            }
+        let (id, restart) = match (&self.run, &self.before) {
+            (Run::Launching { .. }, Some(before)) => (&before.id, before.restart_count),
+            _ => (&self.seen.id, self.seen.restart_count),
         };
         Some((id.as_ref()?, restart))
     }
@@ -315,8 +333,8 @@ impl Slot {
     /// Cancelled when the run that has the newest log has ended.
     pub(crate) fn logged_ended(&self) -> CancellationToken {
         let ended = self.ended.clone();
-        match &self.run {
-            Run::Launching { before, .. } if before.id.is_some() => {
+        match (&self.run, &self.before) {
+            (Run::Launching { .. }, Some(Before { id: Some(_), .. })) => {
                 let ended = CancellationToken::new();
                 ended.cancel();
                 ended
@@ -382,11 +400,11 @@ impl Slot {
 
     fn show(&mut self, state: ContainerState) {
         let old = std::mem::replace(&mut self.seen.state, state);
-        if let Some(end) = self.replaced.take() {
-            self.seen.last = Some(end);
-        } else if let ContainerState::Terminated(end) = old {
-            self.seen.last = Some(end);
-        }
+        let end = match (self.replaced.take(), old) {
+            (Some(end), _) | (None, ContainerState::Terminated(end)) => end,
+            (None, ContainerState::Waiting { .. } | ContainerState::Running { .. }) => return,
+        };
+        self.seen.before_last = self.seen.last.replace(end);
     }
 
     /// Takes note of a failed pull; it is tried again after a wait.
@@ -461,19 +479,20 @@ impl Slot {
     /// A run begins.
     pub(crate) fn launch(&mut self, id: ContainerId, abort: AbortHandle) {
         let before = Before { id: self.seen.id.clone(), restart_count: self.seen.restart_count };
+        self.before = Some(before);
         self.seen.restart_count = self.next_restart_count();
         self.seen.id = Some(id.clone());
         self.has_ended = false;
         self.ended = CancellationToken::new();
-        self.run = Run::Launching { id, abort, before };
+        self.run = Run::Launching { id, abort };
     }
 
     /// The code of the run is loaded. `needs` is the checkpoint that names it.
     pub(crate) fn created(&mut self, created: &ContainerId, needs: u64) -> bool {
         match &self.run {
-            Run::Launching { id, before, .. } if id == created => {
+            Run::Launching { id, .. } if id == created => {
                 self.retry = FIRST_RETRY;
-                self.run = Run::Created { id: id.clone(), needs, before: before.clone() };
+                self.run = Run::Created { id: id.clone(), needs };
                 true
             }
             _ => false,
@@ -497,11 +516,14 @@ impl Slot {
     }
 
     fn revert(&mut self) {
-        let (Run::Launching { before, .. } | Run::Created { before, .. }) = &self.run else {
+        if !matches!(self.run, Run::Launching { .. } | Run::Created { .. }) {
             return;
-        };
-        self.seen.id = before.id.clone();
-        self.seen.restart_count = before.restart_count;
+        }
+        // There is nothing to go back to for what an earlier agent launched.
+        if let Some(before) = self.before.take() {
+            self.seen.id = before.id;
+            self.seen.restart_count = before.restart_count;
+        }
         self.has_ended = self.seen.id.is_some();
         self.ended.cancel();
         self.run = Run::Idle { due: Instant::now() };
@@ -527,6 +549,7 @@ impl Slot {
         if self.live() != Some(id) {
             return false;
         }
+        self.before = None;
         self.show(ContainerState::Running { started_at: at });
         // Without probes, what runs is ready.
         self.seen.started = probing.as_ref().is_none_or(Probing::is_started);
@@ -548,6 +571,7 @@ impl Slot {
             return None;
         }
         self.has_ended = true;
+        self.before = None;
         self.ended.cancel();
         self.seen.started = false;
         self.seen.ready = false;
@@ -652,8 +676,7 @@ impl Slot {
     /// An earlier agent's run whose code is loaded and whose guest was not
     /// entered.
     pub(crate) fn was_created(&mut self, id: ContainerId, needs: u64) {
-        let before = Before { id: self.seen.id.clone(), restart_count: self.seen.restart_count };
-        self.run = Run::Created { id, needs, before };
+        self.run = Run::Created { id, needs };
     }
 
     /// Has an init container that is over run again: its sandbox is a new one.
@@ -758,6 +781,47 @@ mod tests {
         slot.never_made();
         assert!(!slot.is_open());
         assert_eq!((slot.seen.id.clone(), slot.next_restart_count()), (Some(id(2)), 1));
+    }
+
+    #[tokio::test]
+    async fn a_run_is_counted_when_it_is_shown() {
+        let mut slot = slot();
+        let shown = |slot: &Slot| (slot.shown().id, slot.shown().restart_count);
+        begin(&mut slot, 1);
+        end(&mut slot, 1);
+        launch(&mut slot, 2);
+        assert_eq!((shown(&slot), slot.seen.restart_count), ((Some(id(1)), 0), 1));
+        assert!(slot.created(&id(2), 0));
+        slot.enter();
+        assert_eq!(shown(&slot), (Some(id(1)), 0), "its guest was not entered");
+        assert!(slot.running(&id(2), Timestamp::UNIX_EPOCH, None));
+        assert_eq!(shown(&slot), (Some(id(2)), 1));
+        end(&mut slot, 2);
+        launch(&mut slot, 3);
+        slot.undo_launch();
+        assert_eq!(shown(&slot), (Some(id(2)), 1));
+        launch(&mut slot, 4);
+        assert!(slot.created(&id(4), 0));
+        slot.enter();
+        end(&mut slot, 4);
+        assert_eq!(shown(&slot), (Some(id(4)), 2), "its end is the state");
+    }
+
+    #[tokio::test]
+    async fn the_last_two_ends_are_known() {
+        let mut slot = slot();
+        let ids = |slot: &Slot| {
+            let id = |end: &Option<Terminated>| end.as_ref().and_then(|end| end.id.clone());
+            (id(&slot.seen.last), id(&slot.seen.before_last))
+        };
+        for byte in 1..=3 {
+            begin(&mut slot, byte);
+            end(&mut slot, byte);
+        }
+        slot.wait_for(waiting::CRASH_LOOP, "");
+        assert_eq!(ids(&slot), (Some(id(3)), Some(id(2))));
+        slot.wait_for(waiting::CRASH_LOOP, "still");
+        assert_eq!(ids(&slot), (Some(id(3)), Some(id(2))), "waiting is no end");
     }
 
     #[tokio::test]

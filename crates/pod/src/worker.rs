@@ -457,7 +457,7 @@ impl Worker {
             sandbox_ready,
             pod_ips: if sandbox_ready { self.pod_ips().to_vec() } else { Vec::new() },
             host_ips: self.context.outside.network.node_addresses().to_vec(),
-            containers: self.slots.iter().map(|slot| slot.seen.clone()).collect(),
+            containers: self.slots.iter().map(Slot::shown).collect(),
             terminating: matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
         }
     }

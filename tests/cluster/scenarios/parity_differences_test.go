@@ -85,10 +85,6 @@ var allowedDifferences = []parity.Allowed{
 		Why: "between a container's end and its sandbox's a status may be sent, or not",
 	},
 	{
-		Case: "crash-loop", Field: "order of steps", Chance: true,
-		Why: "a restart counts from when the container is made; the kubelet does not see it before it runs",
-	},
-	{
 		// The texts are the same: only how often may differ.
 		Case: "*-image", Field: "events/Failed*", Chance: true,
 		Kubelet:  "Warning: Error: ErrImagePull (**)\nWarning: Error: ImagePullBackOff (**)\nWarning: Failed to pull image \"<**>\": <why> (**)",
@@ -107,9 +103,5 @@ var allowedDifferences = []parity.Allowed{
 	{Case: "crash-loop", Field: "described/Containers/main/*", Chance: true, Why: "it ran when it was described"},
 	{Case: "crash-loop", Field: "described/Containers/main/State/*", Chance: true, Why: "it ran when it was described"},
 	{Case: "crash-loop", Field: "statuses/gone/containerStatuses/main/restartCount", Chance: true, Why: "it had run once more"},
-	{
-		Case: "crash-loop", Field: "statuses/gone/containerStatuses/main/lastState**",
-		Why: "in a wait the last end becomes the state, and krustlet does not keep the one before",
-	},
 	{Case: "crash-loop", Field: "steps/**; deleted; **", Chance: true, Why: "it ran when it was deleted"},
 }

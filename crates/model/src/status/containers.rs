@@ -182,7 +182,8 @@ impl Surroundings<'_> {
             ContainerState::Waiting { reason, message } => match &seen.last {
                 // It will not run again, so that its last end is its end.
                 Some(end) if self.seen.terminating || self.seen.failure.is_some() => {
-                    (self.terminated(end), ApiState::default())
+                    let before = seen.before_last.as_ref().map(|end| self.terminated(end));
+                    (self.terminated(end), before.unwrap_or_default())
                 }
                 Some(_) => (waiting(reason, message, self.default_reason), last),
                 None => (self.never_run(index, kind, reason, message), last),

@@ -71,6 +71,7 @@ fn container(name: &str, kind: ContainerKind, state: ContainerState) -> Containe
         restart_count: 0,
         state,
         last: None,
+        before_last: None,
         started: runs,
         ready: runs,
     }
@@ -228,6 +229,7 @@ fn a_crash_loop_shows_its_wait_and_its_last_end() {
         message: "back-off 10s".to_owned(),
     });
     main.last = Some(end(3));
+    main.before_last = Some(end(2));
     main.restart_count = 2;
     let mut observed = seen(vec![main]);
     let status = pod_status(&pod, &observed, None, at(5));
@@ -247,6 +249,7 @@ fn a_crash_loop_shows_its_wait_and_its_last_end() {
     assert_eq!(phase_of(&status), "Failed");
     let container = main_status(&status);
     assert_eq!(container.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 3);
+    assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 2);
 }
 
 #[test]

@@ -110,6 +110,15 @@ fn check_statuses(all: &[k8s_openapi::api::core::v1::PodStatus]) {
         }
         assert_eq!(pair[0].start_time, pair[1].start_time);
     }
+    for container in all.iter().flat_map(|status| status.container_statuses.iter().flatten()) {
+        // A run is named and counted together with its state.
+        let state = container.state.as_ref().unwrap();
+        let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        let end = state.terminated.as_ref().or(last.filter(|_| state.waiting.is_some()));
+        if let Some(id) = end.and_then(|end| end.container_id.as_ref()) {
+            assert_eq!(container.container_id.as_ref(), Some(id), "an id without its run");
+        }
+    }
     let last = all.last().expect("something was reported");
     assert!(Phase::parse(last.phase.as_deref().unwrap()).unwrap().is_terminal());
 }

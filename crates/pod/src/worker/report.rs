@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use krustlet_model::{
-    observed::ContainerState,
+    observed::{ContainerState, PodObserved},
     status::{Phase as PodPhase, pod_status},
 };
 use tokio::{task::spawn_blocking, time::Instant};
@@ -124,7 +124,7 @@ impl Worker {
             .iter()
             .map(|slot| ContainerView {
                 name: slot.seen.name.clone(),
-                id: slot.seen.id.clone(),
+                id: slot.shown().id,
                 is_running: matches!(slot.seen.state, ContainerState::Running { .. }),
                 waiting: match &slot.seen.state {
                     ContainerState::Waiting { reason, .. } => Some(reason.clone()),
@@ -246,9 +246,11 @@ impl Worker {
     }
 
     fn checkpoint(&self) -> Checkpoint {
+        // The next agent is to know of runs that are not shown yet.
+        let containers = self.slots.iter().map(|slot| slot.seen.clone()).collect();
         Checkpoint::new(
             &self.pod,
-            self.observed(),
+            PodObserved { containers, ..self.observed() },
             self.reported.status.clone(),
             self.user.clone(),
             self.place.clone(),
