@@ -19,6 +19,9 @@ pub struct PodObserved {
     pub failure: Option<PodFailure>,
     /// Whether a sandbox process holds the pod and its addresses are known.
     pub sandbox_ready: bool,
+    /// Whether one ever did. Never falls.
+    #[serde(default)]
+    pub had_sandbox: bool,
     /// The pod's addresses, the node's own family first. Empty until known.
     pub pod_ips: Vec<IpAddr>,
     /// The node's addresses. Empty until known.

@@ -263,6 +263,7 @@ mod tests {
             started_at: Timestamp::UNIX_EPOCH,
             failure: None,
             sandbox_ready: true,
+            had_sandbox: true,
             pod_ips: vec![],
             host_ips: vec![],
             containers: vec![],

@@ -187,6 +187,8 @@ pub(crate) struct Worker {
     deadline: Option<Instant>,
     failure: Option<PodFailure>,
     sandbox: Sandbox,
+    /// Whether one was there and ready.
+    had_sandbox: bool,
     /// Failures to make or keep a sandbox in a row, until a guest runs.
     sandbox_failures: u32,
     files: Files,
@@ -242,6 +244,7 @@ impl Worker {
             deadline: None,
             failure: None,
             sandbox: Sandbox::None { from: now },
+            had_sandbox: false,
             sandbox_failures: 0,
             files: Files::Missing { from: now },
             files_failures: 0,
@@ -329,6 +332,7 @@ impl Worker {
         };
         self.probe(looked);
         self.remove_leftovers();
+        self.had_sandbox |= self.is_sandbox_ready();
         self.save();
         self.report();
         looked
@@ -442,19 +446,25 @@ impl Worker {
         earliest(looked, moments)
     }
 
-    /// What is seen of the pod, in the words of the model.
-    fn observed(&self) -> PodObserved {
-        let sandbox_ready = match self.sandbox {
+    fn is_sandbox_ready(&self) -> bool {
+        match self.sandbox {
             // Kubelet makes the sandbox after the volumes; here both are made
             // at once, and it counts from when both are there.
             Sandbox::Up => self.files.are_set(),
             Sandbox::Stopping | Sandbox::Stuck { .. } => true,
             Sandbox::None { .. } | Sandbox::Making | Sandbox::Stopped => false,
-        };
+        }
+    }
+
+    /// What is seen of the pod, in the words of the model.
+    fn observed(&self) -> PodObserved {
+        let config = &self.context.config;
+        let sandbox_ready = self.is_sandbox_ready();
         PodObserved {
             started_at: self.started_at,
             failure: self.failure.clone(),
             sandbox_ready,
+            had_sandbox: self.had_sandbox,
             pod_ips: if sandbox_ready { self.pod_ips().to_vec() } else { Vec::new() },
             host_ips: self.context.outside.network.node_addresses().to_vec(),
             containers: self.slots.iter().map(Slot::shown).collect(),

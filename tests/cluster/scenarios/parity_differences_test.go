@@ -43,21 +43,6 @@ var allowedDifferences = []parity.Allowed{
 	{Case: "deployment", Field: "steps/Failed; deleted; **terminated(Error 137)**", Why: "the same as a step"},
 	{Case: "deployment", Field: "steps/Failed; deleted; **terminated(Error 143)**", Why: "the same as a step"},
 	{
-		Case: "*-image", Field: "statuses/gone/conditions/*/reason", Kubelet: "ContainersNotReady", Krustlet: "PodFailed",
-		Why: "the kubelet changes the phase of a pod that never ran after it made the conditions, krustlet before",
-	},
-	{
-		Case: "*-image", Field: "statuses/gone/conditions/*/message", Kubelet: "containers with unready status**", Krustlet: parity.Absent,
-		Why: "the same",
-	},
-	{
-		Case: "*-image", Field: "statuses/gone/conditions/PodReadyToStartContainers/message",
-		Kubelet: "pod sandbox is not ready", Krustlet: "no pod sandbox exists",
-		Why: "krustlet forgets a sandbox in which nothing ran",
-	},
-	{Case: "*-image", Field: "steps/Failed; deleted; **Ready=False(ContainersNotReady)", Why: "the reason above as a step"},
-	{Case: "*-image", Field: "steps/Failed; deleted; **Ready=False(PodFailed)", Why: "the reason above as a step"},
-	{
 		Case: "*-image", Field: "steps/Pending; deleted; main waiting(ContainerCreating)**",
 		Why: "the kubelet forgets why a container waited as soon as its pod is deleted",
 	},

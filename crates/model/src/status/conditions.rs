@@ -81,6 +81,7 @@ pub(super) fn conditions(
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let mut all = foreign(pod, old);
+    let phase = phase::before_the_end(pod, seen, phase);
     let ready = ready(pod, statuses, phase, &all);
     let owned = [
         (READY_TO_START, ready_to_start(seen)),
@@ -123,8 +124,8 @@ fn ready_to_start(seen: &PodObserved) -> Claim {
     if seen.sandbox_ready {
         return Claim::holds();
     }
-    let had_one = seen.containers.iter().any(|container| container.id.is_some());
-    let message = if had_one { "pod sandbox is not ready" } else { "no pod sandbox exists" };
+    let message =
+        if seen.had_sandbox { "pod sandbox is not ready" } else { "no pod sandbox exists" };
     Claim::fails(REASON, message.to_owned())
 }
 

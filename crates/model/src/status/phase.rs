@@ -97,6 +97,21 @@ pub fn phase(pod: &Pod, seen: &PodObserved, old: Option<Phase>) -> Phase {
     }
 }
 
+/// The phase from which conditions are made: a pod of which nothing ran becomes
+/// `Failed` only after they were made.
+///
+/// Source: kubelet, `SyncTerminatedPod` in `pkg/kubelet/kubelet.go`: first
+/// `generateAPIPodStatus` with what `getPhase` says, then `TerminatePod`, which
+/// changes the phase and keeps the conditions.
+pub(super) fn before_the_end(pod: &Pod, seen: &PodObserved, phase: Phase) -> Phase {
+    let is_ended = phase == Phase::Failed && seen.failure.is_none() && is_over(seen);
+    if is_ended && Counts::of(pod, seen).phase_while_alive() == Phase::Pending {
+        Phase::Pending
+    } else {
+        phase
+    }
+}
+
 /// Whether the node is through with the pod: told to stop it or having given it
 /// up, and its sandbox is gone.
 pub(super) fn is_over(seen: &PodObserved) -> bool {

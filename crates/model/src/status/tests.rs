@@ -86,6 +86,7 @@ fn seen(containers: Vec<ContainerObserved>) -> PodObserved {
         started_at: at(0),
         failure: None,
         sandbox_ready: true,
+        had_sandbox: true,
         pod_ips: vec!["10.0.0.7".parse().unwrap()],
         host_ips: vec!["192.0.2.1".parse().unwrap()],
         containers,
@@ -262,6 +263,17 @@ fn a_pod_deleted_before_it_began_says_that_nobody_knows() {
     assert_eq!(phase_of(&status), "Failed");
     let state = main_status(&status).state.as_ref().unwrap().terminated.as_ref().unwrap();
     assert_eq!((state.exit_code, state.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+    for type_ in ["Ready", "ContainersReady"] {
+        let found = condition(&status, type_);
+        assert_eq!(found.reason.as_deref(), Some("ContainersNotReady"), "it is {type_}");
+        assert_eq!(found.message.as_deref(), Some("containers with unready status: [main]"));
+    }
+    let message =
+        |status: &PodStatus| condition(status, "PodReadyToStartContainers").message.clone();
+    assert_eq!(message(&status).as_deref(), Some("pod sandbox is not ready"));
+    observed.had_sandbox = false;
+    let status = pod_status(&pod, &observed, None, at(5));
+    assert_eq!(message(&status).as_deref(), Some("no pod sandbox exists"));
 }
 
 #[test]

@@ -104,6 +104,7 @@ impl Worker {
         }
         self.started_at = observed.started_at;
         self.failure = observed.failure;
+        self.had_sandbox = observed.had_sandbox;
         self.reported.resume(status);
         for (seen, note) in observed.containers.into_iter().zip(containers) {
             if let Some(slot) = self.slots.iter_mut().find(|slot| slot.seen.name == seen.name) {
