@@ -147,9 +147,11 @@ fn prune(value: Value) -> Value {
         Value::Object(fields) => Value::Object(
             fields
                 .into_iter()
-                // A state such as `waiting: {}` says something by being there.
+                // A state such as `waiting: {}` says something by being there, and
+                // the `resources` of a container that has none.
                 .map(|(name, value)| {
-                    let keep = matches!(name.as_str(), "waiting" | "running" | "terminated");
+                    let keep =
+                        matches!(name.as_str(), "waiting" | "running" | "terminated" | "resources");
                     (name, prune(value), keep)
                 })
                 .filter(|(_, value, keep)| !is_empty(value) || (*keep && value.is_object()))

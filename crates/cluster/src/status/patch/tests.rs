@@ -33,6 +33,18 @@ fn only_what_changed_is_written() {
 }
 
 #[test]
+fn a_container_without_resources_says_so() {
+    let main = |resources: Value| {
+        let mut main = json!({ "name": "main", "image": "i", "imageID": "", "ready": true, "restartCount": 0 });
+        main["resources"] = resources;
+        json!({ "containerStatuses": [main] })
+    };
+    let written = made(json!({}), main(Value::Null), main(json!({}))).unwrap();
+    assert_eq!(written["containerStatuses"][0]["resources"], json!({}));
+    assert_eq!(made(json!({}), main(json!({})), main(json!({}))), None);
+}
+
+#[test]
 fn a_reason_that_no_longer_holds_is_taken_back() {
     let base = json!({ "phase": "Pending", "reason": "Slow", "message": "wait" });
     let wanted = json!({ "phase": "Pending" });
