@@ -458,7 +458,6 @@ impl Worker {
 
     /// What is seen of the pod, in the words of the model.
     fn observed(&self) -> PodObserved {
-        let config = &self.context.config;
         let sandbox_ready = self.is_sandbox_ready();
         PodObserved {
             started_at: self.started_at,
