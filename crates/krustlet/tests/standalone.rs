@@ -158,10 +158,12 @@ async fn an_exec_ends_with_its_client() {
         machine.ok(&["ps"]).await.contains("Running")
     })
     .await;
-    // The last column: what all instances of the container have.
+    // What all instances of the container have.
     let memory = async || {
         let stats = machine.ok(&["stats"]).await;
-        stats.split_whitespace().last().unwrap_or_default().to_owned()
+        let (heads, row) = stats.split_once('\n').unwrap();
+        let column = heads.find("MEMORY").unwrap()..heads.find("POD SOCKETS").unwrap();
+        row.get(column).unwrap_or_default().trim().to_owned()
     };
     let alone = memory().await;
     let pod = machine.ok(&["ps"]).await.lines().nth(1).unwrap().to_owned();

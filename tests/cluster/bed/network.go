@@ -23,14 +23,16 @@ import (
 type Place struct {
 	name      string
 	namespace string
+	source    netip.Addr
 }
 
 // Outside is the network of the nodes themselves, which in the test bed is one.
-func (b *Bed) Outside() Place { return Place{"the node", b.cluster.Room.Network()} }
+func (b *Bed) Outside() Place { return Place{name: "the node", namespace: b.cluster.Room.Network()} }
 
-// Among is the namespace of a node's pods.
-func (n *Node) Among() Place {
-	return Place{"the pods of " + n.Name, n.bed.cluster.Room.Path(n.Root + "/run/netns")}
+// As is where a pod of the node with this address is: as a guest's, connections
+// come from it.
+func (n *Node) As(pod netip.Addr) Place {
+	return Place{"a pod of " + n.Name, n.bed.cluster.Room.Path(n.Root + "/run/netns"), pod}
 }
 
 // Get asks for / of an HTTP server at an address and port. A connection is made
@@ -41,7 +43,7 @@ func (p Place) Get(ctx context.Context, address string, port int) error {
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				return room.Dial(ctx, p.namespace, network, address)
+				return room.Dial(ctx, p.namespace, p.source, network, address)
 			},
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"syscall"
@@ -18,9 +19,10 @@ func (r *Room) Path(inside string) string {
 	return fmt.Sprintf("/proc/%d/root%s", r.Holder(), inside)
 }
 
-// Dial connects to an IP address and port from within a network namespace. The
-// connection stays there, wherever it is used.
-func Dial(ctx context.Context, namespace, network, address string) (net.Conn, error) {
+// Dial connects to an IP address and port from within a network namespace, from
+// the given address of it or, if that is the zero one, from any. The connection
+// stays there, wherever it is used.
+func Dial(ctx context.Context, namespace string, source netip.Addr, network, address string) (net.Conn, error) {
 	type dialled struct {
 		conn net.Conn
 		err  error
@@ -39,7 +41,11 @@ func Dial(ctx context.Context, namespace, network, address string) (net.Conn, er
 				return nil, fmt.Errorf("entering %s: %w", namespace, errno)
 			}
 			// An address needs no look-up, so that the socket is made on this thread.
-			return (&net.Dialer{}).DialContext(ctx, network, address)
+			dialer := &net.Dialer{}
+			if source.IsValid() {
+				dialer.LocalAddr = &net.TCPAddr{IP: source.AsSlice()}
+			}
+			return dialer.DialContext(ctx, network, address)
 		}()
 		done <- dialled{conn, err}
 	}()

@@ -44,7 +44,7 @@ func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
 		}
 		same(t, "hostIP", pod.Status.HostIP, node.Address.String())
 		b.WaitServes(t, b.Outside(), address.String(), webPort)
-		b.WaitServes(t, node.Among(), address.String(), webPort)
+		b.WaitServes(t, node.As(first), address.String(), webPort)
 	}
 	// What listens for one pod does not for the node or for others.
 	if err := b.Outside().Get(t.Context(), node.Address.String(), webPort); err == nil {
@@ -64,8 +64,8 @@ func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
 	same(t, "hostIP", ready.Status.HostIP, node.Address.String())
 	b.WaitServes(t, b.Outside(), node.Address.String(), 8082)
 	// Pods with addresses of their own reach it there.
-	web(t, b, ns, webPodOn(t, b, node, "other"))
-	b.WaitServes(t, node.Among(), node.Address.String(), 8082)
+	other := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, node, "other")))
+	b.WaitServes(t, node.As(other), node.Address.String(), 8082)
 }
 
 func TestAddressesOutliveTheAgent(t *testing.T) {
@@ -133,8 +133,8 @@ func TestPodsOfTwoNodesReachEachOther(t *testing.T) {
 	ns := b.Namespace(t)
 	here := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, first, "here")))
 	there := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, second, "there")))
-	b.WaitServes(t, first.Among(), there.String(), webPort)
-	b.WaitServes(t, second.Among(), here.String(), webPort)
+	b.WaitServes(t, first.As(here), there.String(), webPort)
+	b.WaitServes(t, second.As(there), here.String(), webPort)
 }
 
 func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
