@@ -1,6 +1,8 @@
 //! The pods' network in a real kernel: each test has a network namespace of its
 //! own for the node, so that nothing of it is seen outside. They need root.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::{
     fs,
     io::{self, Read, Write},

@@ -96,15 +96,14 @@ async fn wire(
     core.supervisor.start("events", |stop| task.run(stop));
 
     let (health, is_healthy) = watch::channel(NodeHealth::default());
-    let (peers, peer_states) = match settings.node_routes {
-        true => {
-            let (states, task) = cluster::nodes::nodes(&cluster);
-            core.supervisor.start("nodes", |stop| task.run(stop));
-            let (peers, task) = network::peers(&settings.name, states.clone());
-            core.supervisor.start("peers", |stop| task.run(stop));
-            (Some(peers), Some(states))
-        }
-        false => (None, None),
+    let (peers, peer_states) = if settings.node_routes {
+        let (states, task) = cluster::nodes::nodes(&cluster);
+        core.supervisor.start("nodes", |stop| task.run(stop));
+        let (peers, task) = network::peers(&settings.name, states.clone());
+        core.supervisor.start("peers", |stop| task.run(stop));
+        (Some(peers), Some(states))
+    } else {
+        (None, None)
     };
     let (node_ranges, ranges) = watch::channel(NodeRanges::Unknown);
     let network = core
