@@ -11,6 +11,7 @@ pub mod downward;
 pub mod env;
 pub mod grace;
 pub mod ids;
+pub mod names;
 pub mod objects;
 pub mod observed;
 pub mod probes;
