@@ -1,0 +1,25 @@
+//! Looks names up for one pod, as the C library would by the pod's
+//! `/etc/hosts` and `/etc/resolv.conf`.
+//!
+//! ```text
+//! lookup.rs: literal? ─▶ hosts? ─▶ localhost? ─▶ candidates.rs (search list)
+//!                                                  └▶ cache.rs ─▶ ask.rs ─▶ message.rs
+//!                                                                  └▶ network.rs (sockets)
+//! ```
+//!
+//! Makes no socket itself: whoever uses it says how servers are reached
+//! ([`Network`]), and by that from which address and where it may go. Opens no
+//! file, starts no task, and draws nothing at random before the first question.
+
+mod ask;
+mod cache;
+mod candidates;
+mod lookup;
+mod message;
+mod name;
+mod network;
+
+pub use self::{
+    lookup::{Families, LookupError, Resolver},
+    network::{Datagrams, Network, Stream},
+};
