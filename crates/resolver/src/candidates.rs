@@ -14,13 +14,13 @@ pub(crate) fn candidates(name: &Name, searches: &[String], ndots: u8) -> Vec<Nam
     if name.is_whole() {
         return vec![as_is];
     }
-    let searched = searches.iter().filter_map(|domain| match domain.as_str() {
+    let longer = searches.iter().filter_map(|domain| match domain.as_str() {
         "." => Some(as_is.clone()),
         domain => name.below(&Name::parse(domain)?),
     });
     let first = (name.dots() >= usize::from(ndots)).then(|| as_is.clone());
     let mut all: Vec<Name> = Vec::new();
-    for candidate in first.into_iter().chain(searched).chain([as_is.clone()]) {
+    for candidate in first.into_iter().chain(longer).chain([as_is.clone()]) {
         if !all.contains(&candidate) {
             all.push(candidate);
         }

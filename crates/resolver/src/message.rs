@@ -195,6 +195,7 @@ mod tests {
         RData::CNAME(CNAME(DnsName::new_unchecked(to)))
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with what may be none")]
     fn found(lasts: &[u8], seconds: u64) -> Option<Verdict> {
         let all = lasts.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
         Some(Verdict::Addresses(all, Duration::from_secs(seconds)))
