@@ -56,11 +56,14 @@ func (r Request) isEndOfNamespace() bool {
 		})
 }
 
-// isLag tells whether the refusal may be the authorizer's being behind: it knows
-// of no pod by which the object would be the node's. Only if it takes that back
-// ([Request.allows]) was it. Source: plugin/pkg/auth/authorizer/node.
+// isLag tells whether the refusal may be the API server's being behind: the
+// authorizer knows of no pod by which the object would be the node's, or
+// NodeRestriction knows the pod but not yet where it was bound. Only if it takes
+// that back ([Request.allows]) was it. Source: plugin/pkg/auth/authorizer/node,
+// admitServiceAccount in plugin/pkg/admission/noderestriction.
 func (r Request) isLag() bool {
-	return ofPods.MatchString(r.URI) && strings.Contains(r.Status.Message, "no relationship found between node")
+	return ofPods.MatchString(r.URI) && (strings.Contains(r.Status.Message, "no relationship found between node") ||
+		strings.Contains(r.Status.Message, "node requested token bound to a pod scheduled on a different node"))
 }
 
 // allows tells whether this answer takes the refusal back.

@@ -30,6 +30,8 @@ func TestOnlyRefusedRequestsOfTheUsersAreFound(t *testing.T) {
 
 // Refusals that no agent can avoid, each beside those that look like them.
 const excusedLog = `{"verb":"create","requestURI":"/api/v1/namespaces/a/serviceaccounts/default/token","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"no relationship found between node 'n' and this object"}}
+{"verb":"create","requestURI":"/api/v1/namespaces/b/serviceaccounts/default/token?","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"node requested token bound to a pod scheduled on a different node"}}
+{"verb":"create","requestURI":"/api/v1/namespaces/b/serviceaccounts/default/token?","requestReceivedTimestamp":"2026-11-24T03:00:01Z","user":{"username":"n"},"responseStatus":{"code":201}}
 {"verb":"get","requestURI":"/api/v1/namespaces/a/secrets/late","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"no relationship found between node 'n' and this object"}}
 {"verb":"get","requestURI":"/api/v1/persistentvolumes/other-kind","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"no relationship found between node 'n' and this object"}}
 {"verb":"get","requestURI":"/api/v1/namespaces/a/configmaps/right","requestReceivedTimestamp":"2026-11-24T03:00:00Z","user":{"username":"n"},"responseStatus":{"code":403,"message":"cannot get"}}

@@ -27,6 +27,10 @@ var allowedDifferences = []parity.Allowed{
 
 	// What krustlet does not do.
 	{
+		Field: "statuses/*/resources", Kubelet: "{}", Krustlet: parity.Absent,
+		Why: "resources of whole pods are not offered",
+	},
+	{
 		Field: "statuses/**/resources/limits/memory", Kubelet: "9007199254740988Ki", Krustlet: parity.Absent,
 		Why: "what cgroups v1 tell of a pod without a limit; krustlet offers no resources of whole pods",
 	},
