@@ -10,6 +10,7 @@ pub mod chain;
 pub mod downward;
 pub mod env;
 pub mod grace;
+pub mod http;
 pub mod ids;
 pub mod names;
 pub mod objects;

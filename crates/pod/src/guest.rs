@@ -89,7 +89,12 @@ fn listed(exports: &[String]) -> String {
 mod tests {
     use super::*;
 
-    const HTTP: HttpLimits = HttpLimits { max_concurrent: 8, request_timeout_ms: 1000 };
+    const HTTP: HttpLimits = HttpLimits {
+        max_concurrent: 8,
+        request_timeout_ms: 1000,
+        idle_timeout_ms: 1000,
+        max_body_bytes: None,
+    };
 
     #[test]
     fn a_program_is_entered_by_what_it_exports() {

@@ -1,7 +1,7 @@
 //! Making one container: everything it needs is gathered, then handed to the
 //! sandbox, which loads its code. Entering the guest is left to the worker.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{Container, Pod},
@@ -10,17 +10,18 @@ use k8s_openapi::{
 use krustlet_image::ProgramConfig;
 use krustlet_model::{
     Chain, ContainerId, ContainerName, PodKey, PodUid, env,
+    http::{HttpAnnotationError, HttpAnnotations},
     objects::ObjectRefs,
     quantity::{self, QuantityError},
     termination,
 };
-use krustlet_protocol::{ContainerSpec, Limits, LogLimits, Preopen};
+use krustlet_protocol::{ContainerSpec, HttpLimits, Limits, LogLimits, Preopen};
 use krustlet_volume::{MessagePlace, MessageRun, VolumeError, VolumeMountDir, Volumes};
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::{
     config::Context,
-    environment::{self, Call},
+    environment::{self, Call, CallError},
     guest::{EntryError, guest_kind},
     listeners::{self, ListenError},
     objects,
@@ -66,7 +67,7 @@ pub(crate) enum LaunchError {
     #[error("the services of the cluster are not known: the agent is stopping")]
     Services,
     #[error(transparent)]
-    Environment(#[from] env::EnvError),
+    Call(#[from] CallError),
     #[error(transparent)]
     Load(#[from] LoadFailure),
     #[error(transparent)]
@@ -75,6 +76,8 @@ pub(crate) enum LaunchError {
     Mounts(#[from] VolumeError),
     #[error(transparent)]
     Limit(#[from] QuantityError),
+    #[error(transparent)]
+    Http(#[from] HttpAnnotationError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("{0}")]
@@ -94,9 +97,10 @@ impl LaunchError {
         match self {
             Self::Objects(_)
             | Self::Services
-            | Self::Environment(_)
+            | Self::Call(_)
             | Self::Mounts(_)
             | Self::Root(_)
+            | Self::Http(_)
             | Self::Limit(_) => waiting::CREATE_CONFIG,
             Self::Load(failure) => failure.reason,
             Self::Entry(_) | Self::Listen(_) | Self::Sandbox(_) | Self::Broken(_) => {
@@ -133,7 +137,8 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let call = environment::call(pod, container, config, &found, &services, &node)?;
 
     let program = order.image.program(call.argv0.clone()).await?;
-    let guest = guest_kind(&program.shape, program.entry.as_deref(), context.config.http.clone())?;
+    let http = http_limits(pod, &context.config.http)?;
+    let guest = guest_kind(&program.shape, program.entry.as_deref(), http)?;
 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
     let listen_ports = listeners::listen_ports(container, &guest)?;
@@ -218,6 +223,18 @@ fn working_directory(container: &Container, image: &ProgramConfig) -> Option<Str
 
 fn limit<'a>(container: &'a Container, name: &str) -> Option<&'a Quantity> {
     container.resources.as_ref()?.limits.as_ref()?.get(name)
+}
+
+/// The node's bounds, and those that the pod's annotations put in their place.
+fn http_limits(pod: &Pod, node: &HttpLimits) -> Result<HttpLimits, HttpAnnotationError> {
+    let own = HttpAnnotations::of(pod)?;
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+    Ok(HttpLimits {
+        max_concurrent: own.max_concurrent_requests.unwrap_or(node.max_concurrent),
+        request_timeout_ms: own.request_timeout.map_or(node.request_timeout_ms, milliseconds),
+        idle_timeout_ms: own.idle_timeout.map_or(node.idle_timeout_ms, milliseconds),
+        max_body_bytes: own.max_request_body.or(node.max_body_bytes),
+    })
 }
 
 /// `limits.memory` in bytes.

@@ -63,11 +63,31 @@ pub enum GuestKind {
 
 /// Bounds of an http guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HttpLimits {
     /// Requests served at once; more wait in the listener's queue. At least 1.
     pub max_concurrent: u32,
     /// Time for one request to be answered whole, in milliseconds.
     pub request_timeout_ms: u64,
+    /// How long a connection is kept on which nothing is asked, in
+    /// milliseconds.
+    pub idle_timeout_ms: u64,
+    /// Bytes of a request's body; no bound if none.
+    pub max_body_bytes: Option<u64>,
+}
+
+impl Default for HttpLimits {
+    /// `wasmtime serve` has no bound for components of `wasi:http` 0.2; one
+    /// node holds many pods. Times are nginx's (`proxy_read_timeout`,
+    /// `keepalive_timeout`), rounded.
+    fn default() -> Self {
+        Self {
+            max_concurrent: 128,
+            request_timeout_ms: 60_000,
+            idle_timeout_ms: 60_000,
+            max_body_bytes: None,
+        }
+    }
 }
 
 /// A port to listen on.

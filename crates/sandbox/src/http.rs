@@ -5,9 +5,11 @@
 //! request's time is over.
 //!
 //! ```text
-//! listener ──▶ connection (hyper) ──▶ permit ──▶ instance ──▶ response
+//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ instance ──▶ response
 //! stop: no more connections ──▶ open requests finish ──▶ end
 //! ```
+
+mod speak;
 
 use std::{
     convert::Infallible,
@@ -18,20 +20,16 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::{GracefulConnection, GracefulShutdown},
-};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Incoming};
 use krustlet_protocol::HttpLimits;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::{JoinSet, unconstrained},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use wasmtime_wasi_http::{
-    WasiHttpView,
+    Error as HttpError, WasiBody, WasiHttpView,
     p2::{
         bindings::{
             ProxyPre,
@@ -41,6 +39,7 @@ use wasmtime_wasi_http::{
     },
 };
 
+use self::speak::speak;
 use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
@@ -58,11 +57,6 @@ use crate::{
 /// have 20,000 descriptors.
 const CONNECTIONS: usize = 4096;
 
-/// How long a client may take to send a request's head, from the moment it
-/// connects, and how long an idle connection is kept. nginx's default for the
-/// former.
-const HEAD_TIME: Duration = Duration::from_mins(1);
-
 /// Wait after a failed accept: descriptors are short, and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -72,6 +66,9 @@ struct Server {
     ticker: Arc<Ticker>,
     permits: Arc<Semaphore>,
     time: Duration,
+    idle_time: Duration,
+    /// Bytes of a request's body.
+    max_body: Option<u64>,
     /// The instances at work. They may outlive their connection.
     requests: Mutex<JoinSet<()>>,
 }
@@ -94,11 +91,13 @@ pub(crate) async fn serve(
         ticker,
         permits: Arc::new(Semaphore::new(limits.max_concurrent.max(1) as usize)),
         time: Duration::from_millis(limits.request_timeout_ms),
+        idle_time: Duration::from_millis(limits.idle_timeout_ms),
+        max_body: limits.max_body_bytes,
         requests: Mutex::default(),
     });
     container.entered();
 
-    let graceful = GracefulShutdown::new();
+    let leave = watch::Sender::new(false);
     let mut connections = JoinSet::new();
     let stop = loop {
         tokio::select! {
@@ -108,8 +107,8 @@ pub(crate) async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok(accepted) => {
-                    let connection = Arc::clone(&server).connection(accepted);
-                    connections.spawn(graceful.watch(connection));
+                    let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
+                    connections.spawn(connection);
                     server.reap();
                 }
                 // A client gone already, or no descriptors left.
@@ -122,7 +121,8 @@ pub(crate) async fn serve(
         Ending::stopped(KILLED)
     } else {
         let finished = async {
-            graceful.shutdown().await;
+            leave.send_replace(true);
+            while connections.join_next().await.is_some() {}
             // What is dropped here halfway is ended below.
             while poll_fn(|context| server.lock_requests().poll_join_next(context)).await.is_some()
             {
@@ -140,14 +140,6 @@ pub(crate) async fn serve(
     let mut requests = std::mem::take(&mut *server.lock_requests());
     requests.shutdown().await;
     ending
-}
-
-/// HTTP/1, whose connections are one task each and end when their client says
-/// nothing for `head_time`. Without encryption hardly any client speaks HTTP/2.
-fn speaker(head_time: Duration) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(head_time);
-    builder
 }
 
 /// How a request that the guest did not answer is answered.
@@ -181,22 +173,19 @@ impl Server {
         stderr.push(what.as_bytes());
     }
 
-    fn connection(
-        self: Arc<Self>,
-        accepted: Connection,
-    ) -> impl GracefulConnection<Output = impl Send> + Send + 'static {
+    async fn connection(self: Arc<Self>, accepted: Connection, leave: watch::Receiver<bool>) {
         // Answers are whole when they are written; waiting for more is no gain.
         if let Some(socket) = accepted.socket() {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         }
-        let service = service_fn(move |request| {
-            let server = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
-        });
-        speaker(HEAD_TIME).serve_connection(TokioIo::new(Stream(Arc::new(accepted))), service)
+        let io = Stream(Arc::new(accepted));
+        speak(io, self.idle_time, leave, |request| Arc::clone(&self).answer(request)).await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
+        if self.max_body.is_some_and(|most| request.body().size_hint().lower() > most) {
+            return failed(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n");
+        }
         // Who waits for others does so no longer than one of them may take. The
         // semaphore is closed never: it lives as long as the server.
         let permit = timeout(self.time, Arc::clone(&self.permits).acquire_owned()).await;
@@ -232,6 +221,23 @@ impl Server {
         }
     }
 
+    /// A request whose body ends with an error when it is too large.
+    fn bounded(&self, request: Request<Incoming>) -> Request<WasiBody> {
+        let Some(most) = self.max_body else {
+            return request.map(|body| body.map_err(HttpError::from).boxed_unsync());
+        };
+        let bytes = usize::try_from(most).unwrap_or(usize::MAX);
+        request.map(|body| {
+            let told = move |error: Box<dyn std::error::Error + Send + Sync>| match error
+                .downcast::<hyper::Error>(
+            ) {
+                Ok(error) => HttpError::from(*error),
+                Err(_) => HttpError::HttpRequestBodySize(Some(most)),
+            };
+            Limited::new(body, bytes).map_err(told).boxed_unsync()
+        })
+    }
+
     /// One request, to the end of its instance.
     async fn instance(
         self: Arc<Self>,
@@ -258,6 +264,7 @@ impl Server {
             self.container.stack.clone(),
         );
         let mut store = store(self.linked.engine(), state, || {});
+        let request = self.bounded(request);
         let Ok(incoming) = store.data_mut().http().new_incoming_request(Scheme::Http, request)
         else {
             let _ = reply.send(Reply::BadRequest);
@@ -291,25 +298,4 @@ impl Server {
 enum Reply {
     Guest(Result<Response<HyperOutgoingBody>, ErrorCode>),
     BadRequest,
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_client_that_asks_nothing_is_let_go() {
-        for begun in ["", "P", "GET / HTTP/1.1\r\nHost: "] {
-            let (mut client, server) = tokio::io::duplex(64);
-            client.write_all(begun.as_bytes()).await.unwrap();
-            let service = service_fn(async |_: Request<Incoming>| {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
-            });
-            let connection = speaker(Duration::from_millis(10));
-            let ended = connection.serve_connection(TokioIo::new(server), service).await;
-            assert!(ended.unwrap_err().is_timeout(), "{begun:?}");
-        }
-    }
 }

@@ -33,7 +33,7 @@ pub(crate) fn serve_as(
 ) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let limits = HttpLimits { max_concurrent: 4, request_timeout_ms };
+    let limits = HttpLimits { max_concurrent: 4, request_timeout_ms, ..HttpLimits::default() };
     let make = Make {
         guest: GuestKind::Http(limits),
         listener: Some(listener),
