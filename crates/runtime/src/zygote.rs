@@ -17,6 +17,7 @@
 
 use std::{
     collections::hash_map::DefaultHasher,
+    env,
     ffi::OsString,
     fs::{self, File},
     hash::{Hash, Hasher},
@@ -274,6 +275,9 @@ impl Nursery {
         command
             .args(arguments)
             .env_clear()
+            // Where its guests' certificate authorities are, if not where most
+            // systems have them.
+            .envs(env::var_os("SSL_CERT_FILE").map(|path| ("SSL_CERT_FILE", path)))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(files.log.try_clone().map_err(failed)?)

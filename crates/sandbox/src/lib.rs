@@ -30,6 +30,7 @@ mod log;
 mod net;
 mod news;
 mod offers;
+mod outgoing;
 mod ports;
 mod preview1;
 mod program;

@@ -9,16 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{net::Stack, preview1, sockets::SocketsView};
+use crate::{net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
 use wasmtime::{
     ResourceLimiter,
     component::{HasData, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p1::WasiP1Ctx};
-use wasmtime_wasi_http::{
-    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
-    WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::bucket::Bucket;
 
@@ -208,7 +205,7 @@ pub(crate) struct ComponentState {
     wasi: WasiCtx,
     table: ResourceTable,
     http: WasiHttpCtx,
-    outgoing: NoOutgoing,
+    outgoing: Hooks,
     budget: Budget,
     stack: Stack,
 }
@@ -217,7 +214,8 @@ impl ComponentState {
     pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        Self { wasi, table, http: WasiHttpCtx::new(), outgoing: NoOutgoing, budget, stack }
+        let outgoing = Hooks::new(stack.clone());
+        Self { wasi, table, http: WasiHttpCtx::new(), outgoing, budget, stack }
     }
 
     /// What calls of `wasi:sockets` work with.
@@ -246,28 +244,6 @@ impl WasiHttpView for ComponentState {
 
 impl HasData for ComponentState {
     type Data<'a> = &'a mut Self;
-}
-
-/// Guests have no network of their own yet: each request they send is refused
-/// with a reason they can print.
-struct NoOutgoing;
-
-type Sent = Result<
-    (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>),
-    HttpError,
->;
-
-impl WasiHttpHooks for NoOutgoing {
-    fn send_request(
-        &mut self,
-        request: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Sent> + Send> {
-        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-        let why = format!("this node does not carry outgoing requests yet (to {host})");
-        Box::new(std::future::ready(Err(HttpError::InternalError(Some(why)))))
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@
 //! One thread, no async runtime, no randomness and no guest: what is set up
 //! here is the same in all sandboxes. It outlives the agent that started it,
 //! and serves any number of agents over its socket. Names and files are left to
-//! the agent; the zygote never opens a path.
+//! the agent; the zygote opens no path but the system's certificate authorities,
+//! before it locks itself in.
 
 use std::{
     collections::HashMap,
@@ -35,7 +36,7 @@ use rustix::{
 use crate::{
     control::timespec,
     door::Door,
-    room,
+    outgoing, room,
     sandbox::{self, Birth},
     seccomp::Filters,
     warm::Warm,
@@ -123,6 +124,8 @@ impl Zygote {
         // Here and not in the agent: who listens is who SO_PEERPIDFD names.
         step("listen", rustix::net::listen(&listener, 16))?;
         let signals = step("watch for ended sandboxes", child_signals())?;
+        // Guests use TLS with whom the system trusts; in the room are no files.
+        step("read the system's certificate authorities", outgoing::remember())?;
 
         let walls = room::enter().map_err(ZygoteError::Room)?;
         if walls != room::Walls::Users {

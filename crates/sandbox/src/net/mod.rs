@@ -18,6 +18,7 @@
 mod connection;
 mod error;
 mod handed;
+mod names;
 mod options;
 mod permit;
 mod pipe;
@@ -29,12 +30,13 @@ mod udp;
 use std::{
     io,
     net::TcpListener,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
+use krustlet_resolver::Resolver;
 use tokio::{task::JoinSet, time::timeout};
 
 pub(crate) use self::{
@@ -48,6 +50,7 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{handed::Handed, permit::Counters, private::Private};
+use crate::outgoing::Outgoing;
 
 /// How long what a guest has written is sent on after it has let go of the
 /// connection. The kernel's own bound is about that (`net.ipv4.tcp_fin_timeout`).
@@ -65,6 +68,20 @@ struct Shared {
     private: Arc<Private>,
     handed: Handed,
     lingering: OnceLock<Mutex<JoinSet<()>>>,
+    /// Made by the first look-up.
+    resolver: OnceLock<Resolver>,
+    /// Made by the first request.
+    outgoing: OnceLock<Outgoing>,
+}
+
+/// See [`Stack::downgrade`].
+#[derive(Clone, Debug)]
+pub(crate) struct WeakStack(Weak<Shared>);
+
+impl WeakStack {
+    pub(crate) fn upgrade(&self) -> Option<Stack> {
+        self.0.upgrade().map(Stack)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -95,6 +112,16 @@ impl Stack {
     pub(crate) fn names(&self) -> Arc<Names> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current.names)
+    }
+
+    /// A handle that does not keep it alive: what the stack owns holds this.
+    pub(crate) fn downgrade(&self) -> WeakStack {
+        WeakStack(Arc::downgrade(&self.0))
+    }
+
+    /// What sends the pod's http requests.
+    pub(crate) fn outgoing(&self) -> &Outgoing {
+        self.0.outgoing.get_or_init(|| Outgoing::new(self))
     }
 
     /// Whether the pod has a network at all.

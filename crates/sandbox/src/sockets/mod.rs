@@ -1,4 +1,4 @@
-//! `wasi:sockets` 0.2 over the pod's [`Stack`]: TCP and UDP.
+//! `wasi:sockets` 0.2 over the pod's [`Stack`]: TCP, UDP and names.
 //!
 //! wasmtime's own implementation can refuse an address but not change one, and
 //! gives no way to a loopback that is the pod's own; so these are ours. The
@@ -6,6 +6,7 @@
 //! wasmtime's. What a socket does is [`net`](crate::net)'s; here is the order of
 //! calls that WASI asks for, and its words for errors.
 
+mod names;
 mod streams;
 mod tcp;
 mod udp;
@@ -35,6 +36,7 @@ mod generated {
             "wasi:io": wasmtime_wasi::p2::bindings::io,
             "wasi:clocks": wasmtime_wasi::p2::bindings::clocks,
             "wasi:sockets/network": wasmtime_wasi::p2::bindings::sockets::network,
+            "wasi:sockets/ip-name-lookup.resolve-address-stream": super::names::Addresses,
             "wasi:sockets/tcp.tcp-socket": super::tcp::TcpSocket,
             "wasi:sockets/udp.udp-socket": super::udp::UdpSocket,
             "wasi:sockets/udp.incoming-datagram-stream": super::udp::Incoming,
@@ -60,7 +62,7 @@ impl HasData for Sockets {
     type Data<'a> = SocketsView<'a>;
 }
 
-/// Adds TCP and UDP, in the place of wasmtime's.
+/// Adds TCP, UDP and names, in the place of wasmtime's.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let view = ComponentState::sockets;
@@ -68,6 +70,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Re
     bindings::tcp_create_socket::add_to_linker::<_, Sockets>(linker, view)?;
     bindings::udp::add_to_linker::<_, Sockets>(linker, view)?;
     bindings::udp_create_socket::add_to_linker::<_, Sockets>(linker, view)?;
+    bindings::ip_name_lookup::add_to_linker::<_, Sockets>(linker, view)?;
     linker.allow_shadowing(false);
     Ok(())
 }

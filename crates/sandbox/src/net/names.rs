@@ -1,0 +1,72 @@
+//! How the pod's resolver reaches its servers: by the pod's own sockets.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use futures::future::BoxFuture;
+use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
+
+use super::{Family, NetError, Options, Stack, Stream, UdpSocket, WeakStack};
+
+impl Stack {
+    /// The addresses of a name, by the pod's hosts and servers. The resolver is
+    /// made by the first look-up.
+    ///
+    /// # Errors
+    ///
+    /// [`LookupError`].
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
+        let network = self.network();
+        let resolver = self.0.resolver.get_or_init(|| {
+            let sockets = Arc::new(Sockets(self.downgrade()));
+            Resolver::new(sockets, network.limits.lookups)
+        });
+        resolver.lookup(name, &self.names(), Families::of(&network.addresses)).await
+    }
+}
+
+/// The stack, which owns the resolver that owns this.
+#[derive(Debug)]
+struct Sockets(WeakStack);
+
+impl Sockets {
+    fn stack(&self) -> io::Result<Stack> {
+        self.0.upgrade().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Network for Sockets {
+    fn datagrams(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Datagrams>>> {
+        let connected = || {
+            let mut socket = self.stack()?.udp(Family::of(server.ip()))?;
+            socket.connect(Some(server))?;
+            Ok(Box::new(socket) as Box<dyn Datagrams>)
+        };
+        Box::pin(std::future::ready(connected()))
+    }
+
+    fn stream(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn AnyStream>>> {
+        Box::pin(async move {
+            let stack = self.stack()?;
+            let permit = stack.permit()?;
+            let connection = stack.connect_tcp(permit, Options::default(), server).await?;
+            Ok(Box::new(Stream(Arc::new(connection))) as Box<dyn AnyStream>)
+        })
+    }
+}
+
+impl Datagrams for UdpSocket {
+    fn send<'a>(&'a self, bytes: &'a [u8]) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { Self::send(self, bytes, None).await.map_err(io::Error::from) })
+    }
+
+    fn receive<'a>(&'a self, buffer: &'a mut [u8]) -> BoxFuture<'a, io::Result<usize>> {
+        Box::pin(async move {
+            let received: Result<_, NetError> = Self::receive(self, buffer).await;
+            Ok(received?.0)
+        })
+    }
+}

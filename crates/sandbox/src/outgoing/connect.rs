@@ -1,0 +1,177 @@
+//! Makes the connections that requests go through.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Uri, uri::Scheme};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection as Described},
+    rt::TokioIo,
+};
+use krustlet_resolver::LookupError;
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use super::{CONNECT_TIME, PATIENCE, roots::Roots};
+use crate::net::{NetError, Options, Stack, Stream, WeakStack};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("the address of the request names no host")]
+    NoHost,
+    #[error("cannot look up the host")]
+    Lookup(#[from] LookupError),
+    #[error("cannot connect")]
+    Net(#[from] NetError),
+    #[error("it took too long")]
+    Timeout,
+    #[error("this node's system trusts no certificate authority")]
+    NoAuthorities,
+    #[error("cannot agree on TLS")]
+    Tls(#[source] io::Error),
+    #[error("the pod is gone")]
+    Gone,
+}
+
+/// Connects for the client, which owns it and is owned by the stack.
+#[derive(Clone, Debug)]
+pub(super) struct Connector {
+    stack: WeakStack,
+    roots: Arc<Roots>,
+}
+
+impl Connector {
+    pub(super) fn new(stack: &Stack, roots: Roots) -> Self {
+        Self { stack: stack.downgrade(), roots: Arc::new(roots) }
+    }
+
+    async fn connect(self, uri: Uri, end: Instant) -> Result<Link, ConnectError> {
+        let stack = self.stack.upgrade().ok_or(ConnectError::Gone)?;
+        let host = uri.host().ok_or(ConnectError::NoHost)?;
+        let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let addresses = stack.lookup(host).await?;
+        let stream = first_of(&stack, &addresses, port, end).await?;
+        if !is_tls {
+            return Ok(Link::new(Box::new(stream), false));
+        }
+        let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::NoHost)?;
+        let connector = TlsConnector::from(self.roots.config()?);
+        let stream = connector.connect(name, stream).await.map_err(ConnectError::Tls)?;
+        let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok(Link::new(Box::new(stream), is_h2))
+    }
+}
+
+/// Tries one address after the other; each gets its share of the time that is
+/// left, so that one that swallows everything does not use it up.
+async fn first_of(
+    stack: &Stack,
+    addresses: &[IpAddr],
+    port: u16,
+    end: Instant,
+) -> Result<Stream, ConnectError> {
+    let mut last = ConnectError::Timeout;
+    for (tried, address) in addresses.iter().enumerate() {
+        let now = Instant::now();
+        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        let share = now + end.saturating_duration_since(now) / left;
+        let permit = stack.permit()?;
+        let to = SocketAddr::new(*address, port);
+        let connected = stack.connect_tcp(permit, Options::default(), to);
+        match timeout_at(share, connected).await {
+            Ok(Ok(connection)) => return Ok(Stream(Arc::new(connection))),
+            Ok(Err(error)) => last = error.into(),
+            Err(_) => last = ConnectError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+impl Service<Uri> for Connector {
+    type Response = Link;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let time = CONNECT_TIME.try_with(|time| *time).unwrap_or(PATIENCE);
+        let connector = self.clone();
+        Box::pin(async move {
+            let now = Instant::now();
+            let end = now.checked_add(time).unwrap_or(now + PATIENCE);
+            match timeout_at(end, connector.connect(uri, end)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(ConnectError::Timeout),
+            }
+        })
+    }
+}
+
+/// Bytes both ways, encrypted or not.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
+/// A connection as the client wants it.
+pub(super) struct Link {
+    bytes: TokioIo<Box<dyn Bytes>>,
+    is_h2: bool,
+}
+
+impl Link {
+    fn new(bytes: Box<dyn Bytes>, is_h2: bool) -> Self {
+        Self { bytes: TokioIo::new(bytes), is_h2 }
+    }
+}
+
+impl Described for Link {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new();
+        if self.is_h2 { connected.negotiated_h2() } else { connected }
+    }
+}
+
+impl Read for Link {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_read(context, buffer)
+    }
+}
+
+impl Write for Link {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.bytes).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_shutdown(context)
+    }
+}

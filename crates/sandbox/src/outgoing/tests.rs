@@ -1,0 +1,314 @@
+//! A server and a client in one pod: they meet on its private loopback, so that
+//! no packet leaves the process and time can be paused.
+
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use bytes::Bytes;
+use http::{StatusCode, Version};
+use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{rt::TokioIo, server::conn::auto};
+use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
+use rustls::{ServerConfig, crypto::ring};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::net::{Options, Stream};
+
+fn stack() -> Stack {
+    let host = |address: &str, name: &str| Host {
+        address: address.parse().unwrap(),
+        names: vec![name.to_owned()],
+    };
+    let stack = Stack::default();
+    stack.set(PodNetwork {
+        addresses: vec!["192.0.2.1".parse().unwrap()],
+        refused: vec![Destinations {
+            address: "169.254.0.0".parse().unwrap(),
+            prefix: 16,
+            port: None,
+        }],
+        names: Names {
+            hosts: vec![host("127.0.0.1", "web.test"), host("169.254.169.254", "rebound.test")],
+            ..Names::default()
+        },
+        ..PodNetwork::default()
+    });
+    stack
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn full(text: &str) -> Body {
+    Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
+}
+
+/// A server within the pod.
+struct Server {
+    at: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Says by what version it was asked.
+    fn start(stack: &Stack, tls: Option<TlsAcceptor>) -> Self {
+        Self::raw(stack, move |stream: Stream| {
+            let tls = tls.clone();
+            async move {
+                let service = service_fn(async |request: Request<Incoming>| {
+                    let text = format!("{:?} {}", request.version(), request.uri().path());
+                    Ok::<_, Infallible>(Response::new(full(&text)))
+                });
+                let server = auto::Builder::new(TokioExecutor::new());
+                let Some(tls) = tls else {
+                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                    return;
+                };
+                // A client that does not like the certificate goes away.
+                if let Ok(stream) = tls.accept(stream).await {
+                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                }
+            }
+        })
+    }
+
+    fn raw<F>(stack: &Stack, serve: impl Fn(Stream) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut listener = bound.listen(stack.permit().unwrap(), Options::default(), 16).unwrap();
+        let at = listener.address();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        let accepted = Arc::clone(&connections);
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            loop {
+                let connection = listener.accept().await.unwrap();
+                accepted.fetch_add(1, SeqCst);
+                open.spawn(serve(Stream(Arc::new(connection))));
+            }
+        });
+        Self { at, connections, _tasks: tasks }
+    }
+
+    /// Answers with these bytes, and then nothing more.
+    fn says(stack: &Stack, bytes: &'static [u8]) -> Self {
+        Self::raw(stack, async move |mut stream: Stream| {
+            hear(&mut stream).await;
+            stream.write_all(bytes).await.unwrap();
+            std::future::pending().await
+        })
+    }
+}
+
+/// Waits for the beginning of a request: what comes before it is no answer.
+async fn hear(stream: &mut Stream) {
+    let mut some = [0; 1024];
+    assert!(stream.read(&mut some).await.unwrap() > 0);
+}
+
+fn request(uri: &str) -> Request<WasiBody> {
+    let body = Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync();
+    Request::get(uri).body(body).unwrap()
+}
+
+async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
+    let answer = outgoing.send(request(uri), RequestOptions::default()).await?;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// An authority, and a server that has its word for this name.
+fn trusted(name: &str) -> (Roots, TlsAcceptor) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = authority.self_signed(&key).unwrap();
+    let roots = Roots::new(Cow::Owned(certificate.pem().into_bytes()));
+    let issuer = rcgen::Issuer::new(authority, key);
+    let own_key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let own = own.signed_by(&own_key, &issuer).unwrap();
+    let own_key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own_key.serialize_der()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config = builder
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], own_key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    (roots, TlsAcceptor::from(Arc::new(config)))
+}
+
+fn nobody() -> Roots {
+    Roots::new(Cow::Borrowed(b""))
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let stack = stack();
+    let server = Server::start(&stack, None);
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    for path in ["/a", "/b", "/c"] {
+        let answer = ask(&outgoing, &format!("http://web.test:{}{path}", server.at.port())).await;
+        assert_eq!(answer.unwrap(), format!("{:?} {path}", Version::HTTP_11));
+    }
+    assert_eq!(server.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_those_who_have_an_authoritys_word() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let server = Server::start(&stack, Some(tls));
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let port = server.at.port();
+    let answer = ask(&outgoing, &format!("https://web.test:{port}/")).await.unwrap();
+    assert_eq!(answer, format!("{:?} /", Version::HTTP_2));
+    // By another name it is somebody else.
+    let other = ask(&outgoing, &format!("https://localhost:{port}/")).await;
+    assert!(matches!(other, Err(HttpError::TlsCertificateError)), "{other:?}");
+    let (strangers, _) = trusted("web.test");
+    let stranger = Outgoing::trusting(&stack, strangers);
+    let refused = ask(&stranger, &format!("https://web.test:{port}/")).await;
+    assert!(matches!(refused, Err(HttpError::TlsCertificateError)), "{refused:?}");
+    let nobody = Outgoing::trusting(&stack, nobody());
+    let refused = ask(&nobody, &format!("https://web.test:{port}/")).await;
+    assert!(matches!(refused, Err(HttpError::ConfigurationError)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_answers_no_tls_is_told_apart() {
+    let stack = stack();
+    let (roots, _) = trusted("web.test");
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let server = Server::says(&stack, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    let failed = ask(&outgoing, &format!("https://web.test:{}/", server.at.port())).await;
+    assert!(matches!(failed, Err(HttpError::TlsProtocolError)), "{failed:?}");
+}
+
+#[tokio::test]
+async fn the_address_that_is_connected_to_is_what_is_checked() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    for uri in ["http://169.254.169.254/", "http://rebound.test/", "http://[::ffff:a9fe:a9fe]/"] {
+        let refused = ask(&outgoing, uri).await;
+        assert!(matches!(refused, Err(HttpError::DestinationIpProhibited)), "{uri}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_told_in_the_words_of_wasi() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let refused = ask(&outgoing, "http://localhost:1/").await;
+    assert!(matches!(refused, Err(HttpError::ConnectionRefused)), "{refused:?}");
+    let unknown = ask(&outgoing, "http://nowhere.test/").await;
+    assert!(matches!(unknown, Err(HttpError::ConfigurationError)), "no servers: {unknown:?}");
+    let odd = ask(&outgoing, "http://a..b/").await;
+    assert!(matches!(odd, Err(HttpError::HttpRequestUriInvalid)), "{odd:?}");
+    let without = Stack::default();
+    let none = Outgoing::trusting(&without, nobody());
+    let denied = ask(&none, "http://192.0.2.9/").await;
+    assert!(matches!(denied, Err(HttpError::DestinationIpProhibited)), "{denied:?}");
+    let server = Server::raw(&stack, async |stream: Stream| drop(stream));
+    let gone = ask(&outgoing, &format!("http://web.test:{}/", server.at.port())).await;
+    assert!(
+        matches!(gone, Err(HttpError::ConnectionTerminated | HttpError::HttpResponseIncomplete)),
+        "{gone:?}"
+    );
+    let server = Server::says(&stack, b"what?\r\n\r\n");
+    let odd = ask(&outgoing, &format!("http://web.test:{}/", server.at.port())).await;
+    assert!(matches!(odd, Err(HttpError::HttpProtocolError)), "{odd:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_keeps_a_guest_waiting_is_left() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let second = Duration::from_secs(1);
+    let all = RequestOptions {
+        connect_timeout: Some(second),
+        first_byte_timeout: Some(second),
+        between_bytes_timeout: Some(second),
+    };
+    let silent = Server::says(&stack, b"");
+    let uri = format!("http://web.test:{}/", silent.at.port());
+    let left = outgoing.send(request(&uri), all).await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
+
+    let stalls = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+    let uri = format!("http://web.test:{}/", stalls.at.port());
+    let answer = outgoing.send(request(&uri), all).await.unwrap();
+    let left = answer.into_body().collect().await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
+
+    // Its handshake is part of connecting.
+    let (roots, _) = trusted("web.test");
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let uri = format!("https://web.test:{}/", silent.at.port());
+    let left = outgoing.send(request(&uri), all).await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
+}
+
+#[tokio::test]
+async fn an_answers_head_is_bounded() {
+    let stack = stack();
+    let server = Server::raw(&stack, async |mut stream: Stream| {
+        hear(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").await.unwrap();
+        // Ends when the client has had enough.
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    });
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let failed = ask(&outgoing, &format!("http://web.test:{}/", server.at.port())).await;
+    assert!(matches!(failed, Err(HttpError::HttpResponseHeaderSectionSize(None))), "{failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_requests_than_allowed_are_under_way() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let server = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
+    let uri = format!("http://web.test:{}/", server.at.port());
+    let mut held = Vec::new();
+    for _ in 0..REQUESTS {
+        held.push(outgoing.send(request(&uri), RequestOptions::default()).await.unwrap());
+    }
+    let soon = RequestOptions {
+        connect_timeout: Some(Duration::from_secs(1)),
+        ..RequestOptions::default()
+    };
+    let refused = outgoing.send(request(&uri), soon).await.map(drop);
+    assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
+    held.pop();
+    assert!(outgoing.send(request(&uri), soon).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stack_is_not_kept_by_what_it_keeps() {
+    let stack = stack();
+    let _: IpAddr = stack.lookup("web.test").await.unwrap()[0];
+    let _ = ask(stack.outgoing(), "http://localhost:1/").await;
+    let weak = stack.downgrade();
+    drop(stack);
+    assert!(weak.upgrade().is_none());
+}

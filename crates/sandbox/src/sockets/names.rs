@@ -1,0 +1,110 @@
+//! `wasi:sockets/ip-name-lookup`: names by the pod's own rules.
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    vec,
+};
+
+use krustlet_resolver::LookupError;
+use wasmtime::component::Resource;
+use wasmtime_wasi::{
+    async_trait,
+    p2::{
+        DynPollable, Pollable,
+        bindings::sockets::network::{ErrorCode, IpAddress, Network},
+        subscribe,
+    },
+    runtime::{AbortOnDropJoinHandle, spawn},
+};
+
+use super::{SocketResult, SocketsView, bindings::ip_name_lookup};
+
+type Found = Result<vec::IntoIter<IpAddr>, ErrorCode>;
+
+/// The addresses of a name, when they are found. Dropped before, the look-up
+/// ends.
+pub enum Addresses {
+    Sought(AbortOnDropJoinHandle<Found>),
+    Found(Found),
+}
+
+impl ip_name_lookup::Host for SocketsView<'_> {
+    fn resolve_addresses(
+        &mut self,
+        network: Resource<Network>,
+        name: String,
+    ) -> SocketResult<Resource<Addresses>> {
+        self.table.get(&network)?;
+        if !self.stack.is_up() {
+            return Err(ErrorCode::AccessDenied.into());
+        }
+        let stack = self.stack.clone();
+        let sought = spawn(async move {
+            let found = stack.lookup(&name).await;
+            found.map(Vec::into_iter).map_err(|error| code(&error))
+        });
+        Ok(self.table.push(Addresses::Sought(sought))?)
+    }
+}
+
+impl ip_name_lookup::HostResolveAddressStream for SocketsView<'_> {
+    fn resolve_next_address(
+        &mut self,
+        addresses: Resource<Addresses>,
+    ) -> SocketResult<Option<IpAddress>> {
+        let addresses = self.table.get_mut(&addresses)?;
+        let found = addresses.poll(&mut Context::from_waker(Waker::noop()));
+        match found {
+            Poll::Pending => Err(ErrorCode::WouldBlock.into()),
+            Poll::Ready(Ok(found)) => Ok(found.next().map(Into::into)),
+            Poll::Ready(Err(code)) => Err((*code).into()),
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        addresses: Resource<Addresses>,
+    ) -> wasmtime::Result<Resource<DynPollable>> {
+        subscribe(self.table, addresses)
+    }
+
+    fn drop(&mut self, addresses: Resource<Addresses>) -> wasmtime::Result<()> {
+        self.table.delete(addresses)?;
+        Ok(())
+    }
+}
+
+impl Addresses {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<&mut Found> {
+        if let Self::Sought(sought) = self {
+            match Pin::new(sought).poll(context) {
+                Poll::Ready(found) => *self = Self::Found(found),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        match self {
+            Self::Found(found) => Poll::Ready(found),
+            Self::Sought(_) => Poll::Pending,
+        }
+    }
+}
+
+#[async_trait]
+impl Pollable for Addresses {
+    async fn ready(&mut self) {
+        std::future::poll_fn(|context| self.poll(context).map(drop)).await;
+    }
+}
+
+fn code(error: &LookupError) -> ErrorCode {
+    match error {
+        LookupError::Invalid => ErrorCode::InvalidArgument,
+        LookupError::NotFound => ErrorCode::NameUnresolvable,
+        LookupError::Silence | LookupError::Failed { .. } | LookupError::Busy => {
+            ErrorCode::TemporaryResolverFailure
+        }
+        LookupError::NoServers => ErrorCode::PermanentResolverFailure,
+    }
+}
