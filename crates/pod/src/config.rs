@@ -13,6 +13,7 @@ use crate::{
     clock::Clock,
     environment::NodeView,
     logs::LogPlaces,
+    names::NamesConfig,
     outside::{Domain, Outside},
     place::Place,
     users::{Allotted, UserRange},
@@ -48,6 +49,8 @@ pub struct PodsConfig {
     pub isolation: Isolation,
     /// What the names of RuntimeClasses stand for.
     pub classes: BTreeMap<String, Isolation>,
+    /// What the node adds to its pods' names.
+    pub names: NamesConfig,
     /// Bounds of http guests.
     pub http: HttpLimits,
     /// The longest wait between restarts; kubelet's
@@ -75,9 +78,8 @@ impl PodsConfig {
                 ("wasm".to_owned(), Isolation::Pod),
                 ("wasm-dense".to_owned(), Isolation::Namespace),
             ]),
-            // What wasmtime's own `serve` does with a component of wasi:http 0.2
-            // has no bound; one node holds many.
-            http: HttpLimits { max_concurrent: 128, request_timeout_ms: 60_000 },
+            names: NamesConfig::default(),
+            http: HttpLimits::default(),
             max_restart_backoff: Backoff::MAX,
             refresh: Duration::from_mins(1),
             clock: Clock::system(),
@@ -137,6 +139,9 @@ impl Context {
         let node = self.outside.objects.node();
         let node = node.borrow().clone();
         let pod_ips = place.map(|place| &place.addresses[..]).unwrap_or_default();
-        NodeView::new(node.as_deref(), pod_ips, self.outside.network.node_addresses())
+        let mut view =
+            NodeView::new(node.as_deref(), pod_ips, self.outside.network.node_addresses());
+        view.cluster_domain.clone_from(&self.config.names.cluster_domain);
+        view
     }
 }

@@ -12,6 +12,7 @@ use krustlet_image::ProgramConfig;
 use krustlet_model::{
     downward::Surroundings,
     env::{self, EnvError, EnvSources},
+    names::{self, LongName},
 };
 
 use crate::objects::Found;
@@ -23,6 +24,8 @@ pub(crate) struct NodeView {
     pub(crate) allocatable: BTreeMap<String, Quantity>,
     pub(crate) pod_ips: Vec<IpAddr>,
     pub(crate) host_ips: Vec<IpAddr>,
+    /// The cluster's domain; may be empty.
+    pub(crate) cluster_domain: String,
 }
 
 impl NodeView {
@@ -33,6 +36,7 @@ impl NodeView {
             allocatable: status.and_then(|status| status.allocatable.clone()).unwrap_or_default(),
             pod_ips: pod_ips.to_vec(),
             host_ips: host_ips.to_vec(),
+            cluster_domain: String::new(),
         }
     }
 
@@ -59,6 +63,15 @@ pub(crate) struct Call {
     pub(crate) own_env: Vec<(String, String)>,
 }
 
+/// Why it is not known how a program is called.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Environment(#[from] EnvError),
+    #[error(transparent)]
+    Name(#[from] LongName),
+}
+
 /// Puts together how a container's program is called.
 ///
 /// An image that names no program (a plain Wasm artifact cannot) has its
@@ -70,7 +83,7 @@ pub(crate) fn call(
     found: &Found,
     services: &[Service],
     node: &NodeView,
-) -> Result<Call, EnvError> {
+) -> Result<Call, CallError> {
     let sources = EnvSources {
         config_maps: &found.config_maps,
         secrets: &found.secrets,
@@ -85,7 +98,7 @@ pub(crate) fn call(
     let entrypoint = if is_named { &image.entrypoint[..] } else { &made_up[..] };
     let args = env::command_line(container, entrypoint, &image.cmd, &own_env)?;
     let argv0 = if is_named { args.first().cloned() } else { None };
-    let hostname = env::hostname(pod, &node.name);
+    let hostname = names::nodename(pod, &node.name, &node.cluster_domain)?;
     let env = env::with_image(&image.env, &hostname, own_env.clone());
     Ok(Call { args, argv0, env, own_env })
 }

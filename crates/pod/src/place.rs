@@ -56,18 +56,14 @@ pub(crate) fn find(network: &Network, pod: &Pod, uid: &PodUid) -> Result<Place, 
     }
 }
 
-/// What the pod's sockets may do at its place.
+/// What the pod's sockets may do at its place; its names are [`names`](crate::names)'.
 pub(crate) fn rules(network: &Network, pod: &Pod, place: &Place) -> PodNetwork {
     PodNetwork {
         addresses: place.addresses.clone(),
         is_host: place.kind == NetworkKind::Node,
         refused: network.refused(is_host_network(pod)),
-        names: names(pod),
+        // Filled in when the node's files have been read.
+        names: Names::default(),
         limits: SocketLimits::default(),
     }
-}
-
-/// How the pod looks names up. Guests are offered no look-up yet.
-fn names(_pod: &Pod) -> Names {
-    Names::default()
 }

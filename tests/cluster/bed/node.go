@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -54,7 +55,7 @@ func (b *Bed) Node(t testing.TB) *Node {
 	b.mu.Unlock()
 	if node == nil {
 		var err error
-		if node, err = b.newNode("wasm-1"); err != nil {
+		if node, err = b.newNode("wasm-1", nil); err != nil {
 			t.Fatal(err)
 		}
 		b.mu.Lock()
@@ -74,7 +75,13 @@ func (b *Bed) Node(t testing.TB) *Node {
 // Node object deleted.
 func (b *Bed) StartNode(t testing.TB, name string, args ...string) *Node {
 	t.Helper()
-	node, err := b.newNode(name, args...)
+	return b.StartNodeWith(t, name, nil, args...)
+}
+
+// StartNodeWith is StartNode with more fields of the KubeletConfiguration.
+func (b *Bed) StartNodeWith(t testing.TB, name string, more map[string]any, args ...string) *Node {
+	t.Helper()
+	node, err := b.newNode(name, more, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +101,7 @@ func (b *Bed) StartNode(t testing.TB, name string, args ...string) *Node {
 }
 
 // newNode prepares what a node needs: an address, a kubeconfig, a configuration.
-func (b *Bed) newNode(name string, args ...string) (*Node, error) {
+func (b *Bed) newNode(name string, more map[string]any, args ...string) (*Node, error) {
 	b.mu.Lock()
 	last := byte(firstNode + len(b.nodes))
 	node := &Node{
@@ -115,7 +122,9 @@ func (b *Bed) newNode(name string, args ...string) (*Node, error) {
 		return nil, err
 	}
 	config := filepath.Join(b.Dir, name+".yaml")
-	text, err := json.MarshalIndent(node.configuration(), "", "  ")
+	fields := node.configuration()
+	maps.Copy(fields, more)
+	text, err := json.MarshalIndent(fields, "", "  ")
 	if err != nil {
 		return nil, err
 	}

@@ -53,12 +53,14 @@ var steps = []step{
 		ldflags: ldflags,
 	},
 	{module: "tests/registry", packages: []string{"."}, ldflags: "-s -w", output: "registry"},
+	{module: "tests/dns", packages: []string{"."}, ldflags: "-s -w", output: "coredns"},
 }
 
 // inputs are the files that decide what a build makes, beside this program.
 var inputs = []string{
 	"tests/cluster/go.mod", "tests/cluster/go.sum", "tests/cluster/etcd/main.go",
 	"tests/registry/go.mod", "tests/registry/go.sum", "tests/registry/main.go",
+	"tests/dns/go.mod", "tests/dns/go.sum", "tests/dns/main.go",
 }
 
 // Build makes the programs unless they are there, and returns their folder.

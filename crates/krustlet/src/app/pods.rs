@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use krustlet_cluster::PodSet;
 use krustlet_network::Network;
 use krustlet_pod::{
-    LogPlaces, Outside, PodsConfig, WantedPods,
+    LogPlaces, NamesConfig, Outside, PodsConfig, WantedPods,
     outside::{EventSink, Objects, StatusSink},
     prober::NetProber,
 };
@@ -29,6 +29,8 @@ pub(crate) struct PodsSetup {
     pub(crate) links: Option<PathBuf>,
     /// Bytes of one log file.
     pub(crate) log_max_bytes: u64,
+    /// What the node adds to its pods' names.
+    pub(crate) names: NamesConfig,
     /// The pods' network.
     pub(crate) network: Network,
     /// What pods refer to.
@@ -54,6 +56,7 @@ pub(crate) async fn start(
     let places = LogPlaces { pods: setup.logs, links: setup.links };
     let mut config = PodsConfig::new(setup.root.path().to_owned(), places);
     config.log_max_bytes = setup.log_max_bytes;
+    config.names = setup.names;
     let outside = Outside {
         runtime: Arc::new(core.runtime.clone()),
         network: setup.network,

@@ -64,6 +64,13 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) container_log_max_files: Option<u32>,
     /// Where logs are kept, `/var/log/pods` by default.
     pub(crate) pod_logs_dir: Option<PathBuf>,
+    /// The cluster's name servers.
+    #[serde(rename = "clusterDNS", default)]
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain; none by default.
+    pub(crate) cluster_domain: Option<String>,
+    /// The node's resolv.conf; empty text is none. By default the system's.
+    pub(crate) resolv_conf: Option<String>,
     /// Images pulled at once; at least 1.
     pub(crate) max_parallel_image_pulls: Option<u32>,
     /// Which images that are here pods get without their credentials being

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, PodRanges};
+use krustlet_pod::NamesConfig;
 
 use super::kubelet::KubeletConfiguration;
 use crate::{cli::NodeArgs, paths::Root};
@@ -65,6 +66,8 @@ pub(crate) struct NodeSettings {
     pub(crate) log_max_bytes: u64,
     /// Log files of one container.
     pub(crate) log_max_files: usize,
+    /// What the node adds to its pods' names.
+    pub(crate) names: NamesConfig,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
     /// Which images pods get without being verified.
@@ -151,9 +154,37 @@ pub(crate) fn settings(
         logs: file.pod_logs_dir.unwrap_or_else(|| PathBuf::from("/var/log/pods")),
         log_max_bytes,
         log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
+        names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf)?,
         parallel_pulls: file.max_parallel_image_pulls.unwrap_or(3) as usize,
         verification,
     })
+}
+
+/// The cluster's names and the node's own.
+fn names(
+    cluster_dns: Vec<IpAddr>,
+    cluster_domain: Option<String>,
+    resolv_conf: Option<String>,
+) -> Result<NamesConfig> {
+    let mut names = NamesConfig { cluster_dns, ..NamesConfig::of_system() };
+    match resolv_conf {
+        None => {}
+        Some(path) if path.is_empty() => names.resolv_conf = None,
+        Some(path) => {
+            // The kubelet finds out with the first pod; a person is here now.
+            std::fs::metadata(&path)
+                .with_context(|| format!("resolvConf {path:?} cannot be used"))?;
+            names.resolv_conf = Some(path.into());
+        }
+    }
+    names.cluster_domain = cluster_domain.unwrap_or_default();
+    if !names.cluster_domain.is_empty() && !is_node_name(&names.cluster_domain) {
+        bail!(
+            "clusterDomain {:?} is not a domain such as cluster.local, without a dot at its end",
+            names.cluster_domain
+        );
+    }
+    Ok(names)
 }
 
 /// The first Krustlet's taints, which its manifests tolerate.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, Network, NetworkConfig, NodeRanges, PodRanges};
-use krustlet_pod::WantedPods;
+use krustlet_pod::{NamesConfig, WantedPods};
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -103,6 +103,7 @@ impl Agent {
             logs: root.logs(),
             links: None,
             log_max_bytes: LOG_MAX_BYTES,
+            names: NamesConfig::of_system(),
             network: network.clone(),
             objects: Arc::clone(&shared) as _,
             status: Arc::clone(&shared) as _,

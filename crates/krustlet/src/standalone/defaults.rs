@@ -31,7 +31,8 @@ pub(crate) fn pod(pod: &mut Pod) -> Result<(), String> {
         return Err("spec.containers must name at least one container".into());
     }
     spec.restart_policy.get_or_insert_with(|| "Always".into());
-    spec.dns_policy.get_or_insert_with(|| "ClusterFirst".into());
+    // The API server's default would be the cluster's; here is none.
+    spec.dns_policy.get_or_insert_with(|| "Default".into());
     spec.termination_grace_period_seconds.get_or_insert(30);
     spec.enable_service_links.get_or_insert(true);
     spec.security_context.get_or_insert_with(PodSecurityContext::default);

@@ -236,15 +236,11 @@ fn an_ordinary_pod_is_supported_whole() {
 #[test]
 fn every_field_that_is_not_honoured_is_named() {
     let table = [
-        ("spec", "dnsConfig", json!({"options": [{"name": "ndots"}]})),
-        ("spec", "dnsPolicy", json!("None")),
         ("spec", "ephemeralContainers", json!([{"name": "d"}])),
-        ("spec", "hostAliases", json!([{"ip": "192.0.2.1"}])),
         ("spec", "hostIPC", json!(true)),
         ("spec", "hostPID", json!(true)),
         ("spec", "resourceClaims", json!([{"name": "r"}])),
         ("spec", "resources", json!({"limits": {"cpu": "1"}})),
-        ("spec", "setHostnameAsFQDN", json!(true)),
         ("spec", "shareProcessNamespace", json!(true)),
         ("spec.securityContext", "sysctls", json!([{"name": "a", "value": "b"}])),
         ("spec.securityContext", "windowsOptions", json!({})),

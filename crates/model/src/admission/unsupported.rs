@@ -100,28 +100,12 @@ const NOT_YET: &str = "not offered by this version";
 
 fn of_spec(spec: &PodSpec, found: &mut Found) {
     found.at("spec".to_owned());
-    let dns = spec.dns_config.as_ref().is_some_and(|dns| {
-        has_any(dns.nameservers.as_ref())
-            || has_any(dns.options.as_ref())
-            || has_any(dns.searches.as_ref())
-    });
     let pod_level = spec.resources.as_ref().is_some_and(|resources| {
         resources.limits.as_ref().is_some_and(|list| !list.is_empty())
             || resources.requests.as_ref().is_some_and(|list| !list.is_empty())
             || has_any(resources.claims.as_ref())
     });
-    found.refuse(dns, "dnsConfig", "names are not resolved by the pod's own rules yet");
-    found.refuse(
-        spec.dns_policy.as_deref() == Some("None"),
-        "dnsPolicy",
-        "None needs dnsConfig, which is not offered yet",
-    );
     found.refuse(has_any(spec.ephemeral_containers.as_ref()), "ephemeralContainers", NOT_YET);
-    found.refuse(
-        has_any(spec.host_aliases.as_ref()),
-        "hostAliases",
-        "guests have no hosts file yet",
-    );
     found.refuse(
         spec.host_ipc == Some(true),
         "hostIPC",
@@ -134,11 +118,6 @@ fn of_spec(spec: &PodSpec, found: &mut Found) {
     );
     found.refuse(has_any(spec.resource_claims.as_ref()), "resourceClaims", NOT_YET);
     found.refuse(pod_level, "resources", "give requests and limits to the containers instead");
-    found.refuse(
-        spec.set_hostname_as_fqdn == Some(true),
-        "setHostnameAsFQDN",
-        "a guest is told the short name only",
-    );
     found.refuse(
         spec.share_process_namespace == Some(true),
         "shareProcessNamespace",

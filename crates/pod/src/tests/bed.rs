@@ -564,6 +564,8 @@ impl Bed {
         let state = state.unwrap_or(NetworkState::Host { why: None });
         let network = Network::stand_in(vec!["127.0.0.1".parse().unwrap()], state);
         let mut config = PodsConfig::new(home.path().to_owned(), logs);
+        // A pod of a cluster without is told so by an event.
+        config.names.cluster_dns = vec!["192.0.2.53".parse().unwrap()];
         config.clock = Clock::new(now);
         let shared = shared;
         let outside = Outside {

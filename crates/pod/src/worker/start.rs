@@ -7,8 +7,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     Chain, ContainerId, ContainerName,
+    names::NamesWarning,
     objects::{of_environment, of_volumes},
     restarts,
 };
@@ -16,11 +18,12 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Done, Files, Sandbox, Worker};
 use crate::{
+    config::Context,
     containers::{ImageState, Run},
     decide::Phase,
     launch::{LaunchOrder, launch},
-    order,
-    outside::{EventType, NetworkKind, PodSandbox},
+    names, order,
+    outside::{About, EventType, NetworkKind, PodEvents, PodSandbox, Refused, Why},
     place::{self, NoPlace, Place},
     pulls::{self, ImageQuestion, ask_for_image},
     setup::{SetUp, SetUpError, set_up},
@@ -43,6 +46,29 @@ const QUIET_REFUSALS: u32 = 2;
 
 /// The wait after such a refusal.
 const REFUSED_RETRY: Duration = Duration::from_millis(100);
+
+/// Makes a sandbox, once it is known how the pod looks names up.
+async fn make_sandbox(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    mut sandbox: PodSandbox,
+) -> Result<PodEvents, Refused> {
+    let failed = |message| Refused { message, why: Why::Failed };
+    let addresses = sandbox.network.addresses.clone();
+    let (read, of) = (Arc::clone(&context), Arc::clone(&pod));
+    let names = spawn_blocking(move || {
+        let node = read.node(None);
+        let at = (node.name.as_str(), read.outside.network.node_addresses());
+        names::of_pod(&read.config.names, &of, at, &addresses)
+    });
+    let names = names.await.map_err(|error| failed(error.to_string()))?;
+    let (names, warnings) = names.map_err(|error| failed(Chain(&error).to_string()))?;
+    for NamesWarning { reason, message } in warnings {
+        context.outside.events.record(About::Pod(&pod), EventType::Warning, reason, message);
+    }
+    sandbox.network.names = names;
+    context.outside.runtime.run_pod_sandbox(sandbox).await
+}
 
 impl Worker {
     /// Makes ready whatever is not. Images are asked for at the same time.
@@ -103,8 +129,8 @@ impl Worker {
             kind: place.kind,
             network: place::rules(&self.context.outside.network, &self.pod, place),
         };
-        let made = self.context.outside.runtime.run_pod_sandbox(sandbox);
-        self.jobs.spawn(async move { Done::Sandbox(made.await) });
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        self.jobs.spawn(async move { Done::Sandbox(make_sandbox(context, pod, sandbox).await) });
     }
 
     /// No sandbox was made; another try follows.
