@@ -1,7 +1,6 @@
 //! What a guest's store holds: its view of WASI, and what it may use.
 
 use std::{
-    future::Future,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},

@@ -155,7 +155,7 @@ async fn wire(
         logs: settings.logs.clone(),
         links: Some("/var/log/containers".into()),
         log_max_bytes: settings.log_max_bytes,
-        names: settings.names,
+        names: settings.names.clone(),
         network,
         objects: Arc::new(ClusterObjects {
             objects,

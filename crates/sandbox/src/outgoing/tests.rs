@@ -112,7 +112,7 @@ impl Server {
         Self::raw(stack, async move |mut stream: Stream| {
             hear(&mut stream).await;
             stream.write_all(bytes).await.unwrap();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
     }
 }

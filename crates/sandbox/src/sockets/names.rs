@@ -25,6 +25,7 @@ type Found = Result<vec::IntoIter<IpAddr>, ErrorCode>;
 
 /// The addresses of a name, when they are found. Dropped before, the look-up
 /// ends.
+#[expect(unreachable_pub, reason = "the bindings re-export it")]
 pub enum Addresses {
     Sought(AbortOnDropJoinHandle<Found>),
     Found(Found),

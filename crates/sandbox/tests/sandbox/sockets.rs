@@ -370,7 +370,8 @@ pub(crate) fn a_handed_socket_serves_while_the_guest_listens() {
 }
 
 fn http(port: u16) -> Make {
-    let limits = HttpLimits { max_concurrent: 4, request_timeout_ms: 10_000 };
+    let limits =
+        HttpLimits { max_concurrent: 4, request_timeout_ms: 10_000, ..HttpLimits::default() };
     Make {
         guest: GuestKind::Http(limits),
         listen_ports: vec![ListenPort { name: Some("http".into()), port }],
