@@ -226,6 +226,7 @@ mod tests {
             reason: "BackOff".to_owned(),
             message: message.to_owned(),
             at: Timestamp::UNIX_EPOCH,
+            from: Instant::now(),
         }
     }
 

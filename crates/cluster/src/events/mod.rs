@@ -30,7 +30,7 @@ use kube::{
 use serde_json::json;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,11 @@ const LONGEST_MESSAGE: usize = 4096;
 
 /// Bytes of an event's name that are its object's; the rest is a time.
 const LONGEST_NAME: usize = 230;
+
+/// How long an event is kept back. On a small machine the requests of a pod's
+/// events cost its status, which people and controllers wait for, as much time
+/// again; nobody waits for an event.
+const COURTESY: Duration = Duration::from_millis(200);
 
 /// How long events that wait are still sent once the agent stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -131,6 +136,8 @@ struct Recorded {
     reason: String,
     message: String,
     at: Timestamp,
+    /// When it may be sent.
+    from: Instant,
 }
 
 /// Takes events. Cheap to clone.
@@ -176,6 +183,7 @@ impl Events {
             reason: reason.to_owned(),
             message,
             at: Timestamp::now(),
+            from: Instant::now() + COURTESY,
         };
         if self.queue.try_send(event).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -193,6 +201,7 @@ impl EventsTask {
     /// Sends until stopped, and then for at most two seconds what still waits.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut reported = 0;
+        let mut held = None;
         loop {
             // Cancel-safe: an event that is not received stays in the queue.
             let event = tokio::select! {
@@ -211,6 +220,14 @@ impl EventsTask {
                 );
                 reported = dropped;
             }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    held = Some(event);
+                    break;
+                }
+                () = sleep_until(event.from) => {}
+            }
             // An event whose sending is given up half way is lost: the agent ends.
             tokio::select! {
                 biased;
@@ -220,6 +237,9 @@ impl EventsTask {
         }
         self.queue.close();
         let rest = async {
+            if let Some(event) = held {
+                self.tell(event).await;
+            }
             while let Ok(event) = self.queue.try_recv() {
                 self.tell(event).await;
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::json;
 
 use super::bed::{Bed, Call, Guest, main_of, one, pod};
@@ -40,6 +41,23 @@ async fn a_deleted_pod_leaves_nothing() {
         changes.changed().await.unwrap();
     }
     assert!(!bed.home.path().join("pods/u").exists());
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_pod_is_reported_once_when_nothing_of_it_is_left() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    let before = bed.shared.with(|world| world.statuses["u"].len());
+    bed.delete("u", 20);
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    bed.shared.with(|world| {
+        let after = &world.statuses["u"][before..];
+        let ends =
+            |status: &&PodStatus| main_of(status).state.as_ref().unwrap().terminated.is_some();
+        assert_eq!(after.iter().filter(ends).count(), 1, "{after:#?}");
+    });
     bed.stop().await;
 }
 

@@ -18,9 +18,9 @@ use crate::{
     words::waiting,
 };
 
-/// How long a new pod that merely waits to start is not reported: most run
-/// sooner, and each report is a request that the next one waits for. A person
-/// does not notice.
+/// How long a new pod that merely waits to start is not reported, nor a deleted
+/// one that merely waits to be cleaned up: most are done sooner, and each report
+/// is a request that the next one waits for. A person does not notice.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// How long a change may wait that the next agent can do without.
@@ -39,12 +39,22 @@ pub(super) struct Reported {
     /// Whether the source is known to have the pod.
     is_open: bool,
     quiet_until: Instant,
+    /// When the last container of a pod that is deleted had ended, and
+    /// [`QUIET`].
+    ends_by: Option<Instant>,
     view: Option<Arc<PodView>>,
 }
 
 impl Reported {
     pub(super) fn new(now: Instant) -> Self {
-        Self { status: None, again: true, is_open: false, quiet_until: now + QUIET, view: None }
+        Self {
+            status: None,
+            again: true,
+            is_open: false,
+            quiet_until: now + QUIET,
+            ends_by: None,
+            view: None,
+        }
     }
 
     /// The last status of an earlier agent.
@@ -65,7 +75,7 @@ impl Reported {
     }
 
     pub(super) fn wake(&self, lazily: Option<Instant>) -> impl Iterator<Item = Instant> {
-        [Some(self.quiet_until), lazily].into_iter().flatten()
+        [Some(self.quiet_until), self.ends_by, lazily].into_iter().flatten()
     }
 }
 
@@ -93,7 +103,8 @@ impl Worker {
             self.reported.status = Some(status.clone());
             self.touch_lazily();
         }
-        if !self.reported.is_open || self.is_merely_beginning(&status) {
+        let is_passing = self.is_merely_beginning(&status) || self.is_merely_ending();
+        if !self.reported.is_open || is_passing {
             // Said once the source has told of the pod, or the moment is over.
             self.reported.again = true;
             return;
@@ -113,6 +124,20 @@ impl Worker {
             && matches!(self.phase, Phase::Starting | Phase::Running)
             && status.phase.as_deref() == Some(PodPhase::Pending.as_str())
             && self.slots.iter().all(|slot| waits(&slot.seen.state))
+    }
+
+    /// Whether a pod that is deleted has only to be cleaned up: the status that
+    /// its deletion waits for is the one after that.
+    fn is_merely_ending(&mut self) -> bool {
+        let is_ending = self.pod.metadata.deletion_timestamp.is_some()
+            && self.phase == Phase::Terminated
+            && self.removal == super::Removal::NotAsked;
+        if !is_ending {
+            self.reported.ends_by = None;
+            return false;
+        }
+        let now = Instant::now();
+        now < *self.reported.ends_by.get_or_insert(now + QUIET)
     }
 
     /// Lets the handle see the pod.

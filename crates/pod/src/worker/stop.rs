@@ -140,9 +140,9 @@ impl Worker {
     }
 
     fn tell_source(&mut self) {
+        self.removal = Removal::Telling;
         // The last status goes first; the source keeps their order.
         self.report();
-        self.removal = Removal::Telling;
         let told = self.context.outside.status.delete(&self.pod);
         self.jobs.spawn(async move { Done::Told(told.await) });
     }
