@@ -32,6 +32,7 @@ use crate::{
     exec::Exec,
     exit::{Ending, KILLED, STOPPED},
     guests::{Guests, Order, panic_text},
+    heap,
     net::Stack,
     news::{News, RequestId, Teller, Wake},
     program::Programs,
@@ -195,7 +196,7 @@ impl<'a> Control<'a> {
             self.untidy = true;
         } else if self.untidy && self.ticks.timeout(Instant::now()).is_none() {
             self.untidy = false;
-            give_back();
+            heap::trim();
         }
     }
 
@@ -467,14 +468,6 @@ impl<'a> Control<'a> {
         }
     }
 }
-
-#[cfg(target_env = "gnu")]
-fn give_back() {
-    // SAFETY: no pointers are passed.
-    unsafe { libc::malloc_trim(0) };
-}
-#[cfg(not(target_env = "gnu"))]
-fn give_back() {}
 
 /// What [`Control::wait`] found.
 struct Ready {

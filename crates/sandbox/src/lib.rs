@@ -25,6 +25,7 @@ mod door;
 mod exec;
 mod exit;
 mod guests;
+mod heap;
 mod http;
 mod log;
 mod net;

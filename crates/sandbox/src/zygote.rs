@@ -36,7 +36,7 @@ use rustix::{
 use crate::{
     control::timespec,
     door::Door,
-    outgoing, room,
+    heap, outgoing, room,
     sandbox::{self, Birth},
     seccomp::Filters,
     warm::Warm,
@@ -118,7 +118,7 @@ impl Zygote {
         step("close stdout", redirect(libc::STDOUT_FILENO, &nothing))?;
         // New files of guests: 0644, as in containers.
         rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
-        one_heap();
+        heap::one();
         step("unblock the agent's socket", nonblocking(&agent))?;
         step("unblock the listener", nonblocking(&listener))?;
         // Here and not in the agent: who listens is who SO_PEERPIDFD names.
@@ -134,8 +134,6 @@ impl Zygote {
         let filters = Filters::new()?;
         filters.lock_zygote()?;
         let warm = Warm::new().map_err(ZygoteError::Engine)?;
-        // SAFETY: no pointers are passed.
-        unsafe { libc::malloc_trim(0) };
 
         let mut zygote = Self {
             door: Door::new(listener),
@@ -149,6 +147,7 @@ impl Zygote {
             filters,
             retiring: false,
         };
+        heap::seal();
         zygote.tell_all(&ZygoteMessage::Warm { version: VERSION });
         Ok(zygote)
     }
@@ -386,16 +385,6 @@ pub(crate) fn close_between(first: RawFd, last: RawFd) {
     // SAFETY: the callers name only descriptors that no value of theirs owns.
     unsafe { libc::close_range(first.cast_unsigned(), last.cast_unsigned(), 0) };
 }
-
-/// One heap for all threads, here and in the sandboxes: a heap for each thread
-/// costs each sandbox pages of its own.
-#[cfg(target_env = "gnu")]
-fn one_heap() {
-    // SAFETY: no pointers are passed.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-#[cfg(not(target_env = "gnu"))]
-fn one_heap() {}
 
 pub(crate) fn nonblocking(fd: &impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
