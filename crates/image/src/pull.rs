@@ -153,9 +153,23 @@ pub(crate) struct Wanted<'a> {
 /// that a pull that succeeds proves that its credentials may have the image.
 pub(crate) async fn pull(context: &Context, wanted: Wanted<'_>) -> Result<Stored, PullError> {
     let limit = context.limits.total;
-    tokio::time::timeout(limit, pull_unbounded(context, wanted))
-        .await
-        .map_err(|_| PullError::TimedOut { image: wanted.image.to_owned(), limit })?
+    let Had { record, known, lease, transferred, guard } =
+        tokio::time::timeout(limit, fetch(context, wanted))
+            .await
+            .map_err(|_| PullError::TimedOut { image: wanted.image.to_owned(), limit })??;
+    // Not broken off: what is half written then would appear after the answer.
+    let (record, left_behind) = write(context, wanted.image, record, known).await?;
+    Ok(Stored { record, left_behind, lease, transferred, guard })
+}
+
+/// An image whose content is here and which no record names yet.
+struct Had {
+    record: Record,
+    /// What the reference meant until now.
+    known: Option<Record>,
+    lease: Lease,
+    transferred: u64,
+    guard: OwnedMutexGuard<()>,
 }
 
 /// The name of the lock on a reference.
@@ -163,7 +177,7 @@ pub(crate) fn lock_name(reference: &str) -> String {
     format!("reference {reference}")
 }
 
-async fn pull_unbounded(context: &Context, wanted: Wanted<'_>) -> Result<Stored, PullError> {
+async fn fetch(context: &Context, wanted: Wanted<'_>) -> Result<Had, PullError> {
     let Wanted { image, reference, credentials, asker, here } = wanted;
     let guard = context.store.lock(&lock_name(&reference.to_string())).await;
     let known = known(context, image, reference).await?;
@@ -208,8 +222,7 @@ async fn pull_unbounded(context: &Context, wanted: Wanted<'_>) -> Result<Stored,
     });
     let record = Record::new(reference.to_string(), reference.name(), fetched, access);
     let transferred = assembly.transferred;
-    let (record, left_behind) = write(context, image, record, known).await?;
-    Ok(Stored { record, left_behind, lease, transferred, guard })
+    Ok(Had { record, known, lease, transferred, guard })
 }
 
 /// What a reference means so far. The caller has it for itself.
