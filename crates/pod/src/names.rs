@@ -67,7 +67,16 @@ impl NamesConfig {
         };
         let spec = pod.spec.as_ref();
         let hosts = if spec.and_then(|spec| spec.host_network).unwrap_or_default() {
-            names::parse_hosts(&read(&self.hosts)?)
+            // To programs no such file is an empty one.
+            match read(&self.hosts) {
+                Ok(text) => names::parse_hosts(&text),
+                Err(NamesError::Read { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    Vec::new()
+                }
+                Err(error) => return Err(error),
+            }
         } else {
             Vec::new()
         };
