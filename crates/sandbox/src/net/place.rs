@@ -98,7 +98,8 @@ pub(crate) enum Way {
 /// # Errors
 ///
 /// [`NetError::AccessDenied`] on a pod without network and for destinations
-/// that are refused, or not one machine's; [`NetError::InvalidArgument`] for
+/// that are refused, or not one machine's, in whichever way they are written;
+/// [`NetError::InvalidArgument`] for
 /// what is no destination.
 pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError> {
     if network.addresses.is_empty() {
@@ -112,10 +113,37 @@ pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError>
     if to.ip().is_loopback() {
         return Ok(Way::Private(to));
     }
-    if is_for_many(to.ip()) || network.refused.iter().any(|range| contains(range, to)) {
+    let is_refused = |to: SocketAddr| {
+        is_for_many(to.ip()) || network.refused.iter().any(|range| contains(range, to))
+    };
+    if is_refused(to) {
         return Err(NetError::AccessDenied);
     }
+    if let Some(translated) = embedded(to.ip()) {
+        // No machine is reached by its own loopback from elsewhere; one that
+        // translates might take it for its own.
+        let is_nowhere = translated.is_loopback() || translated.is_unspecified();
+        if is_nowhere || is_refused(SocketAddr::new(translated.into(), to.port())) {
+            return Err(NetError::AccessDenied);
+        }
+    }
     Ok(Way::Real(to))
+}
+
+/// The IPv4 address that an IPv6 one is turned into on the way, by a machine
+/// that translates or unwraps: NAT64's well-known prefix `64:ff9b::/96` (RFC
+/// 6052), 6to4 `2002::/16` (RFC 3056) and IPv4-compatible addresses `::/96` (RFC
+/// 4291). Which prefixes a network chose for itself cannot be known here.
+fn embedded(ip: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(ip) = ip else { return None };
+    let words = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match ip.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0, high, low] => {
+            Some(words(high, low))
+        }
+        [0x2002, high, low, ..] => Some(words(high, low)),
+        _ => None,
+    }
 }
 
 /// An address with IPv4 in IPv6's clothes (`::ffff:a.b.c.d`) as IPv4.
@@ -223,7 +251,54 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_translated_address_is_what_it_is_translated_to() {
+        let pod = network(&["fd00::7"], &[("169.254.0.0", 16, None), ("10.0.0.1", 32, Some(22))]);
+        let to = |text: &str| way(&pod, text.parse().unwrap());
+        for refused in [
+            "[64:ff9b::a9fe:a9fe]:80",
+            "[2002:a9fe:a9fe::1]:80",
+            "[::a9fe:a9fe]:80",
+            "[64:ff9b::a00:1]:22",
+            "[64:ff9b::7f00:1]:80",
+            "[2002:7f00:1::]:80",
+            "[64:ff9b::]:80",
+            "[64:ff9b::e000:fb]:5353",
+        ] {
+            assert_eq!(to(refused), Err(NetError::AccessDenied), "{refused}");
+        }
+        for open in ["[64:ff9b::a00:1]:23", "[64:ff9b::808:808]:80", "[2001:db8::a9fe:a9fe]:80"] {
+            let open: SocketAddr = open.parse().unwrap();
+            assert_eq!(way(&pod, open), Ok(Way::Real(open)));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_spelling_of_a_refused_address_gets_through(
+            range in any::<u32>(),
+            prefix in 0_u8..=32,
+            within in any::<u32>(),
+            rest in any::<u128>(),
+        ) {
+            let kept = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            let bits = range & kept | within & !kept;
+            let mut pod = network(&["10.1.2.3", "fd00::7"], &[]);
+            let address = Ipv4Addr::from_bits(range).into();
+            pod.refused.push(Destinations { address, prefix, port: None });
+            let low = u128::from(bits);
+            for spelling in [
+                low,
+                0xffff << 32 | low,
+                0x64_ff9b << 96 | low,
+                0x2002 << 112 | low << 80 | rest >> 48,
+            ] {
+                let ip = IpAddr::V6(Ipv6Addr::from_bits(spelling));
+                let way = way(&pod, SocketAddr::new(ip, 80));
+                prop_assert!(!matches!(way, Ok(Way::Real(_))), "{ip}: {way:?}");
+            }
+        }
+
         #[test]
         fn no_real_socket_is_bound_to_an_address_that_is_not_the_pods(asked in ips()) {
             let pod = network(&["10.1.2.3", "fd00::7"], &[]);
