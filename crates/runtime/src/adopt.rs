@@ -5,6 +5,7 @@
 //! | sound | accepts; same process; answers | alive: adopted (by its files, if its list is too long for a message) |
 //! | sound | refuses, or it is of another boot | dead: its exits are gathered |
 //! | sound | another process, or no answer | killed, then as dead |
+//! | sound | accepts; not in the pods' namespace, though it should be | killed, then as dead: nothing leads to it |
 //! | none or broken | any | killed and forgotten: nobody was told of it |
 //!
 //! The exits of a dead one come from its status file; for containers that are
@@ -13,6 +14,7 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -29,9 +31,10 @@ use krustlet_protocol::{
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use crate::{
-    PodEvents, RuntimeError,
+    NetworkKind, PodEvents, RuntimeError,
     events::Feed,
     logs::LogFile,
+    namespace::is_elsewhere,
     record::{self, ContainerRecord, Found, SandboxRecord},
     sandbox::{Common, Container, Reached, Reading, Sandbox, ask_early, hello},
     watch::lost,
@@ -69,17 +72,23 @@ pub(crate) struct Adoption {
 }
 
 /// Looks at every sandbox in the state directory.
-pub(crate) async fn adopt_all(common: &Common) -> std::io::Result<Vec<Adoption>> {
+///
+/// `namespace` is that of the pods, if this agent has one.
+pub(crate) async fn adopt_all(
+    common: &Common,
+    namespace: Option<&Path>,
+) -> std::io::Result<Vec<Adoption>> {
     let state = common.state.clone();
     let found = blocking(move || state.found()).await?;
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut looks = JoinSet::new();
     for one in found {
         let (common, permits) = (common.clone(), Arc::clone(&permits));
+        let namespace = namespace.map(Path::to_owned);
         looks.spawn(async move {
             // Never closed, so that there is always one in the end.
             let _permit = permits.acquire_owned().await.ok();
-            adopt(common, one).await
+            adopt(common, one, namespace.as_deref()).await
         });
     }
     let mut adoptions = Vec::new();
@@ -123,12 +132,12 @@ async fn one_for_each_pod(mut adoptions: Vec<Adoption>) -> Vec<Adoption> {
     kept
 }
 
-async fn adopt(common: Common, found: Found) -> Option<Adoption> {
+async fn adopt(common: Common, found: Found, namespace: Option<&Path>) -> Option<Adoption> {
     let Some(record) = found.record.clone() else {
         forget(&common, &found.id).await;
         return None;
     };
-    match reach(&common, &found.id, &record).await {
+    match reach(&common, &found.id, &record, namespace).await {
         Some(living) => Some(living.adopt(common, found, record).await),
         None => Some(dead(common, found, record).await),
     }
@@ -199,7 +208,12 @@ impl Sandbox {
     }
 }
 
-async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Living> {
+async fn reach(
+    common: &Common,
+    id: &str,
+    record: &SandboxRecord,
+    namespace: Option<&Path>,
+) -> Option<Living> {
     if record.boot != record::boot() {
         return None;
     }
@@ -217,6 +231,18 @@ async fn reach(common: &Common, id: &str, record: &SandboxRecord) -> Option<Livi
     {
         tracing::error!(sandbox = id, "another process is at its socket; it is killed");
         let _ = process.kill();
+        return None;
+    }
+    if record.network == NetworkKind::Pods
+        && namespace.is_some_and(|path| is_elsewhere(&process, path))
+    {
+        tracing::error!(
+            sandbox = id,
+            "nothing leads to its network namespace any more; it is killed, so that its pods get \
+             another"
+        );
+        let _ = process.kill();
+        let _ = tokio::time::timeout(crate::sandbox::ANSWER_LIMIT, process.ended()).await;
         return None;
     }
     let mut early = Vec::new();

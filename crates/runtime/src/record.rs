@@ -96,6 +96,11 @@ impl State {
         Ok(Self { root })
     }
 
+    /// One that may not be there, to look at.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

@@ -109,7 +109,8 @@ impl RuntimeTask {
         let ours: Vec<_> = std::iter::once(&node).chain(&pods).map(Nursery::socket).collect();
         Nursery::retire_others(common.state.clone(), &ours).await;
         let failed = |source| OpenError::State { path: common.state.root().to_owned(), source };
-        let adoptions = adopt_all(&common).await.map_err(failed)?;
+        let namespace = pods.as_ref().and_then(Nursery::namespace);
+        let adoptions = adopt_all(&common, namespace).await.map_err(failed)?;
         let living = of_node.iter_mut().chain(&mut of_pods).collect();
         tidy(&common, living, &adoptions).await;
 

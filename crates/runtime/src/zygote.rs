@@ -19,7 +19,7 @@ use std::{
     collections::hash_map::DefaultHasher,
     env,
     ffi::OsString,
-    fs::{self, File},
+    fs::File,
     hash::{Hash, Hasher},
     io::{self, ErrorKind, Read, Seek, SeekFrom},
     os::{
@@ -49,7 +49,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{NetworkKind, PodUser, RuntimeError, record::State, table::Who, work::blocking};
+use crate::{
+    NetworkKind, PodUser, RuntimeError, namespace::is_elsewhere, record::State, table::Who,
+    work::blocking,
+};
 
 /// Time for a zygote to build its engine and lock itself; it takes a tenth of
 /// a second, on the slowest boards a few.
@@ -144,6 +147,11 @@ impl Nursery {
         Ok(Self { command, state, socket, namespace })
     }
 
+    /// The namespace that zygotes are born in; none for the agent's own.
+    pub(crate) fn namespace(&self) -> Option<&Path> {
+        self.namespace.as_deref()
+    }
+
     /// Where its zygote is found.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
@@ -155,7 +163,9 @@ impl Nursery {
         let socket = blocking(move || socket::connect(&path)).await.ok()?;
         let (caller, mut incoming) = connection::connection(socket).ok()?;
         let process = PidFd::of_peer(caller.socket()).ok()?;
-        if self.is_elsewhere(&process) {
+        // That of the pods may have been made anew.
+        let own = Path::new("/proc/self/ns/net");
+        if is_elsewhere(&process, self.namespace().unwrap_or(own)) {
             tracing::warn!("the zygote found is of another network namespace; it is replaced");
             if let Err(error) = retire(caller, incoming).await {
                 tracing::warn!(error = %Chain(&error), "cannot tell it to retire");
@@ -174,18 +184,6 @@ impl Nursery {
                 None
             }
         }
-    }
-
-    /// Whether a process is known to be of another network namespace: that of
-    /// the pods may have been made anew.
-    fn is_elsewhere(&self, process: &PidFd) -> bool {
-        let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        let ours = self.namespace.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
-        let Ok(Some(pid)) = process.pid() else { return false };
-        let theirs = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        // Not every agent may look at other users' processes.
-        let (Some(ours), Some(theirs)) = (identity(ours), identity(&theirs)) else { return false };
-        ours != theirs
     }
 
     /// Starts a zygote and waits until it is ready.

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,7 +36,17 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) async fn new() -> Self {
+        Self::at(tempfile::tempdir().unwrap()).await
+    }
+
+    /// One whose pods live in the network namespace of this process.
+    pub(crate) async fn with_namespace() -> Self {
         let home = tempfile::tempdir().unwrap();
+        symlink("/proc/self/ns/net", namespace(&home)).unwrap();
+        Self::at(home).await
+    }
+
+    async fn at(home: TempDir) -> Self {
         fs::create_dir(home.path().join("code")).unwrap();
         fs::write(home.path().join("code/program"), "code").unwrap();
         let (runtime, task, stop, adopted) = Self::open(&home).await;
@@ -54,7 +64,10 @@ impl Bed {
     }
 
     pub(crate) fn config(home: &TempDir) -> RuntimeConfig {
-        RuntimeConfig::new(home.path().join("rt"), stand_in::command("stand_in::zygote"))
+        let zygote = stand_in::command("stand_in::zygote");
+        let mut config = RuntimeConfig::new(home.path().join("rt"), zygote);
+        config.pod_namespace = Some(namespace(home)).filter(|path| path.is_symlink());
+        config
     }
 
     /// The agent ends; zygote and sandboxes go on.
@@ -88,7 +101,11 @@ impl Bed {
             pod: PodUid::new(pod),
             domain,
             user,
-            kind: NetworkKind::Node,
+            kind: if namespace(&self.home).is_symlink() {
+                NetworkKind::Pods
+            } else {
+                NetworkKind::Node
+            },
             network: PodNetwork::default(),
         };
         timeout(LIMIT, self.runtime.run_pod_sandbox(sandbox)).await.unwrap()
@@ -180,6 +197,12 @@ impl Away {
         (Bed { home: self.home, runtime, stop, task }, adopted)
     }
 
+    /// The pods' namespace is another one from now on.
+    pub(crate) fn replace_namespace(&self, path: &str) {
+        fs::remove_file(namespace(&self.home)).unwrap();
+        symlink(path, namespace(&self.home)).unwrap();
+    }
+
     /// Kills the one sandbox there is and waits until it is gone.
     pub(crate) async fn kill_sandbox(&self) {
         kill_sandbox(self.home.path()).await;
@@ -201,6 +224,11 @@ fn sandboxes(home: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(home.join("rt")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.is_dir()).collect()
+}
+
+/// Shows the pods' namespace, if they have one.
+fn namespace(home: &TempDir) -> PathBuf {
+    home.path().join("netns")
 }
 
 pub(crate) fn id(digit: u8) -> ContainerId {

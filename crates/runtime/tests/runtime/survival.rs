@@ -1,5 +1,10 @@
 //! What outlives whom.
 
+use std::{
+    io::Read,
+    process::{Command, Stdio},
+};
+
 use krustlet_model::PodUid;
 use krustlet_protocol::RunState;
 use krustlet_runtime::{OpenError, PodEvent, RuntimeError, open};
@@ -178,6 +183,36 @@ async fn the_next_agent_takes_over_what_runs() {
     bed.stop_pod("a").await;
     assert_eq!(next(&mut adopted.events).await, None);
     bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_in_a_namespace_that_nothing_leads_to_is_ended() {
+    let bed = Bed::with_namespace().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    // As it was, it goes on.
+    let (bed, adopted) = bed.agent_leaves().await.agent_returns().await;
+    assert!(adopted[0].alive);
+
+    let away = bed.agent_leaves().await;
+    // Stays in a namespace of its own until its input ends.
+    let mut elsewhere = Command::new("unshare")
+        .args(["--net", "sh", "-c", "echo here; read end"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut here = [0; 4];
+    elsewhere.stdout.as_mut().unwrap().read_exact(&mut here).unwrap();
+    away.replace_namespace(&format!("/proc/{}/ns/net", elsewhere.id()));
+    let (bed, adopted) = away.agent_returns().await;
+    assert!(!adopted[0].alive, "who speaks to the pod would not reach it");
+    let mut events = bed.run("a").await;
+    bed.start("a", 2, &mut events).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+    drop(elsewhere.stdin.take());
+    elsewhere.wait().unwrap();
 }
 
 #[tokio::test]
