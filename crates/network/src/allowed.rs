@@ -4,9 +4,14 @@
 //! policies are others' business. A guest's own loopback is not the machine's
 //! and is not among these.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use krustlet_protocol::Destinations;
+
+use crate::netlink::whole;
 
 /// Addresses at which clouds serve credentials and that are not link-local:
 /// Alibaba, Azure, Oracle, and Amazon's over IPv6.
@@ -17,29 +22,68 @@ const METADATA: [IpAddr; 4] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 
+/// NAT64 prefixes that a network may choose from (RFC 8215). Where the IPv4
+/// address lies in them is that network's affair, so that none can be let
+/// through; of the well-known prefix, a sandbox reads the address.
+const LOCAL_NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0);
+
+/// Addresses of the node that are named one by one. Beyond it (a kube-proxy
+/// with IPVS gives the node the address of every Service) the port of the
+/// node's API is refused everywhere: a sandbox looks through the list for each
+/// connection.
+const MOST: usize = 512;
+
+/// The addresses at which the node answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeAddresses {
+    /// They cannot be found out.
+    Unknown,
+    /// These and no others.
+    Known(BTreeSet<IpAddr>),
+}
+
+impl NodeAddresses {
+    /// Those that a pod could reach the node at: without loopback, which is the
+    /// pod's own, and link-local ones, which are refused altogether.
+    pub(crate) fn known(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let is_reached = |address: &IpAddr| match address {
+            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        };
+        Self::Known(addresses.into_iter().filter(is_reached).collect())
+    }
+}
+
 /// Where a pod may not connect or send to: link-local addresses, at which
 /// clouds serve a machine its credentials, other such addresses, and the node's
-/// own API at any of `node`'s addresses.
+/// own API at any of the node's addresses. Where those are not known or too
+/// many, its port is refused everywhere.
 ///
 /// A pod with `hostNetwork` is refused nothing: it was given what the node has.
 #[must_use]
-pub fn refused(host_network: bool, node: &[IpAddr], api_port: Option<u16>) -> Vec<Destinations> {
+pub fn refused(
+    host_network: bool,
+    node: &NodeAddresses,
+    api_port: Option<u16>,
+) -> Vec<Destinations> {
     if host_network {
         return Vec::new();
     }
     let all = |address: IpAddr, prefix| Destinations { address, prefix, port: None };
-    let whole = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
     let mut refused = vec![
         all(Ipv4Addr::new(169, 254, 0, 0).into(), 16),
         all(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
+        all(LOCAL_NAT64.into(), 48),
     ];
     refused.extend(METADATA.map(|address| all(address, whole(address))));
-    if let Some(port) = api_port {
-        refused.extend(node.iter().map(|&address| Destinations {
-            address,
-            prefix: whole(address),
-            port: Some(port),
-        }));
+    let Some(port) = api_port else { return refused };
+    let at = |address: IpAddr, prefix| Destinations { address, prefix, port: Some(port) };
+    match node {
+        NodeAddresses::Known(addresses) if addresses.len() <= MOST => {
+            refused.extend(addresses.iter().map(|&address| at(address, whole(address))));
+        }
+        NodeAddresses::Known(_) | NodeAddresses::Unknown => refused
+            .extend([at(Ipv4Addr::UNSPECIFIED.into(), 0), at(Ipv6Addr::UNSPECIFIED.into(), 0)]),
     }
     refused
 }
@@ -56,9 +100,14 @@ mod tests {
         })
     }
 
+    fn at(addresses: &[&str]) -> NodeAddresses {
+        NodeAddresses::known(addresses.iter().map(|address| address.parse().unwrap()))
+    }
+
     #[test]
     fn the_machines_own_is_refused_and_nothing_else() {
-        let node = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        // With the ends of links to pods, and what other programs made.
+        let node = at(&["192.0.2.1", "2001:db8::1", "10.244.1.1", "fd00:1::1", "172.17.0.1"]);
         let list = refused(false, &node, Some(10250));
         for (address, port, expected) in [
             ("169.254.169.254", 80, true),
@@ -67,16 +116,46 @@ mod tests {
             ("fd00:ec2::254", 80, true),
             ("100.100.100.200", 80, true),
             ("168.63.129.16", 32526, true),
+            ("64:ff9b:1::a9fe:a9fe", 80, true),
             ("192.0.2.1", 10250, true),
             ("2001:db8::1", 10250, true),
+            ("10.244.1.1", 10250, true),
+            ("fd00:1::1", 10250, true),
+            ("172.17.0.1", 10250, true),
             ("192.0.2.1", 6443, false),
+            ("10.244.1.1", 53, false),
             ("192.0.2.2", 10250, false),
             ("100.100.100.201", 80, false),
             ("fd00:ec2::255", 80, false),
+            ("64:ff9b:2::a9fe:a9fe", 80, false),
             ("10.96.0.1", 443, false),
         ] {
             assert_eq!(is_refused(&list, address, port), expected, "{address} {port}");
         }
         assert!(refused(true, &node, Some(10250)).is_empty());
+    }
+
+    #[test]
+    fn links_that_come_and_go_with_link_local_addresses_change_nothing() {
+        let before = at(&["192.0.2.1"]);
+        assert_eq!(at(&["192.0.2.1", "fe80::42:1", "127.0.0.1", "::1", "169.254.9.9"]), before);
+    }
+
+    #[test]
+    fn the_api_is_refused_everywhere_if_the_node_may_be_anywhere() {
+        let many = (0..=u16::try_from(MOST).unwrap()).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            IpAddr::from([10, 96, high, low])
+        });
+        for node in [NodeAddresses::Unknown, NodeAddresses::known(many)] {
+            let list = refused(false, &node, Some(10250));
+            assert!(list.len() < 20, "{}", list.len());
+            for address in ["192.0.2.1", "2001:db8::1"] {
+                assert!(is_refused(&list, address, 10250));
+                assert!(!is_refused(&list, address, 443));
+            }
+            let list = refused(false, &node, None);
+            assert!(!is_refused(&list, "192.0.2.1", 10250));
+        }
     }
 }

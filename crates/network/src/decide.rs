@@ -15,7 +15,7 @@
 //! controller that gives ranges out takes a moment. A range that comes later is
 //! taken for the pods that come after it.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use crate::ranges::{PodRanges, RangeError};
 
@@ -56,6 +56,8 @@ pub struct Facts<'a> {
     pub unable: Option<&'a str>,
     /// What the Node says.
     pub node: &'a NodeRanges,
+    /// The node's own addresses, which can be no pod's.
+    pub addresses: &'a [IpAddr],
     /// Whether it has had its time.
     pub has_waited: bool,
     /// Ranges that the node's configuration names.
@@ -88,8 +90,9 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if let Some(why) = facts.unable {
         return without(why.to_owned());
     }
+    let usable = |ranges: PodRanges| ranges.apart_from(facts.addresses);
     match facts.node {
-        NodeRanges::Some(texts) => match PodRanges::parse(texts) {
+        NodeRanges::Some(texts) => match PodRanges::parse(texts).and_then(usable) {
             Ok(ranges) => Decision::Own(ranges),
             Err(RangeError::None) => none(facts, without),
             Err(error) => without(format!("the Node's podCIDRs cannot be used: {error}")),
@@ -107,14 +110,38 @@ fn none(facts: &Facts<'_>, without: impl Fn(String) -> Decision) -> Decision {
         // An earlier agent's ranges may be the Node's no more: no pod gets one.
         return Decision::Wait("the Node has no podCIDR yet".to_owned());
     }
-    match facts.configured {
-        Some(ranges) => Decision::Own(ranges.clone()),
+    let configured = facts.configured.cloned();
+    match configured.map(|ranges| ranges.apart_from(facts.addresses)) {
+        Some(Ok(ranges)) => Decision::Own(ranges),
+        Some(Err(error)) => {
+            without(format!("podCIDR of the configuration cannot be used: {error}"))
+        }
         None => without(
             "the Node has no podCIDR: let the controller manager give it one \
              (--allocate-node-cidrs), or set podCIDR in the KubeletConfiguration"
                 .to_owned(),
         ),
     }
+}
+
+/// Failures in a row after which a node that never led to pods lets them share
+/// its address: a quarter of a minute.
+const FAILURES: u32 = 3;
+
+/// Whether pods share the node's address after the links could not be made, or
+/// wait for the next try.
+///
+/// Who shares it does so for as long as it lives, so that a passing failure is
+/// waited for: for ever if it ever worked on this machine (`was_led`), for
+/// [`FAILURES`] tries if not. One that is `permanent` is not waited for.
+#[must_use]
+pub(crate) fn shares_after_failure(
+    mode: Mode,
+    is_permanent: bool,
+    was_led: bool,
+    failures: u32,
+) -> bool {
+    mode == Mode::Auto && (is_permanent || (!was_led && failures >= FAILURES))
 }
 
 #[cfg(test)]
@@ -130,6 +157,7 @@ mod tests {
             mode: Mode::Auto,
             unable: None,
             node,
+            addresses: &[],
             has_waited: false,
             configured: None,
             remembered: None,
@@ -170,5 +198,33 @@ mod tests {
             let seen = Facts { mode: Mode::Host, ..seen };
             assert_eq!(decide(&seen), Decision::Host(None));
         }
+    }
+
+    #[test]
+    fn a_range_that_holds_the_nodes_own_address_is_refused() {
+        let node = NodeRanges::Some(vec!["192.0.2.0/24".into()]);
+        let addresses = ["192.0.2.1".parse().unwrap()];
+        let seen = Facts { addresses: &addresses, ..facts(&node) };
+        let Decision::Host(Some(why)) = decide(&seen) else { panic!("{:?}", decide(&seen)) };
+        assert!(why.contains("contains 192.0.2.1"), "{why}");
+        let configured = ranges("192.0.2.0/24");
+        let seen = Facts {
+            node: &NodeRanges::None,
+            has_waited: true,
+            configured: Some(&configured),
+            ..seen
+        };
+        assert!(matches!(decide(&seen), Decision::Host(Some(_))));
+    }
+
+    #[test]
+    fn a_passing_failure_does_not_make_pods_share_the_nodes_address() {
+        for failures in [1, FAILURES, u32::MAX] {
+            assert!(!shares_after_failure(Mode::Auto, false, true, failures));
+            assert!(!shares_after_failure(Mode::Own, true, false, failures));
+            assert!(shares_after_failure(Mode::Auto, true, true, failures));
+        }
+        assert!(!shares_after_failure(Mode::Auto, false, false, FAILURES - 1));
+        assert!(shares_after_failure(Mode::Auto, false, false, FAILURES));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io::{self, ErrorKind},
     net::IpAddr,
     os::fd::{AsFd, AsRawFd},
 };
@@ -12,8 +12,9 @@ use ipnet::IpNet;
 
 use crate::{
     namespace::{Namespace, NamespaceError, on_a_thread},
-    netlink::{Link, Netlink},
+    netlink::{Link, Netlink, PeerRoute},
     plan::{End, INSIDE, Plan, mac},
+    routes::Unled,
     sysctl,
 };
 
@@ -32,6 +33,26 @@ pub enum EnsureError {
 
     #[error("cannot lead to the pods of other nodes")]
     Peers(#[source] io::Error),
+}
+
+impl EnsureError {
+    /// Whether the same will fail again as long as this process and this kernel
+    /// are what they are: a right or a part of the kernel is missing.
+    pub(crate) fn is_permanent(&self) -> bool {
+        let source = match self {
+            Self::Namespace(
+                NamespaceError::File { source, .. }
+                | NamespaceError::Make(source)
+                | NamespaceError::Keep { source, .. },
+            )
+            | Self::Inside(source)
+            | Self::Link(source)
+            | Self::Peers(source) => source,
+        };
+        let kinds =
+            [ErrorKind::PermissionDenied, ErrorKind::Unsupported, ErrorKind::ReadOnlyFilesystem];
+        kinds.contains(&source.kind()) || source.raw_os_error() == Some(libc::EAFNOSUPPORT)
+    }
 }
 
 /// What had to be done.
@@ -175,31 +196,50 @@ pub(crate) fn withdraw(namespace: &Namespace, old: &Plan) -> Result<(), EnsureEr
     inside.map_err(EnsureError::Inside)
 }
 
-/// Leads to other nodes' pods, and to no others than these any more. Returns
-/// the nodes that no network of this one leads to. Blocks.
+/// Every address of the node's own. Blocks.
 ///
 /// # Errors
 ///
-/// [`EnsureError::Peers`].
+/// What the system says.
+pub(crate) fn node_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    on_a_thread(|| Netlink::open()?.addresses())
+}
+
+/// Leads to other nodes' pods, and to no others than these any more. Returns
+/// those that cannot be led to. What fails keeps no other from being led to.
+/// Blocks.
+///
+/// # Errors
+///
+/// [`EnsureError::Peers`] with the first of the steps that failed.
 pub(crate) fn lead_to_peers(
     routes: &BTreeMap<IpNet, IpAddr>,
-) -> Result<BTreeSet<IpAddr>, EnsureError> {
+) -> Result<BTreeSet<Unled>, EnsureError> {
     let lead = || {
         let mut net = Netlink::open()?;
         let mut found = net.peer_routes(true)?;
         found.extend(net.peer_routes(false)?);
+        let mut failed = None;
         for &(range, hop) in &found {
-            if routes.get(&range) != Some(&hop) {
-                net.remove_peer_route(range, hop)?;
+            if routes.get(&range) != Some(&hop)
+                && let Err(error) = net.remove_peer_route(range, hop)
+            {
+                failed.get_or_insert(error);
             }
         }
-        let mut apart = BTreeSet::new();
+        let mut unled = BTreeSet::new();
         for (&range, &hop) in routes {
-            if !found.contains(&(range, hop)) && !net.add_peer_route(range, hop)? {
-                apart.insert(hop);
+            if found.contains(&(range, hop)) {
+                continue;
+            }
+            match net.add_peer_route(range, hop) {
+                Ok(PeerRoute::Added) => {}
+                Ok(PeerRoute::Apart) => drop(unled.insert(Unled::Apart { hop })),
+                Ok(PeerRoute::Taken) => drop(unled.insert(Unled::Taken { range })),
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
-        Ok(apart)
+        failed.map_or(Ok(unled), Err)
     };
     on_a_thread(lead).map_err(EnsureError::Peers)
 }

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use krustlet_model::PodUid;
@@ -12,7 +15,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     addresses::{AddressError, Addresses},
-    allowed,
+    allowed::{self, NodeAddresses},
     freed::{Freed, since_boot},
     namespace::Namespace,
     ranges::PodRanges,
@@ -47,6 +50,10 @@ pub(crate) struct Shared {
     pub(crate) namespace: Option<Namespace>,
     is_stand_in: bool,
     pub(crate) state: watch::Sender<NetworkState>,
+    /// Where the node answers, as far as pods could reach it.
+    pub(crate) reached_at: watch::Sender<NodeAddresses>,
+    /// Whether all pods that go on were given what they had.
+    is_restored: AtomicBool,
     /// Locked for a look into maps and, when a pod ends, for one line to a file.
     book: Mutex<Book>,
     /// Changes when a pod's addresses were let go.
@@ -69,10 +76,10 @@ impl Network {
 
     /// Addresses without a kernel behind them, for tests of those who use them:
     /// they are given and let go, and nothing leads there. What it shows is
-    /// changed by [`Network::show`].
+    /// changed by [`Network::show`] and [`Network::show_node`].
     #[must_use]
-    pub fn stand_in(node: Vec<IpAddr>, state: NetworkState) -> Self {
-        let mut shared = Shared::new(node, None, None, NetworkState::Host { why: None });
+    pub fn stand_in(node: Vec<IpAddr>, api_port: Option<u16>, state: NetworkState) -> Self {
+        let mut shared = Shared::new(node, api_port, None, NetworkState::Host { why: None });
         shared.is_stand_in = true;
         let network = Self { shared: Arc::new(shared) };
         network.show(state);
@@ -90,6 +97,16 @@ impl Network {
             self.shared.set_ranges(ranges);
         }
         self.shared.state.send_replace(state);
+    }
+
+    /// Has a [`Network::stand_in`] find the node at these addresses.
+    ///
+    /// # Panics
+    ///
+    /// As [`Network::show`].
+    pub fn show_node(&self, addresses: &[IpAddr]) {
+        assert!(self.shared.is_stand_in, "only a stand-in shows what it is told");
+        self.shared.show_node(NodeAddresses::known(addresses.iter().copied()));
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
@@ -133,6 +150,14 @@ impl Network {
         self.shared.book().addresses.restore(pod, addresses)
     }
 
+    /// Every pod that goes on has been given what it had. Before this, a range
+    /// that nobody has an address of may still be in use, and is led to.
+    pub fn restored(&self) {
+        self.shared.is_restored.store(true, Ordering::Release);
+        // As if the rest had been let go just now.
+        self.shared.released.send_replace(());
+    }
+
     /// Lets a pod's addresses go, once nothing of it runs any more. No other
     /// pod gets them for [`REST`](crate::REST). One that has none is no error.
     pub fn release(&self, pod: &PodUid) {
@@ -170,10 +195,16 @@ impl Network {
         listening.await.map_err(io::Error::other)?
     }
 
-    /// Where a pod's sockets may not go.
+    /// Where a pod's sockets may not go, now; see [`Network::node_reached_at`].
     #[must_use]
     pub fn refused(&self, host_network: bool) -> Vec<Destinations> {
-        allowed::refused(host_network, &self.shared.node, self.shared.api_port)
+        allowed::refused(host_network, &self.shared.reached_at.borrow(), self.shared.api_port)
+    }
+
+    /// Where the node answers. When it changes, so does [`Network::refused`].
+    #[must_use]
+    pub fn node_reached_at(&self) -> watch::Receiver<NodeAddresses> {
+        self.shared.reached_at.subscribe()
     }
 
     /// Removes the namespace, for an agent that leaves nothing behind. Blocks.
@@ -193,12 +224,15 @@ impl Shared {
         namespace: Option<Namespace>,
         state: NetworkState,
     ) -> Self {
+        let reached_at = NodeAddresses::known(node.iter().copied());
         Self {
             node,
             api_port,
             namespace,
             is_stand_in: false,
             state: watch::Sender::new(state),
+            reached_at: watch::Sender::new(reached_at),
+            is_restored: AtomicBool::new(false),
             book: Mutex::default(),
             released: watch::Sender::new(()),
         }
@@ -218,9 +252,21 @@ impl Shared {
         self.book().addresses.set_ranges(ranges);
     }
 
-    /// Whether a pod has an address of this range.
+    /// Wakes nobody if nothing changed.
+    pub(crate) fn show_node(&self, next: NodeAddresses) {
+        self.reached_at.send_if_modified(|shown| {
+            let is_other = *shown != next;
+            if is_other {
+                *shown = next;
+            }
+            is_other
+        });
+    }
+
+    /// Whether a pod has an address of this range, or may turn out to have one.
     pub(crate) fn is_used(&self, range: ipnet::IpNet) -> bool {
-        self.book().addresses.held().any(|address| range.contains(&address))
+        !self.is_restored.load(Ordering::Acquire)
+            || self.book().addresses.held().any(|address| range.contains(&address))
     }
 
     /// Addresses that pods have and that none of these ranges covers.

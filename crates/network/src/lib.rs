@@ -33,7 +33,7 @@ mod sysctl;
 mod task;
 
 pub use addresses::{AddressError, Addresses, REST};
-pub use allowed::refused;
+pub use allowed::{NodeAddresses, refused};
 pub use decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide};
 pub use ensure::EnsureError;
 pub use handle::{Network, NetworkState};

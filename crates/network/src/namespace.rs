@@ -58,16 +58,30 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// The namespace that is kept at `path`, or a new one. A file that is there
-    /// without being one (the machine was started anew) is put to use. Blocks.
+    /// The namespace that is kept at `path`; if there is none, that in which
+    /// pods of an earlier agent live (`living`, asked only then); or a new one. A
+    /// file that is there without being one (the machine was started anew) is put
+    /// to use. Blocks.
     ///
     /// # Errors
     ///
-    /// [`NamespaceError`] names the step; both need `CAP_SYS_ADMIN`.
-    pub fn open(path: PathBuf) -> Result<Self, NamespaceError> {
+    /// [`NamespaceError`] names the step; all need `CAP_SYS_ADMIN`.
+    pub fn open(
+        path: PathBuf,
+        living: impl FnOnce() -> Option<File>,
+    ) -> Result<Self, NamespaceError> {
         if let Some(file) = found(&path) {
             tracing::debug!(path = %path.display(), "the pods' network namespace is there");
             return Ok(Self { path, file: Arc::new(file) });
+        }
+        if let Some(file) = living().filter(is_others) {
+            let kept = Self { path, file: Arc::new(file) };
+            kept.bind()?;
+            tracing::warn!(
+                path = %kept.path.display(),
+                "the pods' network namespace was not kept any more; found it again where pods live"
+            );
+            return Ok(kept);
         }
         let file = on_a_thread(|| {
             // SAFETY: this thread ends with the closure, and a network
@@ -95,12 +109,8 @@ impl Namespace {
     ///
     /// [`NamespaceError`] if it cannot be put back.
     pub fn keep(&self) -> Result<bool, NamespaceError> {
-        let is_same = |file: &File| {
-            let (found, ours) = (file.metadata().ok(), self.file.metadata().ok());
-            let identity = |of: Option<fs::Metadata>| of.map(|of| (of.dev(), of.ino()));
-            identity(found) == identity(ours)
-        };
-        if found(&self.path).as_ref().is_some_and(is_same) {
+        let is_same = |file: File| identity(&file) == identity(&self.file);
+        if found(&self.path).is_some_and(is_same) {
             return Ok(false);
         }
         self.bind()?;
@@ -163,11 +173,25 @@ impl AsFd for Namespace {
 
 /// The network namespace at a path, if that is one.
 fn found(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
+    File::open(path).ok().filter(is_namespace)
+}
+
+fn is_namespace(file: &File) -> bool {
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
     // A plain file knows no such request.
-    (kind == libc::CLONE_NEWNET).then_some(file)
+    kind == libc::CLONE_NEWNET
+}
+
+/// Whether it is a network namespace and not this thread's own: what is made
+/// for pods must never be made of the node's.
+fn is_others(file: &File) -> bool {
+    let own = File::open(OWN).ok();
+    is_namespace(file) && own.is_some_and(|own| identity(&own) != identity(file))
+}
+
+fn identity(file: &File) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Runs work on a new thread and waits for its end.

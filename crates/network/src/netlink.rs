@@ -8,6 +8,7 @@
 mod socket;
 
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     net::IpAddr,
     os::fd::RawFd,
@@ -62,6 +63,16 @@ pub(crate) enum Route {
         /// before a [`Route::Local`] around it.
         first: bool,
     },
+}
+
+/// What came of a route to another node's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerRoute {
+    Added,
+    /// That node is not on a network of this one, or is this machine.
+    Apart,
+    /// Somebody else leads to that range already.
+    Taken,
 }
 
 /// One namespace's part of the kernel's network.
@@ -135,6 +146,14 @@ impl Netlink {
         Ok(true)
     }
 
+    /// Every address of this namespace's own, of all links and both families.
+    pub(crate) fn addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        // No family given asks for all of them.
+        let asked = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let all = self.socket.list(asked)?;
+        Ok(all.iter().filter_map(own_address).collect())
+    }
+
     /// Gives a link an address that nobody else has.
     pub(crate) fn add_address(&mut self, link: u32, address: IpAddr) -> io::Result<bool> {
         let message = RouteNetlinkMessage::NewAddress(single_address(link, address));
@@ -204,21 +223,16 @@ impl Netlink {
         Ok(all.into_iter().filter_map(read).collect())
     }
 
-    /// Adds a route to another node's pods. False if that node is not on a
-    /// network of this one, or is this machine.
-    pub(crate) fn add_peer_route(&mut self, range: IpNet, hop: IpAddr) -> io::Result<bool> {
+    /// Adds a route to another node's pods, if there can be one.
+    pub(crate) fn add_peer_route(&mut self, range: IpNet, hop: IpAddr) -> io::Result<PeerRoute> {
         let message = RouteNetlinkMessage::NewRoute(peer_message(range, hop));
-        match self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL) {
-            Ok(()) => Ok(true),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL)
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        let Err(error) = self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL) else {
+            return Ok(PeerRoute::Added);
+        };
+        match error.raw_os_error() {
+            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL) => Ok(PeerRoute::Apart),
+            Some(libc::EEXIST) => Ok(PeerRoute::Taken),
+            _ => Err(error),
         }
     }
 
@@ -261,6 +275,22 @@ fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// The address of a message about one. With IPv4 and a point-to-point link,
+/// `IFA_ADDRESS` is the other end's and `IFA_LOCAL` this one's; with IPv6 there
+/// is often but the former.
+fn own_address(message: &RouteNetlinkMessage) -> Option<IpAddr> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => return Some(*address),
+            AddressAttribute::Address(address) => own = Some(*address),
+            _ => {}
+        }
+    }
+    own
 }
 
 fn single_address(link: u32, address: IpAddr) -> AddressMessage {

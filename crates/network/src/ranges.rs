@@ -8,6 +8,11 @@ use ipnet::IpNet;
 /// the network's own, the node's and, with IPv4, the broadcast address.
 const LONGEST: (u8, u8) = (30, 126);
 
+/// The shortest prefixes that are believed: a whole private network of IPv4
+/// (10.0.0.0/8), and what the largest sites have of IPv6. Anything wider is a
+/// slip that would lead the node's own connections to pods.
+const SHORTEST: (u8, u8) = (8, 16);
+
 /// A node's podCIDRs: one range of one family, or one of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRanges {
@@ -27,6 +32,15 @@ pub enum RangeError {
 
     #[error("podCIDR {range} leaves no address for a pod; it may have at most {longest} bits")]
     TooSmall { range: IpNet, longest: u8 },
+
+    #[error(
+        "podCIDR {range} has more addresses than a node can be meant to have; it must have at \
+         least {shortest} bits"
+    )]
+    TooLarge { range: IpNet, shortest: u8 },
+
+    #[error("podCIDR {range} contains {address}, which is the address of a node")]
+    OfANode { range: IpNet, address: IpAddr },
 
     #[error("podCIDRs {one} and {other}: there may be one range of each family")]
     OneFamily { one: IpNet, other: IpNet },
@@ -72,6 +86,21 @@ impl PodRanges {
         std::iter::once(self.first).chain(self.second)
     }
 
+    /// The same ranges, if none of `nodes` lies in them: what leads to pods would
+    /// lead away from that node.
+    ///
+    /// # Errors
+    ///
+    /// [`RangeError::OfANode`] names the first that does.
+    pub fn apart_from(self, nodes: &[IpAddr]) -> Result<Self, RangeError> {
+        let within = |range: IpNet| nodes.iter().find(move |node| range.contains(*node));
+        let found = self.iter().find_map(|range| within(range).map(|address| (range, *address)));
+        match found {
+            Some((range, address)) => Err(RangeError::OfANode { range, address }),
+            None => Ok(self),
+        }
+    }
+
     /// Whether an address is of one of the ranges.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -90,9 +119,13 @@ impl std::fmt::Display for PodRanges {
 fn one(text: &str) -> Result<IpNet, RangeError> {
     let malformed = || RangeError::Malformed { given: text.to_owned() };
     let range = text.trim().parse::<IpNet>().map_err(|_| malformed())?.trunc();
-    let longest = if range.addr().is_ipv4() { LONGEST.0 } else { LONGEST.1 };
+    let (shortest, longest) =
+        if range.addr().is_ipv4() { (SHORTEST.0, LONGEST.0) } else { (SHORTEST.1, LONGEST.1) };
     if range.prefix_len() > longest {
         return Err(RangeError::TooSmall { range, longest });
+    }
+    if range.prefix_len() < shortest {
+        return Err(RangeError::TooLarge { range, shortest });
     }
     Ok(range)
 }
@@ -129,11 +162,27 @@ mod tests {
             (&["10.244.0.0"], "10.244.0.0"),
             (&["10.244.0.0/31"], "at most 30 bits"),
             (&["fd00::/127"], "at most 126 bits"),
+            (&["0.0.0.0/0"], "at least 8 bits"),
+            (&["8.0.0.0/7"], "at least 8 bits"),
+            (&["2000::/3"], "at least 16 bits"),
             (&["10.0.0.0/24", "10.1.0.0/24"], "one range of each family"),
             (&["10.0.0.0/24", "fd00::/64", "fd01::/64"], "3 podCIDRs"),
         ] {
             let error = PodRanges::parse(texts).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_not_a_pod_of_a_range() {
+        let ranges = PodRanges::parse(&["10.0.0.0/8", "fd00:1::/64"]).unwrap();
+        let nodes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let apart: Vec<IpAddr> = nodes(&["192.0.2.1", "fd00:2::1"]);
+        assert_eq!(ranges.clone().apart_from(&apart), Ok(ranges.clone()));
+        for within in ["10.3.0.1", "fd00:1::7"] {
+            let all: Vec<IpAddr> = nodes(&["192.0.2.1", within]);
+            let error = ranges.clone().apart_from(&all).unwrap_err().to_string();
+            assert!(error.contains(&format!("contains {within}")), "{error}");
         }
     }
 }

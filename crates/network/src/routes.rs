@@ -1,11 +1,15 @@
 //! Routes to the pods of other nodes on the same network, as host-gateway CNIs
 //! make them. Pure; [`ensure`](crate::ensure) makes them.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
-use crate::ranges::PodRanges;
+use crate::ranges::{PodRanges, RangeError};
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,18 +22,65 @@ pub struct Peer {
     pub ranges: Vec<String>,
 }
 
-/// By which address each range of other nodes is reached. A range without an
-/// address of its family, or one that overlaps this node's own or another's
-/// before it, is left out, for whatever routes it otherwise.
+/// Why pods of another node are not led to. Each is told once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unled {
+    /// Its podCIDRs cannot be used, for this reason.
+    Unusable { node: String, why: String },
+    /// No network of this node's leads there.
+    Apart { hop: IpAddr },
+    /// A route that is not ours leads to its range.
+    Taken { range: IpNet },
+}
+
+impl fmt::Display for Unled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable { node, why } => {
+                write!(f, "the pods of node {node} are not led to: {why}")
+            }
+            Self::Apart { hop } => write!(
+                f,
+                "the pods of the node at {hop} are not led to: it is on no network of this node"
+            ),
+            Self::Taken { range } => write!(
+                f,
+                "the pods of {range} are not led to: another program's route leads there; remove \
+                 it, or leave --node-routes out"
+            ),
+        }
+    }
+}
+
+/// By which address each range of other nodes is reached, and why some are not.
+///
+/// A range without an address of its family, or one that overlaps this node's
+/// own or another's before it, is left out, for whatever routes it otherwise.
+/// So are the ranges of a node of which one holds the address of any node
+/// (`own_addresses` are this one's): the route would lead away from that node.
 #[must_use]
 pub(crate) fn routes(
-    own: &str,
+    own: (&str, &[IpAddr]),
     ranges: Option<&PodRanges>,
     peers: &[Peer],
-) -> BTreeMap<IpNet, IpAddr> {
+) -> (BTreeMap<IpNet, IpAddr>, BTreeSet<Unled>) {
+    let (own, own_addresses) = own;
     let mut routes: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
+    let mut unled = BTreeSet::new();
+    let all = peers.iter().flat_map(|peer| &peer.addresses).chain(own_addresses);
+    let nodes: Vec<IpAddr> = all.copied().collect();
     for peer in peers.iter().filter(|peer| peer.name != own) {
-        let Ok(theirs) = PodRanges::parse(&peer.ranges) else { continue };
+        let read = PodRanges::parse(&peer.ranges).and_then(|ranges| ranges.apart_from(&nodes));
+        let theirs = match read {
+            Ok(theirs) => theirs,
+            // It has yet to get some.
+            Err(RangeError::None) => continue,
+            Err(error) => {
+                let (node, why) = (peer.name.clone(), error.to_string());
+                unled.insert(Unled::Unusable { node, why });
+                continue;
+            }
+        };
         for range in theirs.iter() {
             let is_ours = ranges.is_some_and(|ours| ours.iter().any(|our| overlap(our, range)));
             let is_taken = routes.keys().any(|other| overlap(*other, range));
@@ -39,7 +90,7 @@ pub(crate) fn routes(
             }
         }
     }
-    routes
+    (routes, unled)
 }
 
 fn overlap(one: IpNet, other: IpNet) -> bool {
@@ -70,10 +121,9 @@ mod tests {
             peer("ours", &["192.0.2.6"], &["10.244.0.0/16"]),
             peer("theirs", &["192.0.2.7"], &["10.244.2.128/25"]),
         ];
-        let made: Vec<_> = routes("self", Some(&own), &peers)
-            .into_iter()
-            .map(|(range, hop)| format!("{range} via {hop}"))
-            .collect();
+        let (made, unled) = routes(("self", &[]), Some(&own), &peers);
+        let made: Vec<_> =
+            made.into_iter().map(|(range, hop)| format!("{range} via {hop}")).collect();
         assert_eq!(
             made,
             [
@@ -82,5 +132,27 @@ mod tests {
                 "fd00:2::/64 via 2001:db8::2",
             ],
         );
+        let unled: Vec<_> = unled.iter().map(ToString::to_string).collect();
+        let [wrong] = &unled[..] else { panic!("{unled:?}") };
+        assert!(wrong.contains("node wrong are not led to: podCIDR \"nonsense\""), "{wrong}");
+    }
+
+    #[test]
+    fn no_route_leads_away_from_a_node() {
+        let here: IpAddr = "198.51.100.1".parse().unwrap();
+        for (theirs, word) in [
+            ("0.0.0.0/0", "at least 8 bits"),
+            // The network of the nodes, and that of an address that but this one has.
+            ("192.0.2.0/24", "contains 192.0.2.2"),
+            ("198.51.100.0/25", "contains 198.51.100.1"),
+        ] {
+            let peers = [
+                peer("greedy", &["192.0.2.2"], &[theirs]),
+                peer("other", &["192.0.2.3"], &["10.244.3.0/24"]),
+            ];
+            let (made, unled) = routes(("self", &[here]), None, &peers);
+            assert_eq!(made.len(), 1, "{made:?}");
+            assert!(unled.iter().any(|why| why.to_string().contains(word)), "{unled:?}");
+        }
     }
 }

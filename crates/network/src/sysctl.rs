@@ -1,7 +1,10 @@
 //! Kernel settings of a network namespace: files below `/proc/sys/net` show
 //! those of the thread that opens them.
 
-use std::{fs, io};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+};
 
 /// Ports below 1024 are nothing special among pods.
 pub(crate) const LOW_PORTS: &str = "net/ipv4/ip_unprivileged_port_start";
@@ -18,9 +21,20 @@ pub(crate) fn forwarding(is_ipv4: bool) -> &'static str {
 }
 
 /// Sets a value if it is another one; whether it was.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] if this kernel has no such setting; otherwise
+/// what the system says.
 pub(crate) fn set(name: &str, value: &str) -> io::Result<bool> {
     let path = format!("/proc/sys/{name}");
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
+    let named = |error: io::Error| {
+        let kind = match error.kind() {
+            ErrorKind::NotFound => ErrorKind::Unsupported,
+            other => other,
+        };
+        io::Error::new(kind, format!("{path}: {error}"))
+    };
     if fs::read_to_string(&path).map_err(named)?.trim() == value {
         return Ok(false);
     }

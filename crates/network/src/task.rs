@@ -8,10 +8,14 @@
 //! ```
 //!
 //! A range that is the Node's no more is led to as long as a pod has an address
-//! of it.
+//! of it, and until it is known which pods go on.
+//!
+//! Each turn also looks at which addresses the node answers, for pods may not
+//! reach its API at any of them.
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -30,8 +34,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide},
-    ensure::{Changes, EnsureError, ensure, lead_to_peers, withdraw},
+    allowed::NodeAddresses,
+    decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide, shares_after_failure},
+    ensure::{Changes, EnsureError, ensure, lead_to_peers, node_addresses, withdraw},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
     namespace::{Namespace, NamespaceError},
@@ -40,7 +45,7 @@ use crate::{
     plan::{Plan, link_name},
     ranges::PodRanges,
     remembered::Remembered,
-    routes::{Peer, routes},
+    routes::{Peer, Unled, routes},
 };
 
 /// How often everything is looked at although no notice came: neighbour
@@ -121,19 +126,24 @@ pub enum OpenError {
 }
 
 /// Makes the namespace, or finds it again, if pods may come to need it. `path`
-/// is where it is kept. Blocks.
+/// is where it is kept; where it is not, `living` is asked for the one in which
+/// processes of an earlier agent's pods live, if there are any. Blocks.
 ///
 /// # Errors
 ///
 /// [`OpenError`] if addresses of their own were asked for and cannot be had.
-pub fn prepare(mode: Mode, path: PathBuf) -> Result<Prepared, OpenError> {
+pub fn prepare(
+    mode: Mode,
+    path: PathBuf,
+    living: impl FnOnce() -> Option<File>,
+) -> Result<Prepared, OpenError> {
     if mode == Mode::Host {
         return Ok(Prepared { mode, namespace: None, unable: None });
     }
     let unable = match missing_rights() {
         Some(why) if mode == Mode::Own => return Err(OpenError::Unable { why }),
         Some(why) => why,
-        None => match Namespace::open(path) {
+        None => match Namespace::open(path, living) {
             Ok(namespace) => {
                 return Ok(Prepared { mode, namespace: Some(namespace), unable: None });
             }
@@ -188,6 +198,7 @@ pub fn open(
         let (freed, resting) = Freed::open(path.clone()).map_err(failed(&path))?;
         shared.resume(freed, resting);
     }
+    let was_led = remembered.current.is_some();
     let mut task = NetworkTask {
         shared: Arc::clone(&shared),
         mode,
@@ -198,12 +209,15 @@ pub fn open(
         remembered,
         ranges,
         peers,
-        apart: BTreeSet::new(),
+        unled: BTreeSet::new(),
         seen_without: None,
+        was_led,
         is_led: false,
-        was_told: false,
+        failures: 0,
     };
     task.decide_without_kernel();
+    // Before any pod's rules are made of it.
+    task.take_node_addresses(node_addresses(), &[]);
     Ok((Network::new(shared), task))
 }
 
@@ -219,14 +233,16 @@ pub struct NetworkTask {
     remembered: Remembered,
     ranges: watch::Receiver<NodeRanges>,
     peers: Option<Peers>,
-    /// Nodes of which it was said that no network leads there.
-    apart: BTreeSet<IpAddr>,
+    /// Of what it was said that it is not led to.
+    unled: BTreeSet<Unled>,
     /// When the Node was first seen without ranges.
     seen_without: Option<Instant>,
+    /// Whether it was in order once when the agent started.
+    was_led: bool,
     /// Whether all was in order once.
     is_led: bool,
-    /// Whether it was said that packets are passed on now.
-    was_told: bool,
+    /// Turns that failed, in a row.
+    failures: u32,
 }
 
 impl NetworkTask {
@@ -241,7 +257,7 @@ impl NetworkTask {
     }
 
     async fn keep(&mut self) {
-        let notices = self.notices();
+        let notices = self.notices().await;
         let mut released = self.shared.released.subscribe();
         let mut node_knows = true;
         loop {
@@ -264,7 +280,7 @@ impl NetworkTask {
                     true = peers_changed(self.peers.as_mut()) => break,
                     () = sleep_until(up.unwrap_or(look)), if up.is_some() => break,
                     () = sleep_until(look) => break,
-                    () = heard(notices.as_ref()) => {
+                    () = heard(&notices) => {
                         sleep(SETTLE).await;
                         sleep_until(settle.min(look)).await;
                         break;
@@ -279,21 +295,21 @@ impl NetworkTask {
         }
     }
 
-    /// Word of changes in both namespaces; without it, they are looked for.
-    fn notices(&self) -> Option<[Notices; 2]> {
-        let namespace = self.shared.namespace.as_ref()?;
-        let open = || {
-            let outside = Notices::new(netlink::notices()?)?;
-            let inside = Notices::new(namespace.within(netlink::notices)?)?;
-            Ok::<_, io::Error>([outside, inside])
-        };
-        match open() {
-            Ok(notices) => Some(notices),
-            Err(error) => {
-                tracing::warn!(%error, "hears of no changes of links; looks each half minute");
-                None
+    /// Word of changes in the node's namespace and, if there is one, the pods';
+    /// without it, they are looked for.
+    async fn notices(&self) -> Vec<Notices> {
+        let open = async {
+            let mut all = vec![Notices::new(netlink::notices()?)?];
+            if let Some(namespace) = self.shared.namespace.clone() {
+                let inside = spawn_blocking(move || namespace.within(netlink::notices)).await;
+                all.push(Notices::new(inside.map_err(io::Error::other)??)?);
             }
-        }
+            Ok::<_, io::Error>(all)
+        };
+        open.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "hears of no changes of links; looks each half minute");
+            Vec::new()
+        })
     }
 
     /// When the Node has had its time to get ranges, if that lies ahead.
@@ -314,6 +330,7 @@ impl NetworkTask {
             mode: self.mode,
             unable: self.unable.as_deref(),
             node: &node,
+            addresses: &self.shared.node,
             has_waited,
             configured: self.configured.as_ref(),
             remembered: self.remembered.current.as_ref(),
@@ -335,24 +352,26 @@ impl NetworkTask {
 
     /// Decides, and brings everything in order; returns when to look again.
     async fn turn(&mut self) -> Duration {
-        let current = match self.decision() {
-            Decision::Host(why) => {
-                self.show(NetworkState::Host { why });
-                None
-            }
-            Decision::Wait(why) => {
-                self.show(NetworkState::Waiting(why));
-                None
-            }
-            Decision::Own(ranges) => Some(ranges),
+        let decision = self.decision();
+        let current = match &decision {
+            Decision::Host(_) | Decision::Wait(_) => None,
+            Decision::Own(ranges) => Some(ranges.clone()),
         };
-        let Some(namespace) = self.shared.namespace.clone() else { return LOOK };
         let (wanted, old) = self.wanted(current.as_ref());
-        if wanted.is_empty() && old.is_empty() {
+        let plan = Plan { name: self.name.clone(), ranges: wanted };
+        // Before a pod gets its place: its rules are made of both.
+        self.look_at_node_addresses(&plan).await;
+        match decision {
+            Decision::Host(why) => self.show(NetworkState::Host { why }),
+            Decision::Wait(why) => self.show(NetworkState::Waiting(why)),
+            Decision::Own(_) => {}
+        }
+        let Some(namespace) = self.shared.namespace.clone() else { return LOOK };
+        if plan.ranges.is_empty() && old.is_empty() {
             return LOOK;
         }
-        let plan = Plan { name: self.name.clone(), ranges: wanted };
-        self.remember(current.as_ref(), &plan, &old);
+        // What new pods get is remembered once it was in order.
+        self.remember(None, &plan, &old);
         let worked = lead(namespace, plan.clone(), old.clone()).await;
         match worked {
             Ok(changes) => {
@@ -371,6 +390,38 @@ impl NetworkTask {
         }
     }
 
+    /// Finds out where the node answers, the ends of links to pods included.
+    async fn look_at_node_addresses(&self, plan: &Plan) {
+        if self.shared.api_port.is_none() {
+            return;
+        }
+        // One that is gone for the moment is put back in this turn.
+        let gateways: Vec<IpAddr> = plan.gateways().collect();
+        let found = spawn_blocking(node_addresses).await;
+        let found = found.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.take_node_addresses(found, &gateways);
+    }
+
+    fn take_node_addresses(&self, found: io::Result<BTreeSet<IpAddr>>, gateways: &[IpAddr]) {
+        let next = match found {
+            Ok(found) => {
+                let own = self.shared.node.iter().chain(gateways).copied();
+                NodeAddresses::known(own.chain(found))
+            }
+            Err(error) => {
+                if *self.shared.reached_at.borrow() != NodeAddresses::Unknown {
+                    tracing::error!(
+                        %error,
+                        "cannot find out the node's addresses: pods reach the port of its API \
+                         nowhere"
+                    );
+                }
+                NodeAddresses::Unknown
+            }
+        };
+        self.shared.show_node(next);
+    }
+
     /// Leads to other nodes' pods, if that is asked for; whether it was done.
     async fn lead_to_peers(&mut self) -> bool {
         let Some(peers) = &mut self.peers else { return true };
@@ -380,17 +431,15 @@ impl NetworkTask {
             NetworkState::Own(ranges) => Some(ranges.clone()),
             NetworkState::Waiting(_) | NetworkState::Host { .. } => None,
         };
-        let wanted = routes(&peers.own, own.as_ref(), &known);
+        let (wanted, mut unled) = routes((&peers.own, &self.shared.node), own.as_ref(), &known);
         let led = spawn_blocking(move || lead_to_peers(&wanted)).await;
         match led.unwrap_or_else(|error| Err(EnsureError::Peers(io::Error::other(error)))) {
-            Ok(apart) => {
-                for address in apart.difference(&self.apart) {
-                    tracing::warn!(
-                        %address,
-                        "this node is not on a network of ours: its pods are not led to"
-                    );
+            Ok(more) => {
+                unled.extend(more);
+                for why in unled.difference(&self.unled) {
+                    tracing::warn!("{why}");
                 }
-                self.apart = apart;
+                self.unled = unled;
                 true
             }
             Err(error) => {
@@ -456,22 +505,25 @@ impl NetworkTask {
             tracing::info!(link = plan.name, ranges = ranges.join(", "), "pods have addresses");
         }
         self.is_led = true;
-        self.was_told = false;
+        self.failures = 0;
     }
 
     fn failed(&mut self, error: &EnsureError, is_wanted: bool) {
         let chain = Chain(error).to_string();
-        if !self.was_told {
+        if self.failures == 0 {
             tracing::error!(error = chain, "the pods' network is not in order");
-            self.was_told = true;
         }
+        self.failures = self.failures.saturating_add(1);
         // Pods that have addresses keep them; what is broken is tried again.
         if self.is_led || !is_wanted {
             return;
         }
-        self.show(match self.mode {
-            Mode::Auto => NetworkState::Host { why: Some(chain) },
-            Mode::Own | Mode::Host => NetworkState::Waiting(chain),
+        let shares =
+            shares_after_failure(self.mode, error.is_permanent(), self.was_led, self.failures);
+        self.show(if shares {
+            NetworkState::Host { why: Some(chain) }
+        } else {
+            NetworkState::Waiting(chain)
         });
     }
 
@@ -507,13 +559,16 @@ async fn peers_changed(peers: Option<&mut Peers>) -> bool {
     }
 }
 
-/// Resolves when something changed in one of the namespaces.
-async fn heard(notices: Option<&[Notices; 2]>) {
-    let Some([outside, inside]) = notices else { return std::future::pending().await };
-    let heard = tokio::select! {
-        // Both are cancel-safe.
-        heard = outside.changed() => heard,
-        heard = inside.changed() => heard,
+/// Resolves when something changed in one of the namespaces. Cancel-safe.
+async fn heard(notices: &[Notices]) {
+    let heard = match notices {
+        [] => return std::future::pending().await,
+        [only] => only.changed().await,
+        [outside, inside, ..] => tokio::select! {
+            // Both are cancel-safe.
+            heard = outside.changed() => heard,
+            heard = inside.changed() => heard,
+        },
     };
     if let Err(error) = heard {
         tracing::debug!(%error, "cannot hear of changes");

@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -97,15 +97,27 @@ impl Node {
     }
 
     async fn among(home: Home, ranges: &[&str], peers: Option<Peers>) -> Self {
+        let node = Self::unsettled(Mode::Own, home, ranges, peers, None);
+        node.network.restored();
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        node
+    }
+
+    /// One that has yet to be in order, and to hear which pods go on.
+    fn unsettled(
+        mode: Mode,
+        home: Home,
+        ranges: &[&str],
+        peers: Option<Peers>,
+        living: Option<File>,
+    ) -> Self {
         let texts = ranges.iter().map(ToString::to_string).collect();
         let (ranges, told) = watch::channel(NodeRanges::Some(texts));
-        let (network, task) = opened(home.path(), told, peers);
+        let (network, task) = opened((mode, home.path()), told, peers, living);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(stop.clone()));
-        let node = Self { home, network, ranges, stop, tasks };
-        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
-        node
+        Self { home, network, ranges, stop, tasks }
     }
 
     async fn wait_for(&self, is_so: impl FnMut(&NetworkState) -> bool) {
@@ -142,12 +154,23 @@ fn namespace(home: &Path) -> PathBuf {
     home.join("netns")
 }
 
+/// The pods' namespace of a node, which is there.
+fn entered(home: &Path) -> Namespace {
+    let prepared = prepare(Mode::Own, namespace(home), || None).unwrap();
+    prepared.namespace().unwrap().clone()
+}
+
+fn lose(home: &Path) {
+    rustix::mount::unmount(namespace(home), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
 fn opened(
-    home: &Path,
+    (mode, home): (Mode, &Path),
     ranges: watch::Receiver<NodeRanges>,
     peers: Option<Peers>,
+    living: Option<File>,
 ) -> (Network, NetworkTask) {
-    let prepared = prepare(Mode::Own, namespace(home)).unwrap();
+    let prepared = prepare(mode, namespace(home), || living).unwrap();
     let config = NetworkConfig {
         root: home.to_owned(),
         state: home.to_owned(),
@@ -220,8 +243,7 @@ fn pods_reach_each_other_and_the_node_by_their_own_addresses() {
         let from: IpAddr = node.network.allocate(&PodUid::new("client")).unwrap()[0];
         let at_node = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap();
         thread::spawn(move || answer(&at_node, "node"));
-        let prepared = prepare(Mode::Own, namespace(node.home.path())).unwrap();
-        let inside = prepared.namespace().unwrap().clone();
+        let inside = entered(node.home.path());
         for (to, who) in [(server, "server"), ("10.244.1.1:7000".parse().unwrap(), "node")] {
             let said = inside.within(|| call_from(from, to)).unwrap();
             assert_eq!(said, format!("{who} {from}"));
@@ -287,13 +309,10 @@ fn what_is_removed_comes_back() {
             eventually(pod[1], "one fd00:1::1").await;
         }
         // So does what is inside, and the file by which zygotes get there.
-        rustix::mount::unmount(namespace(node.home.path()), rustix::mount::UnmountFlags::DETACH)
-            .unwrap();
+        lose(node.home.path());
         ip(&["link", "del", &link]);
         eventually(pod[0], "one 10.244.1.1").await;
-        let again = prepare(Mode::Own, namespace(node.home.path())).unwrap();
-        let found = again.namespace().unwrap();
-        found.within(|| TcpListener::bind("10.244.1.7:80").map(drop)).unwrap();
+        entered(node.home.path()).within(|| TcpListener::bind("10.244.1.7:80").map(drop)).unwrap();
     });
 }
 
@@ -317,8 +336,7 @@ fn two_nodes_of_one_machine_reach_each_others_pods() {
         assert_ne!(first.link(), second.link());
         let server = second.pod("server", 80).await;
         let client = first.network.allocate(&PodUid::new("client")).unwrap();
-        let prepared = prepare(Mode::Own, namespace(first.home.path())).unwrap();
-        let inside = prepared.namespace().unwrap();
+        let inside = entered(first.home.path());
         let said = inside.within(|| call_from(client[0], server[0])).unwrap();
         assert_eq!(said, format!("server {}", client[0]));
     });
@@ -356,7 +374,7 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
     in_a_room(async || {
         // Another machine: a namespace with a link to this one, and a range.
         let home = Home::new();
-        let other = Namespace::open(namespace(home.path())).unwrap();
+        let other = Namespace::open(namespace(home.path()), || None).unwrap();
         let file = namespace(home.path());
         let file = file.to_str().unwrap();
         ip(&["link", "add", "here", "type", "veth", "peer", "name", "there", "netns", file]);
@@ -384,7 +402,12 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
             peer("there", "192.0.2.2", "10.244.2.0/24"),
             // On no network of this one.
             peer("apart", "198.51.100.2", "10.244.3.0/24"),
+            // Somebody else leads there.
+            peer("taken", "192.0.2.3", "10.244.0.0/24"),
+            // What it has would lead away from all of them.
+            peer("greedy", "192.0.2.4", "192.0.0.0/16"),
         ];
+        ip(&["route", "add", "10.244.0.0/24", "via", "192.0.2.9"]);
         let (peers, known) = watch::channel(None);
         let told = Peers { own: "self".into(), known };
         let node = Node::among(Home::new(), &["10.244.1.0/24"], Some(told)).await;
@@ -394,14 +417,17 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         assert_eq!(ip(&show).lines().count(), 1);
 
         let pod = node.network.allocate(&PodUid::new("one")).unwrap()[0];
-        let prepared = prepare(Mode::Own, namespace(node.home.path())).unwrap();
-        let inside = prepared.namespace().unwrap();
+        let inside = entered(node.home.path());
         let to = "10.244.2.7:80".parse().unwrap();
         assert_eq!(inside.within(|| call_from(pod, to)).unwrap(), format!("there {pod}"));
 
+        // Once the other's route is gone, ours may be there.
+        ip(&["route", "del", "10.244.0.0/24"]);
+        until_routes(&show, |routes| routes.contains("10.244.0.0/24 via 192.0.2.3")).await;
+
         // Put back, and gone with the node.
         ip(&["route", "del", "10.244.2.0/24"]);
-        until_routes(&show, |routes| routes.starts_with("10.244.2.0/24")).await;
+        until_routes(&show, |routes| routes.contains("10.244.2.0/24")).await;
         peers.send_replace(Some(Arc::new(all[..1].to_vec())));
         until_routes(&show, str::is_empty).await;
     });
@@ -412,17 +438,7 @@ fn a_node_that_lost_its_range_shares_its_address_again() {
     in_a_room(async || {
         let home = Home::new();
         let (ranges, told) = watch::channel(NodeRanges::Unknown);
-        let prepared = prepare(Mode::Auto, namespace(home.path())).unwrap();
-        let config = NetworkConfig {
-            root: home.path().to_owned(),
-            state: home.path().to_owned(),
-            node: vec!["192.0.2.1".parse().unwrap()],
-            api_port: None,
-            configured: None,
-            ranges: told,
-            peers: None,
-        };
-        let (network, task) = open(config, prepared).unwrap();
+        let (network, task) = opened((Mode::Auto, home.path()), told, None, None);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(stop.clone()));
@@ -434,5 +450,128 @@ fn a_node_that_lost_its_range_shares_its_address_again() {
         ranges.send_replace(NodeRanges::Some(vec!["10.244.1.0/24".into()]));
         let own = |state: &NetworkState| matches!(state, NetworkState::Own(_));
         timeout(LIMIT, state.wait_for(own)).await.unwrap().unwrap();
+    });
+}
+
+/// A process in a node's namespace of pods, as a sandbox is.
+struct Sandbox(Child);
+
+impl Sandbox {
+    fn start(inside: &Namespace) -> Self {
+        Self(inside.within(|| Command::new("sleep").arg("600").spawn()).unwrap())
+    }
+
+    fn namespace(&self) -> File {
+        File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
+    in_a_room(async || {
+        let ranges = ["10.244.1.0/24"];
+        let node = Node::start(&ranges).await;
+        let pod = node.pod("one", 80).await[0];
+        let sandbox = Sandbox::start(&entered(node.home.path()));
+        let home = node.leave().await;
+        // As the mounts of a service are when it is started anew.
+        lose(home.path());
+        let living = Some(sandbox.namespace());
+        let node = Node::unsettled(Mode::Own, home, &ranges, None, living);
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
+        node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
+        let new = node.pod("two", 80).await[0];
+        assert_eq!(call(new).unwrap(), "two 10.244.1.1");
+
+        // The node's own is not made the pods', whoever shows it.
+        let home = node.leave().await;
+        lose(home.path());
+        let own = File::open("/proc/thread-self/ns/net").unwrap();
+        let node = Node::unsettled(Mode::Own, home, &ranges, None, Some(own));
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        assert!(ip(&["route"]).contains("10.244.1.0/24 via 169.254.1.2"), "{}", ip(&["route"]));
+    });
+}
+
+#[test]
+fn nothing_is_taken_away_before_it_is_known_which_pods_go_on() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let old = node.pod("old", 80).await[0];
+        let home = node.leave().await;
+        // The agent that comes is told of another range first, then of pods.
+        let node = Node::unsettled(Mode::Own, home, &["10.244.9.0/24"], None, None);
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        assert!(call(old).unwrap().starts_with("old "));
+        node.network.restore(&PodUid::new("old"), &[old.ip()]).unwrap();
+        node.network.restored();
+        let new = node.pod("new", 80).await[0];
+        assert_eq!(call(new).unwrap(), "new 10.244.9.1");
+        assert!(call(old).unwrap().starts_with("old "));
+        node.network.release(&PodUid::new("old"));
+        until_routes(&["route"], |routes| !routes.contains("10.244.1.0/24")).await;
+    });
+}
+
+#[test]
+fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
+    in_a_room(async || {
+        let ranges = ["10.244.1.0/24"];
+        let home = Node::start(&ranges).await.leave().await;
+        let node = Node::unsettled(Mode::Auto, home, &ranges, None, None);
+        // Where the namespace is kept, nothing can be kept for the moment. The
+        // task has yet to run.
+        let path = namespace(node.home.path());
+        lose(node.home.path());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        node.wait_for(|state| {
+            assert!(!matches!(state, NetworkState::Host { .. }), "{state:?}");
+            matches!(state, NetworkState::Waiting(why) if why.contains("cannot keep"))
+        })
+        .await;
+        fs::remove_dir(&path).unwrap();
+        // A change that is heard of is another try.
+        ip(&["link", "add", "other", "type", "veth", "peer", "name", "end"]);
+        node.wait_for(|state| {
+            assert!(!matches!(state, NetworkState::Host { .. }), "{state:?}");
+            matches!(state, NetworkState::Own(_))
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_api_is_refused_wherever_the_node_answers() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
+        let mut changes = node.network.node_reached_at();
+        let refused = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            let rules = node.network.refused(false);
+            rules.iter().any(|range| range.address == address && range.port == Some(10250))
+        };
+        // As soon as pods can be placed: the node's ends of the link, too.
+        for address in ["192.0.2.1", "10.244.1.1", "fd00:1::1"] {
+            assert!(refused(address), "{address}");
+        }
+        assert!(!refused("10.244.1.2") && !refused("198.51.100.7"));
+        // What another program makes is heard of.
+        ip(&["link", "add", "other", "type", "veth", "peer", "name", "end"]);
+        ip(&["address", "add", "198.51.100.7/24", "dev", "other"]);
+        let heard = async {
+            while !refused("198.51.100.7") {
+                changes.changed().await.unwrap();
+            }
+        };
+        timeout(LIMIT, heard).await.expect("in time");
     });
 }

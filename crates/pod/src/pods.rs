@@ -168,6 +168,7 @@ pub async fn open(
     for (uid, checkpoint, adopted, said) in spawn_blocking(read).await? {
         task.take_up(uid, checkpoint, adopted, said);
     }
+    task.context.outside.network.restored();
     Ok((pods, task))
 }
 

@@ -13,12 +13,13 @@
 //! is to be done is decided in [`decide`](crate::decide) and
 //! [`order`](crate::order); starting is in `start.rs`, probing in `probing.rs`,
 //! stopping and cleaning up in `stop.rs`, what jobs and sandboxes tell in `observe.rs`, reporting in
-//! `report.rs`, going on where an earlier agent was in `resume.rs`.
+//! `report.rs`, going on where an earlier agent was in `resume.rs`, what sockets may do in `rules.rs`.
 
 mod observe;
 mod probing;
 mod report;
 mod resume;
+mod rules;
 mod start;
 mod stop;
 mod storage;
@@ -32,7 +33,7 @@ use krustlet_model::{
     observed::{PodFailure, PodObserved},
     time::from_api_time,
 };
-use krustlet_network::NetworkState;
+use krustlet_network::{NetworkState, NodeAddresses};
 use krustlet_volume::Volumes;
 use tokio::{
     sync::watch,
@@ -41,8 +42,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::observe::Done;
 pub(crate) use self::resume::Start;
+use self::{observe::Done, rules::Rules};
 use crate::{
     config::Context,
     containers::Slot,
@@ -178,6 +179,11 @@ pub(crate) struct Worker {
     /// How pods get their addresses; looked at while this one has none.
     network: watch::Receiver<NetworkState>,
     waits_for_network: bool,
+    /// Where the node answers: what the sandbox is told changes with it.
+    reached_at: watch::Receiver<NodeAddresses>,
+    rules: Rules,
+    /// How often a sandbox was told rules.
+    rules_told: u64,
 
     phase: Phase,
     slots: Vec<Slot>,
@@ -238,6 +244,9 @@ impl Worker {
             place: None,
             network: context.outside.network.state(),
             waits_for_network: false,
+            reached_at: context.outside.network.node_reached_at(),
+            rules: Rules::Current,
+            rules_told: 0,
             phase: Phase::Starting,
             slots,
             started_at,
@@ -287,6 +296,10 @@ impl Worker {
                 }
                 // Its sender lives as long as the network, which we hold.
                 Ok(()) = self.network.changed(), if self.waits_for_network => {}
+                // So does this one. What changes while the sandbox is told is
+                // seen afterwards.
+                Ok(()) = self.reached_at.changed(),
+                    if !matches!(self.rules, Rules::Telling { .. }) => self.rules_are_old(),
                 event = next(&mut self.events), if self.in_hand.is_none() => {
                     self.take_event(event);
                 }
@@ -330,6 +343,7 @@ impl Worker {
                 break now;
             }
         };
+        self.tell_rules(looked);
         self.probe(looked);
         self.remove_leftovers();
         self.had_sandbox |= self.is_sandbox_ready();
@@ -410,6 +424,7 @@ impl Worker {
         let mut moments = Vec::new();
         moments.extend(self.reported.wake(self.saves.lazily));
         moments.extend(self.saves.retry);
+        moments.extend(self.rules.wake());
         moments.extend(self.slots.iter().filter_map(Slot::probe_wake));
         match self.phase {
             Phase::Starting | Phase::Running => {

@@ -77,8 +77,9 @@ impl Core {
             log_files,
         } = config;
         let mut supervisor = Supervisor::default();
-        let namespace = root.pod_namespace();
-        let prepared = spawn_blocking(move || prepare(pod_network, namespace)).await??;
+        let (namespace, state) = (root.pod_namespace(), root.runtime());
+        let living = move || krustlet_runtime::namespace_of_pods(&state);
+        let prepared = spawn_blocking(move || prepare(pod_network, namespace, living)).await??;
         raise_descriptor_limit();
         // The zygote comes first: nothing secret has been read yet.
         let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));

@@ -58,6 +58,7 @@ pub(super) enum Call {
     Start(String),
     Stop(String, Duration),
     Remove(String),
+    Rules,
     StopSandbox,
 }
 
@@ -99,6 +100,14 @@ pub(super) struct World {
     pub(super) network: Option<NetworkState>,
     /// Where each sandbox was made, in their order.
     pub(super) places: Vec<(NetworkKind, PodNetwork)>,
+    /// The port of the node's API, if it has one.
+    pub(super) api_port: Option<u16>,
+    /// What living sandboxes were told anew, in that order.
+    pub(super) rules: Vec<PodNetwork>,
+    /// How often a sandbox does not take what it is told.
+    pub(super) refuse_rules: usize,
+    /// Whether sandboxes end without anybody hearing of it.
+    pub(super) ends_unheard: bool,
     /// How many tokens are refused before one is given.
     pub(super) refuse_tokens: usize,
 }
@@ -350,15 +359,27 @@ impl PodRuntime for Shared {
     fn stop_pod_sandbox(&self, pod: PodUid) -> BoxFuture<'static, Result<(), Refused>> {
         self.call(Call::StopSandbox);
         self.with(|world| world.sandboxes.remove(&pod));
+        if self.with(|world| world.ends_unheard) {
+            return Box::pin(std::future::pending());
+        }
         Box::pin(async { Ok(()) })
     }
 
     fn set_pod_network(
         &self,
         _pod: PodUid,
-        _network: PodNetwork,
+        network: PodNetwork,
     ) -> BoxFuture<'static, Result<(), Refused>> {
-        Box::pin(async { Ok(()) })
+        self.call(Call::Rules);
+        let result = self.with(|world| {
+            if let Some(left) = world.refuse_rules.checked_sub(1) {
+                world.refuse_rules = left;
+                return Err(Refused { message: "no time".to_owned(), why: Why::Failed });
+            }
+            world.rules.push(network);
+            Ok(())
+        });
+        Box::pin(async { result })
     }
 
     fn exec(
@@ -560,9 +581,10 @@ impl Bed {
         // The first call sets its beginning.
         now();
         let logs = LogPlaces { pods: home.path().join("logs"), links: None };
-        let state = shared.with(|world| world.network.clone());
+        let (state, api_port) = shared.with(|world| (world.network.clone(), world.api_port));
         let state = state.unwrap_or(NetworkState::Host { why: None });
-        let network = Network::stand_in(vec!["127.0.0.1".parse().unwrap()], state);
+        let network = Network::stand_in(vec!["127.0.0.1".parse().unwrap()], api_port, state);
+        network.show_node(&["192.0.2.1".parse().unwrap()]);
         let mut config = PodsConfig::new(home.path().to_owned(), logs);
         // A pod of a cluster without is told so by an event.
         config.names.cluster_dns = vec!["192.0.2.53".parse().unwrap()];

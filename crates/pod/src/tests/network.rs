@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use krustlet_model::PodUid;
 use krustlet_network::{NetworkState, PodRanges};
+use krustlet_protocol::PodNetwork;
 use serde_json::{Value, json};
 
 use super::bed::{Bed, Call, Guest, is_ready, one, pod};
@@ -149,5 +150,70 @@ async fn a_range_that_is_used_up_is_told_and_waited_for() {
     bed.network.show(own("10.244.7.0/24"));
     let status = bed.until_status("u2", "it is Ready", is_ready).await;
     assert_eq!(status.pod_ip.as_deref(), Some("10.244.7.2"));
+    bed.stop().await;
+}
+
+/// Whether these rules keep a pod from a port of the node's.
+fn refuses(rules: &PodNetwork, address: &str, port: u16) -> bool {
+    let address: IpAddr = address.parse().unwrap();
+    rules.refused.iter().any(|range| range.address == address && range.port == Some(port))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_living_sandbox_is_told_where_else_the_node_answers() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.api_port = Some(10250));
+    bed = bed.stop().await.next(true).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    bed.shared.with(|world| {
+        assert!(refuses(&world.places[0].1, "192.0.2.1", 10250));
+        assert!(world.rules.is_empty(), "it was made with them");
+        // A sandbox that does not listen at once is told until it does.
+        world.refuse_rules = 3;
+    });
+    bed.network.show_node(&["192.0.2.1".parse().unwrap(), "172.17.0.1".parse().unwrap()]);
+    bed.until("it is told", |world| !world.rules.is_empty()).await;
+    bed.shared.with(|world| {
+        assert!(refuses(&world.rules[0], "172.17.0.1", 10250));
+        assert_eq!(world.rules[0].addresses, world.places[0].1.addresses);
+    });
+    // The same again is nothing to be told.
+    bed.network.show_node(&["172.17.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap()]);
+    tokio::time::sleep(std::time::Duration::from_secs(100)).await;
+    assert_eq!(bed.shared.with(|world| world.rules.len()), 1);
+    // A new sandbox is made with the newest.
+    bed.shared.kill_sandbox("u");
+    bed.until("another sandbox is made", |world| world.count(&Call::Sandbox) == 2).await;
+    bed.shared.with(|world| assert!(refuses(&world.places[1].1, "172.17.0.1", 10250)));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_goes_on_is_told_what_holds_now_before_a_guest_is_entered() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Exits(1)));
+    bed.put(one("Always"));
+    bed.until("it waits to be restarted", |world| world.has_event("BackOff")).await;
+    let left = bed.kill().await;
+    let before = left.shared.with(|world| {
+        // The API has another port now, and the sandbox takes its time.
+        world.api_port = Some(10260);
+        world.refuse_rules = 4;
+        assert!(world.rules.is_empty());
+        world.calls.len()
+    });
+    let bed = left.next(true).await;
+    bed.until("it runs again", |world| {
+        world.calls[before..].iter().any(|(_, call)| matches!(call, Call::Start(_)))
+    })
+    .await;
+    bed.shared.with(|world| {
+        let calls = &world.calls[before..];
+        let told = calls.iter().rposition(|(_, call)| *call == Call::Rules).unwrap();
+        let entered = calls.iter().position(|(_, call)| matches!(call, Call::Start(_))).unwrap();
+        assert!(told < entered, "{calls:?}");
+        assert!(refuses(&world.rules[0], "192.0.2.1", 10260), "{:?}", world.rules[0]);
+    });
     bed.stop().await;
 }

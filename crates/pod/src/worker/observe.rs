@@ -35,6 +35,11 @@ pub(super) enum Done {
     /// What runs left is read before their ends are taken note of.
     Read(Said),
     SandboxStopped(Result<(), Refused>, Said),
+    /// Whether the sandbox took what its sockets may do.
+    Rules {
+        number: u64,
+        result: Result<(), Refused>,
+    },
     Files(Result<(), SetUpError>),
     FilesRemoved(Result<(), String>),
     Image {
@@ -135,6 +140,7 @@ impl Worker {
                 self.tell(EventType::Warning, words::FAILED_KILL_POD, message);
                 self.sandbox = Sandbox::Stuck { from: Self::retry(3) };
             }
+            Done::Rules { number, result } => self.rules_were_told(number, result),
             Done::Files(Ok(())) => {
                 self.files_failures = 0;
                 self.files = Files::Set { refresh: self.next_refresh() };
@@ -418,6 +424,6 @@ fn is_other_wish(old: &Pod, new: &Pod) -> bool {
 }
 
 /// A moment that does not come while the agent stops.
-fn later() -> Instant {
+pub(super) fn later() -> Instant {
     Instant::now() + std::time::Duration::from_mins(1)
 }

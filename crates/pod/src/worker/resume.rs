@@ -122,6 +122,8 @@ impl Worker {
                 let Adopted { containers, events, .. } = *adopted;
                 self.sandbox = Sandbox::Up;
                 self.events = Some(events);
+                // What it was told, an agent with other settings may have said.
+                self.rules_are_old();
                 // They were in place; what changed meanwhile is looked for now.
                 self.files = Files::Set { refresh: self.next_refresh().map(|_| now) };
                 self.adopt(containers, is_over, said);

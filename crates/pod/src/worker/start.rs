@@ -16,7 +16,7 @@ use krustlet_model::{
 };
 use tokio::{task::spawn_blocking, time::Instant};
 
-use super::{Done, Files, Sandbox, Worker};
+use super::{Done, Files, Sandbox, Worker, rules::Rules};
 use crate::{
     config::Context,
     containers::{ImageState, Run},
@@ -122,6 +122,9 @@ impl Worker {
     fn make_sandbox(&mut self) {
         let Some(place) = &self.place else { return };
         self.sandbox = Sandbox::Making;
+        // It is made with the newest; what changes from now on, it is told.
+        self.reached_at.borrow_and_update();
+        self.rules = Rules::Current;
         let sandbox = PodSandbox {
             pod: self.uid.clone(),
             domain: self.user.domain.clone(),
@@ -156,9 +159,10 @@ impl Worker {
         }
     }
 
-    /// Enters the guests whose runs are on disk.
+    /// Enters the guests whose runs are on disk, once the sandbox was told what
+    /// their sockets may do.
     pub(super) fn enter_saved(&mut self) {
-        if !matches!(self.phase, Phase::Starting | Phase::Running) {
+        if !matches!(self.phase, Phase::Starting | Phase::Running) || self.rules != Rules::Current {
             return;
         }
         for index in 0..self.slots.len() {

@@ -1,0 +1,110 @@
+//! Keeping what a living sandbox lets the pod's sockets do as the network has it
+//! now.
+//!
+//! ```text
+//! made with the newest rules ──▶ Current ──▶ Due ──▶ Telling ──▶ Current
+//!                                             ▲ ▲         │
+//! taken over from an earlier agent ───────────┘ └─ failed ┘
+//! ```
+//!
+//! What an earlier agent said may be out of date: the node's addresses and the
+//! port of its API may be others now. No guest is entered before its sandbox
+//! was told.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Done, Sandbox, Worker, observe::later};
+use crate::{
+    outside::{Refused, Why},
+    place,
+};
+
+/// Whether the sandbox goes by the newest rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// It does, or there is none; one that is made is given them.
+    Current,
+    /// It is to be told, from this moment on, after so many failures in a row.
+    Due { from: Instant, failures: u32 },
+    /// It is being told, with this number.
+    Telling { number: u64, failures: u32 },
+}
+
+impl Rules {
+    /// When the next try may begin.
+    pub(super) fn wake(self) -> Option<Instant> {
+        match self {
+            Self::Due { from, .. } => Some(from),
+            Self::Current | Self::Telling { .. } => None,
+        }
+    }
+}
+
+impl Worker {
+    /// The rules are not those that the sandbox was told, or may not be.
+    pub(super) fn rules_are_old(&mut self) {
+        match self.sandbox {
+            Sandbox::Up | Sandbox::Making => {
+                self.rules = Rules::Due { from: Instant::now(), failures: 0 };
+            }
+            Sandbox::None { .. } | Sandbox::Stopping | Sandbox::Stuck { .. } | Sandbox::Stopped => {
+            }
+        }
+    }
+
+    /// Tells the sandbox, if that is due.
+    pub(super) fn tell_rules(&mut self, now: Instant) {
+        let (Sandbox::Up, Rules::Due { from, failures }) = (self.sandbox, self.rules) else {
+            return;
+        };
+        let Some(place) = &self.place else {
+            // Left by an agent that kept none: there is nothing to be said.
+            self.rules = Rules::Current;
+            self.enter_saved();
+            return;
+        };
+        if from > now {
+            return;
+        }
+        // What changes from now on is told after this.
+        self.reached_at.borrow_and_update();
+        let network = place::rules(&self.context.outside.network, &self.pod, place);
+        self.rules_told += 1;
+        let number = self.rules_told;
+        self.rules = Rules::Telling { number, failures };
+        let runtime = Arc::clone(&self.context.outside.runtime);
+        let told = runtime.set_pod_network(self.uid.clone(), network);
+        self.jobs.spawn(async move { Done::Rules { number, result: told.await } });
+    }
+
+    pub(super) fn rules_were_told(&mut self, number: u64, result: Result<(), Refused>) {
+        // One that was asked of a sandbox before this one says nothing of it.
+        let Rules::Telling { number: asked, failures } = self.rules else { return };
+        if asked != number {
+            return;
+        }
+        let Err(refused) = result else {
+            self.rules = Rules::Current;
+            self.enter_saved();
+            return;
+        };
+        let failures = failures.saturating_add(1);
+        let from = match refused.why {
+            Why::Stopping => later(),
+            // An event says so, and another sandbox is made with the newest.
+            Why::Died => Self::retry(failures),
+            Why::Failed => {
+                if failures == 1 {
+                    tracing::warn!(
+                        pod = %self.key, %refused,
+                        "cannot tell a sandbox what its sockets may do; it goes by what it was told"
+                    );
+                }
+                Self::retry(failures)
+            }
+        };
+        self.rules = Rules::Due { from, failures };
+    }
+}
