@@ -251,11 +251,18 @@ impl PodsTask {
     /// Before any new pod may be given them.
     fn keep_addresses(&self, uid: &PodUid, checkpoint: &Checkpoint, is_adopted: bool) {
         let Some(place) = &checkpoint.place else { return };
-        if place.kind == NetworkKind::Node || (checkpoint.is_over && !is_adopted) {
+        if place.kind == NetworkKind::Node {
             return;
         }
-        if let Err(error) = self.context.outside.network.restore(uid, &place.addresses) {
+        let network = &self.context.outside.network;
+        if let Err(error) = network.restore(uid, &place.addresses) {
             tracing::error!(%uid, %error, "a pod's address cannot be kept for it");
+            return;
+        }
+        // Its sandbox is gone, but whether the addresses were let go is not on
+        // disk: the agent died in between. They rest from now on.
+        if checkpoint.is_over && !is_adopted {
+            network.release(uid);
         }
     }
 

@@ -124,10 +124,14 @@ async fn a_finished_pod_shows_its_address_and_holds_it_no_more() {
     bed.until("its sandbox is gone", |world| world.count(&Call::StopSandbox) == 1).await;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     assert!(is_free(&bed, "10.244.1.2"));
-    // Nor does it in the eyes of the next agent.
+    // Nor does it in the eyes of the next agent, for which it does not rest
+    // either: that it was let go is on disk.
     let bed = bed.stop().await.next(true).await;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
-    assert!(is_free(&bed, "10.244.1.2"));
+    let asker = PodUid::new("asker");
+    let given = bed.network.allocate(&asker).unwrap();
+    assert_eq!(given, ["10.244.1.2".parse::<IpAddr>().unwrap()]);
+    bed.network.release(&asker);
     bed.shared.with(|world| {
         assert_eq!(world.last_status("u").unwrap().pod_ip.as_deref(), Some("10.244.1.2"));
     });
@@ -215,5 +219,23 @@ async fn a_sandbox_that_goes_on_is_told_what_holds_now_before_a_guest_is_entered
         assert!(told < entered, "{calls:?}");
         assert!(refuses(&world.rules[0], "192.0.2.1", 10260), "{:?}", world.rules[0]);
     });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_rests_though_the_agent_died_while_it_ended_the_pod() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    bed.shared.with(|world| world.ends_unheard = true);
+    bed.delete("u", 5);
+    bed.until("its sandbox is gone", |world| world.sandboxes.is_empty()).await;
+    let left = bed.kill().await;
+    left.shared.with(|world| world.ends_unheard = false);
+
+    let mut bed = left.next(true).await;
+    bed.put(second());
+    let status = bed.until_status("u2", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.3"), "the first one was let go just now");
     bed.stop().await;
 }

@@ -148,6 +148,10 @@ impl Worker {
     }
 
     fn forget(&mut self) {
+        // One that is being written would be there again after its removal.
+        if self.saves.in_flight.is_some() {
+            return;
+        }
         self.removal = Removal::Forgetting;
         self.context.outside.objects.forget_tokens(&self.uid);
         let context = Arc::clone(&self.context);
@@ -202,7 +206,10 @@ impl Worker {
         self.sandbox = Sandbox::Stopped;
         // Nothing of the pod uses them any more, and nothing will.
         self.context.outside.network.release(&self.uid);
-        self.place = None;
+        if self.place.take().is_some() {
+            // For the next agent, after what says since when they rest.
+            self.touch();
+        }
         // Ends that were told before this one come first.
         if let Some(event) = self.in_hand.take() {
             self.take_read(event, said);
