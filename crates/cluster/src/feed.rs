@@ -8,7 +8,8 @@
 //!
 //! A feed never ends and never loses a change: when a watch ends it is resumed
 //! where it was, and when that is no longer possible the whole is listed again.
-//! It holds no objects; its users do, and replace what they hold when told.
+//! It holds no objects; its users do ([`Holder`]), and replace what they hold
+//! when told.
 
 use std::{collections::VecDeque, io, marker::PhantomData, pin::Pin, time::Duration};
 
@@ -28,6 +29,7 @@ use tokio::{
 use tokio_util::{
     codec::{FramedRead, LinesCodec, LinesCodecError},
     io::StreamReader,
+    sync::CancellationToken,
 };
 
 use crate::{
@@ -57,6 +59,20 @@ const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// Refusals to resume a watch before the whole is listed again, as after the
 /// server's store went back in time.
 const RESUMPTIONS: u32 = 3;
+
+/// Changes taken together before they are shown, so that a burst costs one copy
+/// of what is held and still shows within milliseconds.
+const BURST: usize = 512;
+
+/// Who holds a feed's objects and shows them to others.
+pub(crate) trait Holder<K> {
+    /// Takes one piece of news; says whether there is something else to show
+    /// now.
+    fn take(&mut self, change: Change<K>) -> bool;
+
+    /// Shows what is held now.
+    fn show(&mut self);
+}
 
 /// A piece of news.
 #[derive(Debug)]
@@ -145,6 +161,26 @@ where
                         return change;
                     }
                 }
+            }
+        }
+    }
+
+    /// Keeps a holder up to date until stopped.
+    pub(crate) async fn keep(&mut self, holder: &mut impl Holder<K>, stop: &CancellationToken) {
+        loop {
+            // Cancel-safe: the feed keeps what it has read.
+            let change = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                change = self.next() => change,
+            };
+            let mut changed = holder.take(change);
+            for _ in 0..BURST {
+                let Some(change) = self.ready() else { break };
+                changed |= holder.take(change);
+            }
+            if changed {
+                holder.show();
             }
         }
     }

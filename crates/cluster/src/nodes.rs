@@ -12,11 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Cluster,
-    feed::{Change, Feed},
+    feed::{Change, Feed, Holder},
 };
-
-/// Changes taken together before they are shown.
-const BURST: usize = 512;
 
 /// A node, as another one needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +42,12 @@ pub enum Peers {
 #[derive(Debug)]
 pub struct NodesTask {
     feed: Feed<Node>,
+    held: Held,
+}
+
+/// The nodes by name.
+#[derive(Debug)]
+struct Held {
     shown: watch::Sender<Peers>,
     nodes: BTreeMap<String, PeerNode>,
 }
@@ -54,36 +57,27 @@ pub struct NodesTask {
 pub fn nodes(cluster: &Cluster) -> (watch::Receiver<Peers>, NodesTask) {
     let (shown, nodes) = watch::channel(Peers::Unknown);
     let feed = Feed::new(cluster, None, None);
-    (nodes, NodesTask { feed, shown, nodes: BTreeMap::new() })
+    (nodes, NodesTask { feed, held: Held { shown, nodes: BTreeMap::new() } })
 }
 
 impl NodesTask {
     /// Shows the nodes until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        loop {
-            // Cancel-safe: the feed keeps what it has read.
-            let change = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                change = self.feed.next() => change,
-            };
-            let mut changed = self.take(change);
-            for _ in 0..BURST {
-                let Some(change) = self.feed.ready() else { break };
-                changed |= self.take(change);
+        self.feed.keep(&mut self.held, &stop).await;
+    }
+}
+
+impl Holder<Node> for Held {
+    fn show(&mut self) {
+        let known = Peers::Known(Arc::new(self.nodes.values().cloned().collect()));
+        // Most changes are heartbeats, which change nothing here.
+        self.shown.send_if_modified(|shown| {
+            let is_other = *shown != known;
+            if is_other {
+                *shown = known;
             }
-            if changed {
-                let known = Peers::Known(Arc::new(self.nodes.values().cloned().collect()));
-                // Most changes are heartbeats, which change nothing here.
-                self.shown.send_if_modified(|shown| {
-                    let is_other = *shown != known;
-                    if is_other {
-                        *shown = known;
-                    }
-                    is_other
-                });
-            }
-        }
+            is_other
+        });
     }
 
     fn take(&mut self, change: Change<Node>) -> bool {

@@ -13,12 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Cluster,
-    feed::{Change, Feed, is_newer},
+    feed::{Change, Feed, Holder, is_newer},
 };
-
-/// Changes taken together before they are shown, so that a burst costs one copy
-/// of the set and still shows within milliseconds.
-const BURST: usize = 512;
 
 /// Every pod bound to this node.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +30,12 @@ pub struct PodSet {
 pub struct PodSourceTask {
     feed: Feed<Pod>,
     node: watch::Receiver<Option<Arc<Node>>>,
+    held: Held,
+}
+
+/// The pods by uid.
+#[derive(Debug)]
+struct Held {
     sets: watch::Sender<PodSet>,
     pods: BTreeMap<PodUid, Arc<Pod>>,
     synced: bool,
@@ -49,8 +51,8 @@ pub fn pods(
 ) -> (watch::Receiver<PodSet>, PodSourceTask) {
     let (sets, shown) = watch::channel(PodSet::default());
     let feed = Feed::new(cluster, None, Some(format!("spec.nodeName={node_name}")));
-    let task = PodSourceTask { feed, node, sets, pods: BTreeMap::new(), synced: false };
-    (shown, task)
+    let held = Held { sets, pods: BTreeMap::new(), synced: false };
+    (shown, PodSourceTask { feed, node, held })
 }
 
 impl PodSourceTask {
@@ -66,26 +68,16 @@ impl PodSourceTask {
                 }
             }
         }
-        loop {
-            // Cancel-safe: the feed keeps what it has read.
-            let change = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                change = self.feed.next() => change,
-            };
-            let mut changed = self.take(change);
-            for _ in 0..BURST {
-                let Some(change) = self.feed.ready() else { break };
-                changed |= self.take(change);
-            }
-            if changed {
-                let pods = Arc::new(self.pods.clone());
-                self.sets.send_replace(PodSet { synced: self.synced, pods });
-            }
-        }
+        self.feed.keep(&mut self.held, &stop).await;
+    }
+}
+
+impl Holder<Pod> for Held {
+    fn show(&mut self) {
+        let pods = Arc::new(self.pods.clone());
+        self.sets.send_replace(PodSet { synced: self.synced, pods });
     }
 
-    /// Takes one change; says whether the set is another now.
     fn take(&mut self, change: Change<Pod>) -> bool {
         match change {
             Change::Replaced(pods) => {

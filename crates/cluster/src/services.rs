@@ -11,11 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Cluster,
-    feed::{Change, Feed},
+    feed::{Change, Feed, Holder},
 };
-
-/// Changes taken together before they are shown.
-const BURST: usize = 512;
 
 /// The newest Services; None until the first full list has arrived. A container
 /// that started before that would lack its variables.
@@ -25,6 +22,12 @@ pub type Services = watch::Receiver<Option<Arc<Vec<Service>>>>;
 #[derive(Debug)]
 pub struct ServicesTask {
     feed: Feed<Service>,
+    held: Held,
+}
+
+/// The Services by namespace and name.
+#[derive(Debug)]
+struct Held {
     shown: watch::Sender<Option<Arc<Vec<Service>>>>,
     services: BTreeMap<(String, String), Service>,
 }
@@ -34,29 +37,20 @@ pub struct ServicesTask {
 pub fn services(cluster: &Cluster) -> (Services, ServicesTask) {
     let (shown, services) = watch::channel(None);
     let feed = Feed::new(cluster, None, None);
-    (services, ServicesTask { feed, shown, services: BTreeMap::new() })
+    (services, ServicesTask { feed, held: Held { shown, services: BTreeMap::new() } })
 }
 
 impl ServicesTask {
     /// Shows the newest Services until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        loop {
-            // Cancel-safe: the feed keeps what it has read.
-            let change = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                change = self.feed.next() => change,
-            };
-            let mut changed = self.take(change);
-            for _ in 0..BURST {
-                let Some(change) = self.feed.ready() else { break };
-                changed |= self.take(change);
-            }
-            if changed {
-                let all = self.services.values().cloned().collect();
-                self.shown.send_replace(Some(Arc::new(all)));
-            }
-        }
+        self.feed.keep(&mut self.held, &stop).await;
+    }
+}
+
+impl Holder<Service> for Held {
+    fn show(&mut self) {
+        let all = self.services.values().cloned().collect();
+        self.shown.send_replace(Some(Arc::new(all)));
     }
 
     fn take(&mut self, change: Change<Service>) -> bool {
