@@ -42,13 +42,7 @@ fn config() -> NodeConfig {
         max_pods: 110,
         reserved: Reserved::default(),
         // This machine's own shortages are not what is tested.
-        eviction: EvictionThresholds {
-            memory: 0,
-            storage: 0.0,
-            inodes: 0.0,
-            pids: 0.0,
-            stays: Duration::ZERO,
-        },
+        eviction: EvictionThresholds::none(Duration::ZERO),
         root: PathBuf::from("/"),
         cadence: Cadence::default(),
     }

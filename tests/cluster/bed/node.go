@@ -158,6 +158,8 @@ func (n *Node) configuration() map[string]any {
 			"x509":      object{"clientCAFile": n.bed.cluster.Authority()},
 		},
 		"authorization": object{"mode": "Webhook"},
+		// A developer's disk may be fuller than a node's should be.
+		"evictionHard": object{"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
 	}
 }
 

@@ -56,6 +56,8 @@ pub struct Machine {
 pub struct Usage {
     /// Bytes of memory that can be had without swapping, `MemAvailable`.
     pub memory_available: u64,
+    /// Bytes of memory, `MemTotal`.
+    pub memory_total: u64,
     /// Bytes free for unprivileged use in the root directory's file system.
     pub storage_available: u64,
     /// Bytes of that file system.
@@ -104,6 +106,7 @@ pub fn usage(root: &Path) -> Result<Usage, FactsError> {
     let files = file_system(root)?;
     Ok(Usage {
         memory_available: meminfo("MemAvailable")?,
+        memory_total: meminfo("MemTotal")?,
         pids: running()?,
         pids_limit: number("/proc/sys/kernel/pid_max")?
             .min(number("/proc/sys/kernel/threads-max")?),
@@ -117,6 +120,7 @@ fn file_system(root: &Path) -> Result<Usage, FactsError> {
         .map_err(|error| FactsError::Unreadable { path: root.to_owned(), source: error.into() })?;
     Ok(Usage {
         memory_available: 0,
+        memory_total: 0,
         storage_available: seen.f_bavail.saturating_mul(seen.f_frsize),
         storage_total: seen.f_blocks.saturating_mul(seen.f_frsize),
         inodes_available: seen.f_favail,

@@ -73,19 +73,63 @@ pub struct Reserved {
     pub storage: u64,
 }
 
+/// How much of something must stay free.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Threshold {
+    /// So many bytes, or so many of what is counted.
+    Amount(u64),
+    /// This share of all there is, 0 to 1.
+    Share(f64),
+}
+
+impl Threshold {
+    /// Nothing has to.
+    pub const NONE: Self = Self::Amount(0);
+
+    /// How much that is of `total`, rounded down.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a size, not below zero"
+    )]
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Amount(amount) => amount,
+            Self::Share(share) => (total as f64 * share) as u64,
+        }
+    }
+
+    /// Whether less is free. Never where nothing is counted, as inodes are not
+    /// by some file systems.
+    #[must_use]
+    pub fn is_crossed(self, available: u64, total: u64) -> bool {
+        total > 0 && available < self.of(total)
+    }
+}
+
 /// Hard eviction thresholds; a shortage begins below them.
 ///
-/// Source: kubelet, `pkg/kubelet/apis/config/v1beta1/defaults_linux.go`.
+/// Images lie in the file system of the node's ephemeral storage, so that two
+/// thresholds hold for it; the greater one counts.
+///
+/// Source: kubelet, `DefaultEvictionHard` in
+/// `pkg/kubelet/eviction/defaults_linux.go`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EvictionThresholds {
-    /// Bytes of memory.
-    pub memory: u64,
-    /// Share of ephemeral storage, 0 to 1.
-    pub storage: f64,
-    /// Share of its inodes, 0 to 1.
-    pub inodes: f64,
-    /// Share of process ids, 0 to 1. The kubelet has no default; it is 0 there.
-    pub pids: f64,
+    /// Memory in bytes: `memory.available`.
+    pub memory: Threshold,
+    /// Ephemeral storage in bytes: `nodefs.available`. Pods cannot have it.
+    pub storage: Threshold,
+    /// Its inodes: `nodefs.inodesFree`.
+    pub inodes: Threshold,
+    /// What must stay free where images lie, in bytes: `imagefs.available`.
+    pub images: Threshold,
+    /// Inodes there: `imagefs.inodesFree`.
+    pub image_inodes: Threshold,
+    /// Process ids: `pid.available`. The kubelet has no default.
+    pub pids: Threshold,
     /// How long a shortage stays reported after it was last seen.
     pub stays: Duration,
 }
@@ -93,11 +137,29 @@ pub struct EvictionThresholds {
 impl Default for EvictionThresholds {
     fn default() -> Self {
         Self {
-            memory: 100 << 20,
-            storage: 0.10,
-            inodes: 0.05,
-            pids: 0.0,
+            memory: Threshold::Amount(100 << 20),
+            storage: Threshold::Share(0.10),
+            inodes: Threshold::Share(0.05),
+            images: Threshold::Share(0.15),
+            image_inodes: Threshold::Share(0.05),
+            pids: Threshold::NONE,
             stays: Duration::from_mins(5),
+        }
+    }
+}
+
+impl EvictionThresholds {
+    /// None at all.
+    #[must_use]
+    pub fn none(stays: Duration) -> Self {
+        Self {
+            memory: Threshold::NONE,
+            storage: Threshold::NONE,
+            inodes: Threshold::NONE,
+            images: Threshold::NONE,
+            image_inodes: Threshold::NONE,
+            pids: Threshold::NONE,
+            stays,
         }
     }
 }

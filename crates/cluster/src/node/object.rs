@@ -40,17 +40,17 @@ pub struct Pressure {
 
 /// What the node is short of at this moment.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "shares of sizes; a few bytes do not matter")]
 pub fn pressure(usage: &Usage, thresholds: &EvictionThresholds) -> Pressure {
-    let below = |available: u64, total: u64, share: f64| {
-        total > 0 && (available as f64) < total as f64 * share
-    };
+    let EvictionThresholds { memory, storage, inodes, images, image_inodes, pids, stays: _ } =
+        thresholds;
+    let bytes = (usage.storage_available, usage.storage_total);
+    let files = (usage.inodes_available, usage.inodes_total);
+    let disk = [(storage, bytes), (images, bytes), (inodes, files), (image_inodes, files)];
     let free_pids = usage.pids_limit.saturating_sub(usage.pids);
     Pressure {
-        memory: usage.memory_available < thresholds.memory,
-        disk: below(usage.storage_available, usage.storage_total, thresholds.storage)
-            || below(usage.inodes_available, usage.inodes_total, thresholds.inodes),
-        pids: below(free_pids, usage.pids_limit, thresholds.pids),
+        memory: memory.is_crossed(usage.memory_available, usage.memory_total),
+        disk: disk.iter().any(|(least, (free, all))| least.is_crossed(*free, *all)),
+        pids: pids.is_crossed(free_pids, usage.pids_limit),
     }
 }
 
@@ -206,12 +206,6 @@ fn capacity(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity
 }
 
 /// Capacity less what is reserved and what must stay free; never below zero.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a share of a size, not below zero"
-)]
 fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quantity> {
     let millis = (machine.cpus.get() as u64).saturating_mul(1000);
     let cpu = match millis.saturating_sub(config.reserved.cpu_millis) {
@@ -221,8 +215,8 @@ fn allocatable(config: &NodeConfig, machine: &Machine) -> BTreeMap<String, Quant
     let memory = machine
         .memory
         .saturating_sub(config.reserved.memory)
-        .saturating_sub(config.eviction.memory);
-    let kept_free = (machine.storage as f64 * config.eviction.storage) as u64;
+        .saturating_sub(config.eviction.memory.of(machine.memory));
+    let kept_free = config.eviction.storage.of(machine.storage);
     let storage = machine.storage.saturating_sub(config.reserved.storage).saturating_sub(kept_free);
     resources([
         ("cpu", cpu),

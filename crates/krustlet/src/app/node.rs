@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::ContainerImage, apimachinery::pkg::api::resource::Quantity};
 use krustlet_cluster::{
     self as cluster, Cluster, ConnectOptions, NodeConfig, NodeHealth,
-    node::{Cadence, EvictionThresholds, Reserved, facts},
+    node::{Cadence, Reserved, facts},
 };
 use krustlet_image::{ImageSummary, Images};
 use krustlet_model::quantity;
@@ -236,7 +236,7 @@ fn node_config(settings: &NodeSettings, root: &Root) -> Result<NodeConfig> {
         declared_features: Vec::new(),
         max_pods: settings.max_pods,
         reserved: reserved(&settings.reserved)?,
-        eviction: EvictionThresholds::default(),
+        eviction: settings.eviction,
         root: root.path().to_owned(),
         cadence: Cadence { compute: settings.status_update, report: settings.status_report },
     })

@@ -5,11 +5,12 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Taint;
+use krustlet_cluster::node::EvictionThresholds;
 use krustlet_image::{PolicyError, VerificationPolicy};
 use krustlet_model::Chain;
 use serde::Deserialize;
 
-use super::duration::GoDuration;
+use super::{duration::GoDuration, eviction};
 
 /// The file given with `--config`. Defaults are the kubelet's
 /// (`pkg/kubelet/apis/config/v1beta1/defaults.go`) where not said otherwise.
@@ -58,6 +59,11 @@ pub(crate) struct KubeletConfiguration {
     /// Resources kept for Kubernetes' own processes.
     #[serde(default)]
     pub(crate) kube_reserved: BTreeMap<String, String>,
+    /// What must stay free, by signal; the kubelet's defaults if it is not set.
+    pub(crate) eviction_hard: Option<BTreeMap<String, String>>,
+    /// Whether signals that `evictionHard` lacks have their defaults; false by
+    /// default.
+    pub(crate) merge_default_eviction_settings: Option<bool>,
     /// Size of one log file, `10Mi` by default.
     pub(crate) container_log_max_size: Option<String>,
     /// Log files of one container, 5 by default.
@@ -177,7 +183,19 @@ impl KubeletConfiguration {
             return refuse("maxParallelImagePulls", "must be at least 1");
         }
         self.verification().map_err(|error| Chain(&error).to_string())?;
+        self.eviction()?;
         Ok(())
+    }
+
+    /// What must stay free.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the signal, the value and what would do.
+    pub(crate) fn eviction(&self) -> Result<EvictionThresholds, String> {
+        let merges = self.merge_default_eviction_settings == Some(true);
+        eviction::thresholds(self.eviction_hard.as_ref(), merges)
+            .map_err(|why| format!("evictionHard: {why}"))
     }
 
     /// The two fields about the verification of pull credentials.
@@ -247,6 +265,7 @@ mod tests {
             ("authentication: {anonymous: {enabled: true}}", "anonymous"),
             ("authorization: {mode: AlwaysAllow}", "authorization.mode"),
             ("tlsCertFile: /x", "tlsPrivateKeyFile"),
+            ("evictionHard: {nodefs.available: some}", "evictionHard: nodefs.available"),
             ("nodeStatusUpdateFrequency: soon", "soon"),
             (
                 "imagePullCredentialsVerificationPolicy: Sometimes",

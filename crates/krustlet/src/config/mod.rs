@@ -2,6 +2,7 @@
 //! registries'. Flags override both; `node.rs` puts them together.
 
 pub(crate) mod duration;
+pub(crate) mod eviction;
 pub(crate) mod kubelet;
 pub(crate) mod node;
 pub(crate) mod registries;

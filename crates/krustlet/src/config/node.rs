@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
+use krustlet_cluster::node::EvictionThresholds;
 use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, PodRanges};
 use krustlet_pod::NamesConfig;
@@ -52,6 +53,8 @@ pub(crate) struct NodeSettings {
     pub(crate) status_report: Duration,
     /// Capacity that pods do not get.
     pub(crate) reserved: Vec<BTreeMap<String, Quantity>>,
+    /// What must stay free.
+    pub(crate) eviction: EvictionThresholds,
     /// Where the HTTPS API listens.
     pub(crate) listen: SocketAddr,
     /// Certificate and key files, if given.
@@ -102,6 +105,7 @@ pub(crate) fn settings(
         bail!("--node-ip {ip} cannot be reached by the API server: name an address of a network");
     }
     let verification = file.verification()?;
+    let eviction = file.eviction().map_err(anyhow::Error::msg)?;
     let taints = match &args.register_with_taints {
         Some(text) => parse_taints(text)?,
         None => file.register_with_taints.unwrap_or_else(|| default_taints(&args.node_arch)),
@@ -144,6 +148,7 @@ pub(crate) fn settings(
         status_update: or(file.node_status_update_frequency, 10),
         status_report: or(file.node_status_report_frequency, 300),
         reserved: vec![quantities(file.system_reserved), quantities(file.kube_reserved)],
+        eviction,
         listen: SocketAddr::new(
             file.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             file.port.unwrap_or(10250),

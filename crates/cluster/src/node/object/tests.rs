@@ -1,7 +1,7 @@
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use super::*;
-use crate::node::{Cadence, Reserved};
+use crate::node::{Cadence, Reserved, Threshold};
 
 fn config() -> NodeConfig {
     NodeConfig {
@@ -176,7 +176,8 @@ fn the_largest_images_are_named_by_digest_first() {
 fn a_shortage_begins_below_its_threshold() {
     let usage = Usage {
         memory_available: 100 << 20,
-        storage_available: 10,
+        memory_total: 1 << 30,
+        storage_available: 15,
         storage_total: 100,
         inodes_available: 0,
         inodes_total: 0,
@@ -185,7 +186,29 @@ fn a_shortage_begins_below_its_threshold() {
     };
     let thresholds = EvictionThresholds::default();
     assert_eq!(pressure(&usage, &thresholds), Pressure::default());
-    let short = Usage { memory_available: (100 << 20) - 1, storage_available: 9, ..usage };
+    // Images are the first to lack room.
+    let short = Usage { memory_available: (100 << 20) - 1, storage_available: 14, ..usage };
     let expected = Pressure { memory: true, disk: true, pids: false };
     assert_eq!(pressure(&short, &thresholds), expected);
+
+    let only = EvictionThresholds {
+        storage: Threshold::Amount(14),
+        ..EvictionThresholds::none(thresholds.stays)
+    };
+    assert_eq!(pressure(&short, &only), Pressure::default());
+    let shorter = Usage { storage_available: 13, ..short };
+    assert_eq!(pressure(&shorter, &only), Pressure { disk: true, ..Pressure::default() });
+}
+
+#[test]
+fn pods_do_not_get_what_must_stay_free() {
+    let mut config = config();
+    config.reserved = Reserved::default();
+    config.eviction = EvictionThresholds::none(Duration::ZERO);
+    let of = |config: &NodeConfig, name: &str| allocatable(config, &machine())[name].clone();
+    assert_eq!(of(&config, "memory").0, format!("{}Ki", machine().memory / 1024));
+    config.eviction.memory = Threshold::Amount(machine().memory / 4);
+    config.eviction.storage = Threshold::Share(0.5);
+    assert_eq!(of(&config, "memory").0, format!("{}Ki", machine().memory / 4 * 3 / 1024));
+    assert_eq!(of(&config, "ephemeral-storage").0, (machine().storage / 2).to_string());
 }
