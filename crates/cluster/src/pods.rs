@@ -16,6 +16,9 @@ use crate::{
     feed::{Change, Feed, Holder, is_newer},
 };
 
+/// The annotation that says where a pod comes from.
+const SOURCE: &str = "kubernetes.io/config.source";
+
 /// Every pod bound to this node.
 #[derive(Clone, Debug, Default)]
 pub struct PodSet {
@@ -116,6 +119,32 @@ fn version(pod: &Pod) -> Option<&str> {
 fn entry(mut pod: Pod) -> Option<(PodUid, Arc<Pod>)> {
     // Half of a small pod's bytes, and of no use to a node.
     pod.metadata.managed_fields = None;
+    // A pod may not pass itself off as the node's own. Source: kubelet,
+    // `updatePodsFunc` in `pkg/kubelet/config/config.go`.
+    if let Some(source) = pod.metadata.annotations.as_mut().and_then(|all| all.get_mut(SOURCE)) {
+        "api".clone_into(source);
+    }
     let uid = PodUid::new(pod.metadata.uid.clone()?);
     Some((uid, Arc::new(pod)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_pod_of_the_server_passes_for_the_nodes_own() {
+        for annotations in [json!({"a": "b"}), json!({"a": "b", SOURCE: "file"})] {
+            let metadata = json!({"uid": "u", "annotations": annotations});
+            let pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+            let (_, pod) = entry(pod).unwrap();
+            let mut expected = annotations;
+            if expected.get(SOURCE).is_some() {
+                expected[SOURCE] = json!("api");
+            }
+            assert_eq!(serde_json::to_value(&pod.metadata.annotations).unwrap(), expected);
+        }
+    }
 }

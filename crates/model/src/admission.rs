@@ -156,7 +156,10 @@ fn check_os(pod: &Pod, node: &NodeFacts) -> Result<(), Rejection> {
 }
 
 /// Whether a pod comes from a file of the node and not from the API server.
-fn is_static(pod: &Pod) -> bool {
+///
+/// Source: kubelet, `IsStaticPod` in `pkg/kubelet/types/pod_update.go`.
+#[must_use]
+pub fn is_static(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let source = annotations.and_then(|all| all.get("kubernetes.io/config.source"));
     source.is_some_and(|source| source != "api")

@@ -12,6 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use krustlet_model::{
+    admission::is_static,
     observed::ContainerKind,
     quantity::{self, Amount, Notation},
     restarts,
@@ -56,14 +57,23 @@ fn of_container(container: &Container) -> Option<&Quantity> {
     container.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")
 }
 
+/// Whether a pod is kept whatever it uses: by its priority, or since it is the
+/// node's own, which nobody would make anew.
+///
+/// Source: kubelet, `IsCriticalPod` in `pkg/kubelet/types/pod_update.go`.
+fn is_critical(pod: &Pod) -> bool {
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+    is_static(pod) || priority.is_some_and(|priority| priority >= CRITICAL)
+}
+
 impl StorageLimits {
     /// The limits of a pod; `None` if it has none, so that nobody need look, and
-    /// if its priority is critical: kubelet does not evict it (`evictPod`).
+    /// if it is critical: kubelet does not evict it (`evictPod`).
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
-        let spec = pod.spec.as_ref()?;
-        if spec.priority.is_some_and(|priority| priority >= CRITICAL) {
+        if is_critical(pod) {
             return None;
         }
+        let spec = pod.spec.as_ref()?;
         let given = spec.volumes.iter().flatten();
         let (mut volumes, mut counted) = (Vec::new(), Vec::new());
         for volume in given {
@@ -205,6 +215,18 @@ mod tests {
             let containers = json!([{"name": "a", "resources": limited("1Mi")}]);
             let limits = limits(json!({"priority": priority, "containers": containers}));
             assert_eq!(limits.is_some(), counts, "{priority}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_nodes_own_is_not_evicted() {
+        for (source, counts) in [("file", false), ("api", true)] {
+            let pod = json!({
+                "metadata": {"name": "p", "annotations": {"kubernetes.io/config.source": source}},
+                "spec": {"containers": [{"name": "a", "resources": limited("1Mi")}]},
+            });
+            let limits = StorageLimits::of(&serde_json::from_value(pod).unwrap());
+            assert_eq!(limits.is_some(), counts, "{source}");
         }
     }
 
