@@ -432,6 +432,9 @@ impl PodsTask {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         tracing::error!(pod = %entry.key, %error, "the task of a pod died");
         if std::mem::replace(&mut entry.is_broken, true) {
+        if asked.own_users {
+            return Err(UserError::Unprivileged { field: "hostUsers" });
+        }
             return;
         }
         let failure = PodFailure {

@@ -3,7 +3,8 @@
 //! A process per pod needs a user per pod, so that an escaped guest meets
 //! nobody else's files. The number comes from a range that nothing else on the
 //! machine may use; it is kept in the pod's checkpoint. A pod may ask for its
-//! own (`runAsUser`). Pods of a shared sandbox share its user.
+//! own (`runAsUser`), or that what it asks for is nobody's on the host
+//! (`hostUsers: false`). Pods of a shared sandbox share its user.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +54,9 @@ pub enum UserError {
         "{field} has no effect in a sandbox that several pods share; leave it out or use a RuntimeClass with a sandbox per pod"
     )]
     Shared { field: &'static str },
+
+    #[error("{field} needs users to give, which an agent without privileges does not have")]
+    Unprivileged { field: &'static str },
 }
 
 /// `runAsUser` and `runAsGroup` as a container has them.
@@ -69,6 +73,10 @@ pub struct Asked {
     pub fs_group: Option<u32>,
     /// `supplementalGroups`.
     pub groups: Vec<u32>,
+    /// `hostUsers: false`: its ids are to be nobody else's on the host. Nothing
+    /// else is asked for then: a guest cannot tell which ids it has, so that one
+    /// from the range is as good as any.
+    pub own_users: bool,
 }
 
 /// A user as it was given to a pod; part of the pod's checkpoint.
@@ -116,12 +124,24 @@ pub fn asked(pod: &Pod) -> Result<Asked, UserError> {
         asked.uid = id("runAsUser", uid)?.filter(|&uid| uid != 0);
         asked.gid = id("runAsGroup", gid)?.filter(|&gid| gid != 0);
     }
+    if has_own_users(pod) {
+        return Ok(Asked { own_users: true, ..Asked::default() });
+    }
     Ok(asked)
 }
 
-/// Whether a pod asks for user 0, which it does not get.
+/// `hostUsers: false`, by which a pod's ids are mapped to ones that no other
+/// pod and no user of the host has.
+fn has_own_users(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_users) == Some(false)
+}
+
+/// Whether a pod asks for the host's user 0, which it does not get.
 #[must_use]
 pub fn asks_for_root(pod: &Pod) -> bool {
+    if has_own_users(pod) {
+        return false;
+    }
     let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     restarts::containers(pod).any(|(_, container)| user_of(context, container) == Some(0))
 }
@@ -150,7 +170,7 @@ fn of_pod(context: Option<&PodSecurityContext>) -> Result<Asked, UserError> {
     for &given in context.supplemental_groups.iter().flatten() {
         groups.extend(id("supplementalGroups", Some(given))?);
     }
-    Ok(Asked { fs_group: id("fsGroup", context.fs_group)?, groups, uid: None, gid: None })
+    Ok(Asked { fs_group: id("fsGroup", context.fs_group)?, groups, ..Asked::default() })
 }
 
 fn id(field: &'static str, given: Option<i64>) -> Result<Option<u32>, UserError> {
@@ -206,6 +226,7 @@ impl Users {
                 ("runAsGroup", asked.gid.is_some()),
                 ("fsGroup", asked.fs_group.is_some()),
                 ("supplementalGroups", !asked.groups.is_empty()),
+                ("hostUsers", asked.own_users),
             ] {
                 if is_given {
                     return Err(UserError::Shared { field });
@@ -316,6 +337,24 @@ mod tests {
         let given = Users::new(RANGE).allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
         assert_eq!(given.user, PodUser { uid: 1000, gid: 1000, groups: vec![] });
         assert_eq!(given.volume_group, 1000);
+    }
+
+    #[test]
+    fn the_ids_of_a_pod_with_users_of_its_own_are_nobody_elses() {
+        let pod = pod(json!({
+            "hostUsers": false,
+            "securityContext": {"runAsUser": 0, "runAsGroup": 8, "fsGroup": 9, "supplementalGroups": [5]},
+            "containers": [{"name": "a"}],
+        }));
+        let mut users = Users::new(RANGE);
+        for uid in [1000, 1001] {
+            let given = users.allot(Domain::Pod, &asked(&pod).unwrap()).unwrap();
+            assert_eq!(given.user, PodUser { uid, gid: uid, groups: vec![] });
+            assert_eq!((given.volume_group, given.from_range), (uid, true));
+        }
+        assert!(!asks_for_root(&pod));
+        let shared = users.allot(Domain::Node, &asked(&pod).unwrap());
+        assert!(matches!(shared, Err(UserError::Shared { field: "hostUsers" })));
     }
 
     #[test]

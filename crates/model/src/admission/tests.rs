@@ -195,8 +195,11 @@ fn an_ordinary_pod_is_supported_whole() {
         "priority": 0,
         "hostNetwork": true,
         "securityContext": {
-            "runAsNonRoot": true, "runAsUser": 1000, "fsGroup": 1000, "seLinuxOptions": {"level": "s0"},
-            "seccompProfile": {"type": "RuntimeDefault"}, "supplementalGroups": [5],
+            "runAsNonRoot": true, "runAsUser": 1000, "fsGroup": 1000, "supplementalGroups": [5],
+            "seLinuxOptions": {"level": "s0:c1,c2", "type": "container_t"},
+            "seLinuxChangePolicy": "MountOption", "fsGroupChangePolicy": "OnRootMismatch",
+            "supplementalGroupsPolicy": "Strict",
+            "seccompProfile": {"type": "RuntimeDefault"}, "appArmorProfile": {"type": "Unconfined"},
         },
         "containers": [{
             "name": "c",
@@ -210,6 +213,7 @@ fn an_ordinary_pod_is_supported_whole() {
             "ports": [{"containerPort": 8080, "protocol": "TCP", "name": "http"}],
             "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"ephemeral-storage": "0"}},
             "securityContext": {
+        "hostUsers": false,
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
             },
@@ -236,7 +240,6 @@ fn an_ordinary_pod_is_supported_whole() {
 #[test]
 fn every_field_that_is_not_honoured_is_named() {
     let table = [
-        ("spec", "ephemeralContainers", json!([{"name": "d"}])),
         ("spec", "hostIPC", json!(true)),
         ("spec", "hostPID", json!(true)),
         ("spec", "resourceClaims", json!([{"name": "r"}])),
@@ -258,6 +261,10 @@ fn every_field_that_is_not_honoured_is_named() {
         let mut spec = json!({"containers": [{"name": "c"}]});
         let place = match at {
             "spec" => &mut spec,
+        ("spec.securityContext", "seccompProfile", json!({"type": "Unheard"})),
+        ("spec.securityContext", "seLinuxOptions", json!({"type": "spc_t"})),
+        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"user": "u"})),
+        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"role": "r"})),
             "spec.securityContext" => &mut spec["securityContext"],
             "spec.containers[c]" => &mut spec["containers"][0],
             _ => &mut spec["containers"][0]["securityContext"],
@@ -331,6 +338,7 @@ fn kinds_of_volumes_are_named() {
         let pod = pod(json!({"containers": [], "volumes": [volume]}));
         let found: Vec<_> = unsupported(&pod).into_iter().map(|one| one.field).collect();
         assert_eq!(found, [format!("spec.volumes[v].{field}")]);
+        (json!({"emptyDir": {}, "hostPath": {"path": "/"}}), "hostPath"),
     }
 }
 

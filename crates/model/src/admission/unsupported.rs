@@ -8,6 +8,10 @@
 //! - permissions that a WebAssembly program has no means to use, such as
 //!   `allowPrivilegeEscalation: true`;
 //! - what concerns the scheduler and the controllers, not the node.
+//!
+//! Nothing is forgotten: each struct of the API that the walk meets is taken
+//! apart without `..`, so that a field of a newer API does not compile before
+//! somebody has decided which kind it is.
 
 mod containers;
 mod security;
@@ -15,7 +19,7 @@ mod volumes;
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
 
 use super::Rejection;
 
@@ -99,27 +103,75 @@ fn has_any<T>(list: Option<&Vec<T>>) -> bool {
 const NOT_YET: &str = "not offered by this version";
 
 fn of_spec(spec: &PodSpec, found: &mut Found) {
+    let PodSpec {
+        // Carried out by `pod`: its worker, order, pulls, environment, names,
+        // users and the choice of the sandbox.
+        active_deadline_seconds: _,
+        dns_config: _,
+        dns_policy: _,
+        enable_service_links: _,
+        host_aliases: _,
+        host_network: _,
+        host_users: _,
+        hostname: _,
+        hostname_override: _,
+        image_pull_secrets: _,
+        restart_policy: _,
+        runtime_class_name: _,
+        service_account: _,
+        service_account_name: _,
+        set_hostname_as_fqdn: _,
+        subdomain: _,
+        termination_grace_period_seconds: _,
+        // Carried out by the rules beside this one, and by `status`.
+        affinity: _,
+        node_name: _,
+        node_selector: _,
+        os: _,
+        overhead: _,
+        priority: _,
+        readiness_gates: _,
+        tolerations: _,
+        // For the API server, the scheduler and the controllers.
+        automount_service_account_token: _,
+        eviction_responders: _,
+        preemption_policy: _,
+        priority_class_name: _,
+        scheduler_name: _,
+        scheduling_gates: _,
+        scheduling_group: _,
+        topology_spread_constraints: _,
+        // Each is refused on its own, in its own status; the pod goes on.
+        ephemeral_containers: _,
+        // Looked at elsewhere in this folder.
+        containers: _,
+        init_containers: _,
+        security_context: _,
+        volumes: _,
+        // Refused, below.
+        host_ipc,
+        host_pid,
+        resource_claims,
+        resources,
+        share_process_namespace,
+    } = spec;
     found.at("spec".to_owned());
-    let pod_level = spec.resources.as_ref().is_some_and(|resources| {
-        resources.limits.as_ref().is_some_and(|list| !list.is_empty())
-            || resources.requests.as_ref().is_some_and(|list| !list.is_empty())
-            || has_any(resources.claims.as_ref())
+    let pod_level = resources.as_ref().is_some_and(|resources| {
+        let ResourceRequirements { claims, limits, requests } = resources;
+        limits.as_ref().is_some_and(|list| !list.is_empty())
+            || requests.as_ref().is_some_and(|list| !list.is_empty())
+            || has_any(claims.as_ref())
     });
-    found.refuse(has_any(spec.ephemeral_containers.as_ref()), "ephemeralContainers", NOT_YET);
     found.refuse(
-        spec.host_ipc == Some(true),
+        *host_ipc == Some(true),
         "hostIPC",
         "a WebAssembly program cannot share memory or semaphores with the host",
     );
-    found.refuse(
-        spec.host_pid == Some(true),
-        "hostPID",
-        "a WebAssembly program cannot see processes",
-    );
-    found.refuse(has_any(spec.resource_claims.as_ref()), "resourceClaims", NOT_YET);
+    found.refuse(*host_pid == Some(true), "hostPID", "a WebAssembly program cannot see processes");
+    found.refuse(has_any(resource_claims.as_ref()), "resourceClaims", NOT_YET);
     found.refuse(pod_level, "resources", "give requests and limits to the containers instead");
     found.refuse(
-        spec.share_process_namespace == Some(true),
+        *share_process_namespace == Some(true),
         "shareProcessNamespace",
         "a WebAssembly program cannot see processes",
     );

@@ -1,124 +1,193 @@
 //! Kinds of volumes.
 
-use k8s_openapi::api::core::v1::{PodSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile,
+    DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, PodSpec, ProjectedVolumeSource,
+    SecretProjection, SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
 
-use super::{Found, NOT_YET, has_any};
+use super::{Found, NOT_YET};
 
-/// The kinds that `krustlet-volume` makes.
-fn is_offered(volume: &Volume) -> bool {
-    volume.config_map.is_some()
-        || volume.downward_api.is_some()
-        || volume.empty_dir.is_some()
-        || volume.projected.is_some()
-        || volume.secret.is_some()
-}
+const GONE: &str = "use a PersistentVolumeClaim of a CSI driver, once those are offered";
+const HOST: &str = "guests do not get at the host's files in this version";
+const USERS: &str = "all files belong to the pod's user";
 
 pub(super) fn of_pod(spec: &PodSpec, found: &mut Found) {
     for volume in spec.volumes.iter().flatten() {
         found.at(format!("spec.volumes[{}]", volume.name));
-        if is_offered(volume) {
-            details(volume, found);
-            continue;
+        of_volume(volume, found);
+    }
+}
+
+fn of_volume(volume: &Volume, found: &mut Found) {
+    let Volume {
+        name: _,
+        // The kinds that `krustlet-volume` makes.
+        config_map,
+        downward_api,
+        empty_dir,
+        projected,
+        secret,
+        // The others.
+        aws_elastic_block_store,
+        azure_disk,
+        azure_file,
+        cephfs,
+        cinder,
+        csi,
+        ephemeral,
+        fc,
+        flex_volume,
+        flocker,
+        gce_persistent_disk,
+        git_repo,
+        glusterfs,
+        host_path,
+        image,
+        iscsi,
+        nfs,
+        persistent_volume_claim,
+        photon_persistent_disk,
+        portworx_volume,
+        quobyte,
+        rbd,
+        scale_io,
+        storageos,
+        vsphere_volume,
+    } = volume;
+    let refused = [
+        (aws_elastic_block_store.is_some(), "awsElasticBlockStore", GONE),
+        (azure_disk.is_some(), "azureDisk", GONE),
+        (azure_file.is_some(), "azureFile", GONE),
+        (cephfs.is_some(), "cephfs", GONE),
+        (cinder.is_some(), "cinder", GONE),
+        (csi.is_some(), "csi", NOT_YET),
+        (ephemeral.is_some(), "ephemeral", NOT_YET),
+        (fc.is_some(), "fc", NOT_YET),
+        (flex_volume.is_some(), "flexVolume", GONE),
+        (flocker.is_some(), "flocker", GONE),
+        (gce_persistent_disk.is_some(), "gcePersistentDisk", GONE),
+        (git_repo.is_some(), "gitRepo", GONE),
+        (glusterfs.is_some(), "glusterfs", GONE),
+        (host_path.is_some(), "hostPath", HOST),
+        (image.is_some(), "image", NOT_YET),
+        (iscsi.is_some(), "iscsi", NOT_YET),
+        (nfs.is_some(), "nfs", NOT_YET),
+        (persistent_volume_claim.is_some(), "persistentVolumeClaim", NOT_YET),
+        (photon_persistent_disk.is_some(), "photonPersistentDisk", GONE),
+        (portworx_volume.is_some(), "portworxVolume", GONE),
+        (quobyte.is_some(), "quobyte", GONE),
+        (rbd.is_some(), "rbd", GONE),
+        (scale_io.is_some(), "scaleIO", GONE),
+        (storageos.is_some(), "storageos", GONE),
+        (vsphere_volume.is_some(), "vsphereVolume", GONE),
+    ];
+    let mut has_source = false;
+    for (is_used, kind, why) in refused {
+        found.refuse(is_used, kind, why);
+        has_source |= is_used;
+    }
+    if let Some(source) = config_map {
+        of_config_map(source, found);
+        has_source = true;
+    }
+    if let Some(source) = downward_api {
+        of_downward_api(source, found);
+        has_source = true;
+    }
+    if let Some(source) = empty_dir {
+        of_empty_dir(source, found);
+        has_source = true;
+    }
+    if let Some(source) = projected {
+        of_projected(source, found);
+        has_source = true;
+    }
+    if let Some(source) = secret {
+        of_secret(source, found);
+        has_source = true;
+    }
+    // A pod from a file may name none, and a newer API server one more.
+    found.refuse(!has_source, "(source)", "no kind of volume that this version knows");
+}
+
+fn of_empty_dir(source: &EmptyDirVolumeSource, found: &mut Found) {
+    // The limit is carried out by `volume`, and by `storage` of `pod`.
+    let EmptyDirVolumeSource { medium, mode, size_limit: _ } = source;
+    found.refuse(
+        !matches!(medium.as_deref().unwrap_or_default(), "" | "Memory"),
+        "emptyDir.medium",
+        "a WebAssembly program cannot use huge pages",
+    );
+    found.refuse(mode.is_some(), "emptyDir.mode", NOT_YET);
+}
+
+fn of_config_map(source: &ConfigMapVolumeSource, found: &mut Found) {
+    let ConfigMapVolumeSource { default_user, items, default_mode: _, name: _, optional: _ } =
+        source;
+    let own = default_user.is_some() || key_has_user(items.as_ref());
+    found.refuse(own, "configMap.defaultUser", USERS);
+}
+
+fn of_secret(source: &SecretVolumeSource, found: &mut Found) {
+    let SecretVolumeSource { default_user, items, default_mode: _, optional: _, secret_name: _ } =
+        source;
+    let own = default_user.is_some() || key_has_user(items.as_ref());
+    found.refuse(own, "secret.defaultUser", USERS);
+}
+
+fn of_downward_api(source: &DownwardAPIVolumeSource, found: &mut Found) {
+    let DownwardAPIVolumeSource { default_user, items, default_mode: _ } = source;
+    let own = default_user.is_some() || field_has_user(items.as_ref());
+    found.refuse(own, "downwardAPI.defaultUser", USERS);
+}
+
+fn of_projected(source: &ProjectedVolumeSource, found: &mut Found) {
+    let ProjectedVolumeSource { default_user, sources, default_mode: _ } = source;
+    found.refuse(default_user.is_some(), "projected.defaultUser", USERS);
+    let (mut bundle, mut certificate, mut own) = (false, false, false);
+    for source in sources.iter().flatten() {
+        let VolumeProjection {
+            cluster_trust_bundle,
+            config_map,
+            downward_api,
+            pod_certificate,
+            secret,
+            service_account_token,
+        } = source;
+        bundle |= cluster_trust_bundle.is_some();
+        certificate |= pod_certificate.is_some();
+        if let Some(ConfigMapProjection { items, name: _, optional: _ }) = config_map {
+            own |= key_has_user(items.as_ref());
         }
-        let (kind, why) = kind(volume);
-        found.refuse(true, kind, why);
+        if let Some(DownwardAPIProjection { items }) = downward_api {
+            own |= field_has_user(items.as_ref());
+        }
+        if let Some(SecretProjection { items, name: _, optional: _ }) = secret {
+            own |= key_has_user(items.as_ref());
+        }
+        if let Some(token) = service_account_token {
+            let ServiceAccountTokenProjection { user, audience: _, expiration_seconds: _, path: _ } =
+                token;
+            own |= user.is_some();
+        }
     }
+    found.refuse(bundle, "projected.sources.clusterTrustBundle", NOT_YET);
+    found.refuse(certificate, "projected.sources.podCertificate", NOT_YET);
+    found.refuse(own, "projected.sources.user", USERS);
 }
 
-/// What of the offered kinds is not.
-fn details(volume: &Volume, found: &mut Found) {
-    if let Some(source) = &volume.empty_dir {
-        let medium = source.medium.as_deref().unwrap_or_default();
-        found.refuse(
-            !matches!(medium, "" | "Memory"),
-            "emptyDir.medium",
-            "a WebAssembly program cannot use huge pages",
-        );
-        found.refuse(source.mode.is_some(), "emptyDir.mode", NOT_YET);
-    }
-    let users = "all files belong to the pod's user";
-    if let Some(source) = &volume.config_map {
-        let own = source.items.iter().flatten().any(|item| item.user.is_some());
-        found.refuse(own || source.default_user.is_some(), "configMap.defaultUser", users);
-    }
-    if let Some(source) = &volume.secret {
-        let own = source.items.iter().flatten().any(|item| item.user.is_some());
-        found.refuse(own || source.default_user.is_some(), "secret.defaultUser", users);
-    }
-    if let Some(source) = &volume.downward_api {
-        let own = source.items.iter().flatten().any(|item| item.user.is_some());
-        found.refuse(own || source.default_user.is_some(), "downwardAPI.defaultUser", users);
-    }
-    if let Some(source) = &volume.projected {
-        found.refuse(source.default_user.is_some(), "projected.defaultUser", users);
-        let sources = source.sources.as_ref();
-        found.refuse(has_bundle(sources), "projected.sources.clusterTrustBundle", NOT_YET);
-        found.refuse(has_certificate(sources), "projected.sources.podCertificate", NOT_YET);
-        found.refuse(has_any(sources) && has_users(sources), "projected.sources.user", users);
-    }
-}
-
-type Projections = Vec<k8s_openapi::api::core::v1::VolumeProjection>;
-
-fn has_bundle(sources: Option<&Projections>) -> bool {
-    sources.into_iter().flatten().any(|source| source.cluster_trust_bundle.is_some())
-}
-
-fn has_certificate(sources: Option<&Projections>) -> bool {
-    sources.into_iter().flatten().any(|source| source.pod_certificate.is_some())
-}
-
-fn has_users(sources: Option<&Projections>) -> bool {
-    sources.into_iter().flatten().any(|source| {
-        let map = source.config_map.iter().flat_map(|map| map.items.iter().flatten());
-        let secret = source.secret.iter().flat_map(|secret| secret.items.iter().flatten());
-        let downward = source.downward_api.iter().flat_map(|api| api.items.iter().flatten());
-        map.chain(secret).any(|item| item.user.is_some())
-            || downward.into_iter().any(|item| item.user.is_some())
-            || source.service_account_token.as_ref().is_some_and(|token| token.user.is_some())
+fn key_has_user(items: Option<&Vec<KeyToPath>>) -> bool {
+    items.into_iter().flatten().any(|item| {
+        let KeyToPath { user, key: _, mode: _, path: _ } = item;
+        user.is_some()
     })
 }
 
-/// The field that names the kind, and why it is refused.
-fn kind(volume: &Volume) -> (&'static str, &'static str) {
-    const GONE: &str = "use a PersistentVolumeClaim of a CSI driver, once those are offered";
-    if volume.host_path.is_some() {
-        return ("hostPath", "guests do not get at the host's files in this version");
-    }
-    let offered_later = [
-        (volume.persistent_volume_claim.is_some(), "persistentVolumeClaim"),
-        (volume.ephemeral.is_some(), "ephemeral"),
-        (volume.csi.is_some(), "csi"),
-        (volume.image.is_some(), "image"),
-        (volume.nfs.is_some(), "nfs"),
-        (volume.iscsi.is_some(), "iscsi"),
-        (volume.fc.is_some(), "fc"),
-    ];
-    let in_tree = [
-        (volume.aws_elastic_block_store.is_some(), "awsElasticBlockStore"),
-        (volume.azure_disk.is_some(), "azureDisk"),
-        (volume.azure_file.is_some(), "azureFile"),
-        (volume.cephfs.is_some(), "cephfs"),
-        (volume.cinder.is_some(), "cinder"),
-        (volume.flex_volume.is_some(), "flexVolume"),
-        (volume.flocker.is_some(), "flocker"),
-        (volume.gce_persistent_disk.is_some(), "gcePersistentDisk"),
-        (volume.git_repo.is_some(), "gitRepo"),
-        (volume.glusterfs.is_some(), "glusterfs"),
-        (volume.photon_persistent_disk.is_some(), "photonPersistentDisk"),
-        (volume.portworx_volume.is_some(), "portworxVolume"),
-        (volume.quobyte.is_some(), "quobyte"),
-        (volume.rbd.is_some(), "rbd"),
-        (volume.scale_io.is_some(), "scaleIO"),
-        (volume.storageos.is_some(), "storageos"),
-        (volume.vsphere_volume.is_some(), "vsphereVolume"),
-    ];
-    if let Some((_, kind)) = offered_later.into_iter().find(|(is_it, _)| *is_it) {
-        return (kind, NOT_YET);
-    }
-    if let Some((_, kind)) = in_tree.into_iter().find(|(is_it, _)| *is_it) {
-        return (kind, GONE);
-    }
-    // A pod from a file may name none, and a newer API server one more.
-    ("(source)", "no kind of volume that this version knows")
+fn field_has_user(items: Option<&Vec<DownwardAPIVolumeFile>>) -> bool {
+    items.into_iter().flatten().any(|item| {
+        let DownwardAPIVolumeFile { user, field_ref: _, mode: _, path: _, resource_field_ref: _ } =
+            item;
+        user.is_some()
+    })
 }
