@@ -23,7 +23,7 @@ use k8s_openapi::{
 };
 
 pub use self::unsupported::{Unsupported, unsupported};
-use crate::observed::PodFailure;
+use crate::observed::{PodFailure, ResizePending};
 
 /// The label by which nodes, and sometimes pods, name their system.
 const OS_LABEL: &str = "kubernetes.io/os";
@@ -135,6 +135,29 @@ pub fn admit<'a>(
         ));
     }
     Ok(())
+}
+
+/// Decides whether a pod that runs here may have the resources that are wanted
+/// for it now, beside `others`, which leave it out.
+///
+/// Source: kubelet, `handlePodResourcesResize` in
+/// `pkg/kubelet/allocation/allocation_manager.go`, which looks at labels and
+/// taints too; what has nothing to do with resources does not hold up a resize
+/// here. As there, one that is larger than the whole node waits as well.
+///
+/// # Errors
+///
+/// Why it has to wait.
+pub fn room_for_resize<'a>(
+    wanted: &Pod,
+    node: &NodeFacts,
+    others: impl Iterator<Item = &'a Pod>,
+) -> Result<(), ResizePending> {
+    let others: Vec<_> = others.collect();
+    resources::check(wanted, node, &others).map_err(|rejection| ResizePending {
+        reason: "Deferred".to_owned(),
+        message: rejection.message,
+    })
 }
 
 fn check_os(pod: &Pod, node: &NodeFacts) -> Result<(), Rejection> {

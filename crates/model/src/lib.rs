@@ -18,6 +18,7 @@ pub mod observed;
 pub mod probes;
 pub mod qos;
 pub mod quantity;
+pub mod resize;
 pub mod restarts;
 pub mod status;
 pub mod termination;

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerId, ContainerName};
+use crate::{ContainerId, ContainerName, resize::ContainerResources};
 
 /// Everything known of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,28 @@ pub struct PodObserved {
     pub containers: Vec<ContainerObserved>,
     /// Whether the pod is being stopped, so that nothing may start any more.
     pub terminating: bool,
+    /// What keeps other resources that are wanted for it from being its own.
+    #[serde(default)]
+    pub resize: ResizeObserved,
+}
+
+/// What keeps a pod from being resized. See [`resize`](crate::resize).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeObserved {
+    /// Why what is wanted was not allotted.
+    pub pending: Option<ResizePending>,
+    /// Why a sandbox did not take what was.
+    pub error: Option<String>,
+}
+
+/// Why what is wanted for a pod is not allotted to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizePending {
+    /// `Deferred`: there may be room later. Kubelet has `Infeasible` besides,
+    /// for what this node has not: swap, exclusive CPUs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
 }
 
 /// Why a whole pod failed without its containers deciding it.
@@ -81,6 +103,10 @@ pub struct ContainerObserved {
     pub started: bool,
     /// Whether it passes its readiness probe (without one: whether it runs).
     pub ready: bool,
+    /// What the newest run may use. None before the first run, and if an older
+    /// agent, which could not change it, wrote this.
+    #[serde(default)]
+    pub resources: Option<ContainerResources>,
 }
 
 /// What a container does now.

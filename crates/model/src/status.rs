@@ -12,6 +12,7 @@
 
 mod conditions;
 mod containers;
+mod ephemeral;
 mod limits;
 mod phase;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{HostIP, Pod, PodIP, PodStatus};
 
 pub use self::{
+    ephemeral::{EPHEMERAL_MESSAGE, EPHEMERAL_REASON, ephemeral_containers},
     limits::{MAX_POD_TERMINATION_MESSAGES, MAX_TERMINATION_MESSAGE, truncated},
     phase::{Phase, phase},
 };
@@ -91,8 +93,12 @@ pub fn pod_status(
         resource_claim_statuses: api.resource_claim_statuses,
         extended_resource_claim_status: api.extended_resource_claim_status,
         node_allocatable_resource_claim_statuses: api.node_allocatable_resource_claim_statuses,
+        ephemeral_container_statuses: if rejected {
+            None
+        } else {
+            some_if_any(ephemeral::statuses(pod))
+        },
         // Not offered by this version.
-        ephemeral_container_statuses: None,
         allocated_resources: None,
         resources: None,
         resize: None,

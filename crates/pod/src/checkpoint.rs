@@ -268,6 +268,7 @@ mod tests {
             host_ips: vec![],
             containers: vec![],
             terminating: false,
+            resize: krustlet_model::observed::ResizeObserved::default(),
         };
         let user = Allotted {
             domain: Domain::Namespace("n".into()),

@@ -18,6 +18,7 @@ use krustlet_model::{
     ContainerId, ContainerName, PodKey, PodUid,
     observed::{ContainerKind, ContainerObserved, ContainerState, Terminated},
     probes::{self, Finding, Outcome, ProbeKind, Probes},
+    resize::ContainerResources,
     restarts::{self, Backoff, RestartPolicy, after_exit, crash_loop_message},
 };
 use krustlet_protocol::ExitReport;
@@ -128,6 +129,8 @@ pub(crate) struct Slot {
     is_replaced: bool,
     /// Whether it failed a probe and is to run again, be it that it ends with 0.
     must_restart: bool,
+    /// Whether the run is just being told what it may use.
+    pub(crate) is_updating: bool,
     /// The run before, until the state is the newest one's.
     before: Option<Before>,
     /// How the run ended that is being replaced. Shown when there is something
@@ -232,6 +235,7 @@ impl Slot {
                     before_last: None,
                     started: false,
                     ready: false,
+                    resources: None,
                 },
                 image: ImageState::Wanted,
                 run: Run::Idle { due: Instant::now() },
@@ -248,6 +252,7 @@ impl Slot {
                 pause: Duration::ZERO,
                 is_replaced: false,
                 must_restart: false,
+                is_updating: false,
                 before: None,
                 replaced: None,
             })
@@ -438,6 +443,17 @@ impl Slot {
             abort.abort();
         }
         self.image = ImageState::Wanted;
+        self.replace()
+    }
+
+    /// Whether the run is being stopped for another to take its place.
+    pub(crate) fn is_being_replaced(&self) -> bool {
+        self.is_replaced
+    }
+
+    /// Has another run take the place of the one there is; says whether that is
+    /// to be stopped.
+    pub(crate) fn replace(&mut self) -> bool {
         match &self.run {
             // Not broken off: what it makes in the sandbox is removed once it
             // is known to be there.
@@ -476,8 +492,15 @@ impl Slot {
         self.seen.restart_count + u32::from(self.seen.id.is_some())
     }
 
-    /// A run begins.
-    pub(crate) fn launch(&mut self, id: ContainerId, abort: AbortHandle) {
+    /// A run begins, with these resources.
+    pub(crate) fn launch(
+        &mut self,
+        id: ContainerId,
+        resources: ContainerResources,
+        abort: AbortHandle,
+    ) {
+        self.seen.resources = Some(resources);
+        self.is_updating = false;
         let before = Before { id: self.seen.id.clone(), restart_count: self.seen.restart_count };
         self.before = Some(before);
         self.seen.restart_count = self.next_restart_count();
@@ -719,7 +742,7 @@ mod tests {
 
     fn launch(slot: &mut Slot, byte: u8) {
         let idle = tokio::task::JoinSet::<()>::new().spawn(std::future::pending());
-        slot.launch(id(byte), idle);
+        slot.launch(id(byte), ContainerResources::default(), idle);
     }
 
     fn begin(slot: &mut Slot, byte: u8) {

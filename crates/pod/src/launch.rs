@@ -158,10 +158,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         listeners: u16::try_from(sockets.bound.len()).unwrap_or(u16::MAX),
         listener_ports: sockets.ports,
         listen_ports,
-        limits: Limits {
-            memory_bytes: memory_limit(container)?,
-            cpu_millis: cpu_limit(container)?,
-        },
+        limits: limits(container)?,
         log: LogLimits { max_bytes: context.config.log_max_bytes },
         name: name.clone(),
     };
@@ -235,6 +232,11 @@ fn http_limits(pod: &Pod, node: &HttpLimits) -> Result<HttpLimits, HttpAnnotatio
         idle_timeout_ms: own.idle_timeout.map_or(node.idle_timeout_ms, milliseconds),
         max_body_bytes: own.max_request_body.or(node.max_body_bytes),
     })
+}
+
+/// What a container may use, in the sandbox's words.
+pub(crate) fn limits(container: &Container) -> Result<Limits, QuantityError> {
+    Ok(Limits { memory_bytes: memory_limit(container)?, cpu_millis: cpu_limit(container)? })
 }
 
 /// `limits.memory` in bytes.

@@ -16,7 +16,9 @@ use krustlet_model::{
     probes::target::Target,
 };
 use krustlet_network::Network;
-use krustlet_protocol::{ExecOutcome, Failure, PodNetwork, StatsReport, connection::CallError};
+use krustlet_protocol::{
+    ExecOutcome, Failure, Limits, PodNetwork, StatsReport, connection::CallError,
+};
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
 };
@@ -89,6 +91,14 @@ pub trait PodRuntime: Send + Sync + 'static {
         &self,
         pod: PodUid,
         id: ContainerId,
+    ) -> BoxFuture<'static, Result<(), Refused>>;
+
+    /// Changes what a container may use.
+    fn update_container(
+        &self,
+        pod: PodUid,
+        id: ContainerId,
+        limits: Limits,
     ) -> BoxFuture<'static, Result<(), Refused>>;
 
     /// Asks the guest to stop; it is trapped after `grace`.
@@ -169,6 +179,16 @@ impl PodRuntime for Runtime {
     ) -> BoxFuture<'static, Result<(), Refused>> {
         let runtime = self.clone();
         Box::pin(async move { Ok(runtime.start_container(&pod, &id).await?) })
+    }
+
+    fn update_container(
+        &self,
+        pod: PodUid,
+        id: ContainerId,
+        limits: Limits,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let runtime = self.clone();
+        Box::pin(async move { Ok(runtime.update_container(&pod, &id, limits).await?) })
     }
 
     fn stop_container(
@@ -426,6 +446,8 @@ pub enum About<'a> {
     Pod(&'a Pod),
     /// One container of a pod.
     Container(&'a Pod, ContainerKind, &'a ContainerName),
+    /// One ephemeral container of a pod, by its name.
+    Ephemeral(&'a Pod, &'a str),
 }
 
 /// Whether an event tells of something wrong.

@@ -14,8 +14,9 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use krustlet_model::{
     Chain, Grace, PodKey, PodUid,
-    admission::{NodeFacts, Rejection, admit},
+    admission::{NodeFacts, Rejection, admit, room_for_resize},
     observed::PodFailure,
+    resize,
     status::Phase,
 };
 use krustlet_volume::{VolumeOwner, Volumes};
@@ -240,6 +241,8 @@ impl PodsTask {
         self.keep_addresses(&uid, &checkpoint, adopted.is_some());
         let wanted = Wanted {
             pod: Arc::new(checkpoint.pod.clone()),
+            wish: Arc::new(checkpoint.pod.clone()),
+            pending: None,
             is_known: false,
             is_gone: false,
             stop: None,
@@ -269,12 +272,19 @@ impl PodsTask {
     /// Compares what is wanted with what has a task.
     fn look(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
+        let mut resized = Vec::new();
         for (uid, entry) in &self.entries {
             let pod = wanted.pods.get(uid);
+            if let Some(pod) = pod
+                && entry.is_admitted
+                && resize::is_resized(&entry.wanted.borrow().pod, pod)
+            {
+                resized.push((uid.clone(), Arc::clone(pod)));
+                continue;
+            }
             entry.wanted.send_if_modified(|told| match pod {
-                Some(pod) if !told.is_known || !Arc::ptr_eq(pod, &told.pod) => {
-                    told.pod = Arc::clone(pod);
-                    told.is_known = true;
+                Some(pod) if !told.is_known || !Arc::ptr_eq(pod, &told.wish) => {
+                    told.take(Arc::clone(pod));
                     true
                 }
                 None if wanted.synced && !told.is_gone => {
@@ -283,6 +293,9 @@ impl PodsTask {
                 }
                 Some(_) | None => false,
             });
+        }
+        for (uid, pod) in resized {
+            self.resize(&uid, &pod);
         }
         if wanted.synced {
             self.forget_damaged(&wanted);
@@ -300,8 +313,14 @@ impl PodsTask {
                 continue;
             }
             if let Some((start, is_admitted)) = self.start_of(uid, pod) {
-                let wanted =
-                    Wanted { pod: Arc::clone(pod), is_known: true, is_gone: false, stop: None };
+                let wanted = Wanted {
+                    pod: Arc::clone(pod),
+                    wish: Arc::clone(pod),
+                    pending: None,
+                    is_known: true,
+                    is_gone: false,
+                    stop: None,
+                };
                 self.begin(uid.clone(), wanted, start, is_admitted);
             }
         }
@@ -359,16 +378,49 @@ impl PodsTask {
         }
     }
 
-    fn admit(&mut self, pod: &Pod, node: &Node) -> Result<Allotted, Rejection> {
-        let others: Vec<Arc<Pod>> = self
-            .entries
+    /// Gives a pod the resources that its source wants for it, if there is room;
+    /// until then it keeps those that it has, and this is asked again whenever
+    /// anything changes.
+    fn resize(&mut self, uid: &PodUid, pod: &Arc<Pod>) {
+        let node = self.node.borrow_and_update().clone();
+        let verdict = node.map(|node| {
+            let others = self.others(Some(uid));
+            room_for_resize(pod, &facts(&node), others.iter().map(|pod| &**pod))
+        });
+        let Some(entry) = self.entries.get(uid) else { return };
+        entry.wanted.send_if_modified(|told| {
+            let pending = match verdict {
+                Some(Ok(())) => {
+                    told.take(Arc::clone(pod));
+                    return true;
+                }
+                Some(Err(pending)) => Some(pending),
+                // What the node has is not known yet.
+                None => told.pending.clone(),
+            };
+            let is_news =
+                !told.is_known || told.pending != pending || !Arc::ptr_eq(pod, &told.wish);
+            if is_news {
+                told.hold(Arc::clone(pod), pending);
+            }
+            is_news
+        });
+    }
+
+    /// The pods that take room, without the one that asks.
+    fn others(&self, but: Option<&PodUid>) -> Vec<Arc<Pod>> {
+        self.entries
             .iter()
             .filter(|(uid, entry)| {
                 let view = self.context.views.by_uid(uid);
-                entry.is_admitted && view.is_none_or(|view| !view.is_over)
+                but != Some(*uid) && entry.is_admitted && view.is_none_or(|view| !view.is_over)
             })
             .map(|(_, entry)| Arc::clone(&entry.wanted.borrow().pod))
-            .collect();
+            .collect()
+    }
+
+    fn admit(&mut self, pod: &Pod, node: &Node) -> Result<Allotted, Rejection> {
+        let others = self.others(None);
         admit(pod, &facts(node), others.iter().map(|pod| &**pod))?;
         let unsupported = |message| Rejection { reason: UNSUPPORTED.to_owned(), message };
         let domain = self.context.config.domain(pod).map_err(unsupported)?;
@@ -379,6 +431,9 @@ impl PodsTask {
         let asked = users::asked(pod)?;
         if self.context.config.is_privileged {
             return self.users.allot(domain, &asked);
+        }
+        if asked.own_users {
+            return Err(UserError::Unprivileged { field: "hostUsers" });
         }
         // Without privilege there is but one user to run as: the agent's own.
         let VolumeOwner { uid, gid } = VolumeOwner::current();
@@ -432,9 +487,6 @@ impl PodsTask {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         tracing::error!(pod = %entry.key, %error, "the task of a pod died");
         if std::mem::replace(&mut entry.is_broken, true) {
-        if asked.own_users {
-            return Err(UserError::Unprivileged { field: "hostUsers" });
-        }
             return;
         }
         let failure = PodFailure {

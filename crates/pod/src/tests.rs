@@ -4,6 +4,7 @@ mod bed;
 mod messages;
 mod network;
 mod probes;
+mod resize;
 mod restarts;
 mod rules;
 mod start;

@@ -27,6 +27,10 @@ pub(crate) const PROBE_WARNING: &str = "ProbeWarning";
 pub(crate) const PULLED: &str = "Pulled";
 pub(crate) const PULLING: &str = "Pulling";
 pub(crate) const PULL_SECRET: &str = "FailedToRetrieveImagePullSecret";
+pub(crate) const RESIZE_COMPLETED: &str = "ResizeCompleted";
+pub(crate) const RESIZE_DEFERRED: &str = "ResizeDeferred";
+pub(crate) const RESIZE_ERROR: &str = "ResizeError";
+pub(crate) const RESIZE_STARTED: &str = "ResizeStarted";
 pub(crate) const SANDBOX_CHANGED: &str = "SandboxChanged";
 pub(crate) const STARTED: &str = "Started";
 pub(crate) const UNHEALTHY: &str = "Unhealthy";
@@ -93,6 +97,25 @@ pub(crate) fn stopping(container: &str) -> String {
 
 pub(crate) fn changed(container: &str) -> String {
     format!("Container {container} definition changed, will be restarted")
+}
+
+/// What an event of a resize says, given its reason and what is wanted.
+///
+/// Source: `podResizeMessage` in `pkg/kubelet/events/resize.go`.
+pub(crate) fn resize(reason: &str, summary: &str) -> String {
+    let what = match reason {
+        RESIZE_STARTED => "started",
+        RESIZE_COMPLETED => "completed",
+        RESIZE_ERROR => "error",
+        _ => "Deferred",
+    };
+    format!("Pod resize {what}: {summary}")
+}
+
+/// Source: `computePodResizeAction` in
+/// `pkg/kubelet/kuberuntime/kuberuntime_manager.go`.
+pub(crate) fn resize_requires_restart(container: &str) -> String {
+    format!("Container {container} resize requires restart")
 }
 
 pub(crate) fn no_root(uid: u32) -> String {

@@ -18,6 +18,7 @@
 mod observe;
 mod probing;
 mod report;
+mod resize;
 mod resume;
 mod rules;
 mod start;
@@ -30,7 +31,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     Grace, PodKey, PodUid,
-    observed::{PodFailure, PodObserved},
+    observed::{PodFailure, PodObserved, ResizePending},
+    resize::keep_resources,
+    status::{EPHEMERAL_MESSAGE, EPHEMERAL_REASON, ephemeral_containers},
     time::from_api_time,
 };
 use krustlet_network::{NetworkState, NodeAddresses};
@@ -58,8 +61,12 @@ use crate::{
 /// What is asked of a pod, newest state.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// The pod as its source has it.
+    /// The pod as its source has it, but with the resources that it may have.
     pub(crate) pod: Arc<Pod>,
+    /// The same with the resources that its source wants.
+    pub(crate) wish: Arc<Pod>,
+    /// Why these are others, if they are.
+    pub(crate) pending: Option<ResizePending>,
     /// Whether the source has it: false for one that an earlier agent left, as
     /// long as the source has not told what it has.
     pub(crate) is_known: bool,
@@ -67,6 +74,24 @@ pub(crate) struct Wanted {
     pub(crate) is_gone: bool,
     /// Whether it was told to stop without being removed, and how soon.
     pub(crate) stop: Option<Grace>,
+}
+
+impl Wanted {
+    /// Takes what the source says now.
+    pub(crate) fn take(&mut self, pod: Arc<Pod>) {
+        self.pod = Arc::clone(&pod);
+        self.wish = pod;
+        self.pending = None;
+        self.is_known = true;
+    }
+
+    /// Takes what the source says now, but for the resources: those stay.
+    pub(crate) fn hold(&mut self, wish: Arc<Pod>, pending: Option<ResizePending>) {
+        self.pod = Arc::new(keep_resources(&wish, &self.pod));
+        self.wish = wish;
+        self.pending = pending;
+        self.is_known = true;
+    }
 }
 
 /// How a worker ended.
@@ -209,6 +234,7 @@ pub(crate) struct Worker {
     kill_at: Option<Instant>,
 
     storage: storage::Storage,
+    resizing: resize::Resizing,
     events: Option<PodEvents>,
     /// An event that tells of ends; no other is taken until what the runs left
     /// is read.
@@ -262,6 +288,7 @@ impl Worker {
             stop_by: None,
             kill_at: None,
             storage,
+            resizing: resize::Resizing::default(),
             events: None,
             in_hand: None,
             jobs: JoinSet::new(),
@@ -269,8 +296,12 @@ impl Worker {
             reported: report::Reported::new(now),
             context,
         };
+        let is_new = matches!(start, Start::Fresh(_));
         worker.resume(start);
         worker.set_deadline();
+        if is_new {
+            worker.tell_of_ephemeral(None);
+        }
         worker
     }
 
@@ -345,6 +376,7 @@ impl Worker {
         };
         self.tell_rules(looked);
         self.probe(looked);
+        self.resize(looked);
         self.remove_leftovers();
         self.had_sandbox |= self.is_sandbox_ready();
         self.save();
@@ -430,6 +462,7 @@ impl Worker {
             Phase::Starting | Phase::Running => {
                 moments.extend(self.deadline);
                 moments.extend(self.storage.wake());
+                moments.extend(self.resizing.wake());
                 moments.extend(self.slots.iter().filter_map(|slot| slot.wake(looked)));
                 if let Sandbox::None { from } = self.sandbox {
                     moments.push(from);
@@ -483,6 +516,21 @@ impl Worker {
             host_ips: self.context.outside.network.node_addresses().to_vec(),
             containers: self.slots.iter().map(Slot::shown).collect(),
             terminating: matches!(self.phase, Phase::Terminating(_) | Phase::Terminated),
+            resize: self.resize_observed(),
+        }
+    }
+
+    /// Tells of the ephemeral containers that were not in the pod before: none
+    /// is run.
+    fn tell_of_ephemeral(&self, before: Option<&Pod>) {
+        let is_known = |name: &str| {
+            before.is_some_and(|pod| ephemeral_containers(pod).any(|known| known.name == name))
+        };
+        for container in ephemeral_containers(&self.pod).filter(|one| !is_known(&one.name)) {
+            let about = About::Ephemeral(&self.pod, &container.name);
+            let message = EPHEMERAL_MESSAGE.to_owned();
+            let events = &self.context.outside.events;
+            events.record(about, EventType::Warning, EPHEMERAL_REASON, message);
         }
     }
 

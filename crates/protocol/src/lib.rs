@@ -39,7 +39,8 @@ pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimi
 
 /// The protocol's version. Goes up when a verb or field is added.
 ///
-/// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`, `SetPodNetwork`.
+/// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`, `SetPodNetwork`,
+/// `UpdateContainer`.
 pub const VERSION: u32 = 2;
 
 /// The version from which on an agent understands a message in a memfd.

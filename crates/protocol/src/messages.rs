@@ -3,6 +3,8 @@
 use krustlet_model::{ContainerId, PodUid};
 use serde::{Deserialize, Serialize};
 
+use crate::Limits;
+
 /// One packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame<T> {
@@ -135,6 +137,14 @@ pub enum SandboxRequest {
     StartContainer {
         /// Which container.
         id: ContainerId,
+    },
+    /// Changes what a container may use, its instances and execs included. Memory
+    /// that it has already is not taken from it: less is refused.
+    UpdateContainer {
+        /// Which container.
+        id: ContainerId,
+        /// What it may use from now on.
+        limits: Limits,
     },
     /// Tells the guest to stop, and traps it when the grace period is over.
     /// A second request may shorten the period, not lengthen it.

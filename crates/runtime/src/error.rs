@@ -91,6 +91,11 @@ pub enum RuntimeError {
     #[error("the work was broken off")]
     Work(#[source] io::Error),
 
+    #[error(
+        "the sandbox is of an older version, which cannot do that; one that is started anew can"
+    )]
+    OldSandbox,
+
     #[error("the request was not answered")]
     Call(#[source] CallError),
 
@@ -130,6 +135,7 @@ impl RuntimeError {
             | Self::NoContainer { .. }
             | Self::Mismatch { .. }
             | Self::Mount(MountError::NotPermitted { .. })
+            | Self::OldSandbox
             | Self::Spec(_)
             | Self::Work(_)
             | Self::Call(CallError::NotUnderstood(_))

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
-use krustlet_protocol::{ExecOutcome, PodNetwork, StatsReport};
+use krustlet_protocol::{ExecOutcome, Limits, PodNetwork, StatsReport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -124,6 +124,12 @@ pub(crate) enum Command {
         id: ContainerId,
         reply: Reply<()>,
     },
+    Update {
+        pod: PodUid,
+        id: ContainerId,
+        limits: Limits,
+        reply: Reply<()>,
+    },
     Stop {
         pod: PodUid,
         id: ContainerId,
@@ -237,6 +243,24 @@ impl Runtime {
     ) -> Result<(), RuntimeError> {
         let (pod, id) = (pod.clone(), id.clone());
         self.ask(|reply| Command::Start { pod, id, reply }).await
+    }
+
+    /// Changes what a container may use, from now on; see
+    /// [`SandboxRequest::UpdateContainer`](krustlet_protocol::SandboxRequest).
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Refused`] if it uses more memory already,
+    /// [`RuntimeError::OldSandbox`] if its sandbox does not know how; when there
+    /// is no such container or its sandbox does not answer.
+    pub async fn update_container(
+        &self,
+        pod: &PodUid,
+        id: &ContainerId,
+        limits: Limits,
+    ) -> Result<(), RuntimeError> {
+        let (pod, id) = (pod.clone(), id.clone());
+        self.ask(|reply| Command::Update { pod, id, limits, reply }).await
     }
 
     /// Asks the guest to stop and has it trapped after `grace` (rounded down to

@@ -217,6 +217,11 @@ impl RuntimeTask {
             Command::Start { pod, id, reply } => {
                 self.beside(&pod, reply, async move |sandbox| sandbox.start_container(id).await);
             }
+            Command::Update { pod, id, limits, reply } => {
+                self.beside(&pod, reply, async move |sandbox| {
+                    sandbox.update_container(id, limits).await
+                });
+            }
             Command::Stop { pod, id, grace, reply } => {
                 self.beside(&pod, reply, async move |sandbox| {
                     sandbox.stop_container(id, grace).await

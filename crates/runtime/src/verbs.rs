@@ -7,8 +7,8 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    ContainerSpec, DescriptorName, ExecOutcome, Failure, PodNetwork, SandboxReply, SandboxRequest,
-    StatsReport, connection::CallError, socket::memfd,
+    ContainerSpec, DescriptorName, ExecOutcome, Failure, Limits, PodNetwork, SandboxReply,
+    SandboxRequest, StatsReport, connection::CallError, socket::memfd,
 };
 
 use crate::{
@@ -136,6 +136,20 @@ impl Sandbox {
             Ok(SandboxReply::Done) => Ok(()),
             Ok(other) => Err(wrong(&other)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Changes what a container may use.
+    pub(crate) async fn update_container(
+        &self,
+        id: ContainerId,
+        limits: Limits,
+    ) -> Result<(), RuntimeError> {
+        self.known(&id)?;
+        let request = SandboxRequest::UpdateContainer { id, limits };
+        match self.done(request, Vec::new(), ANSWER_LIMIT).await {
+            Err(RuntimeError::Refused(Failure::UnknownVerb)) => Err(RuntimeError::OldSandbox),
+            other => other,
         }
     }
 

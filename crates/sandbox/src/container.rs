@@ -85,7 +85,7 @@ pub(crate) struct Parts {
 impl Container {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
-            usage: Arc::new(Usage::new(parts.spec.limits.cpu_millis)),
+            usage: Arc::new(Usage::new(&parts.spec.limits)),
             spec: parts.spec,
             program: parts.program,
             log: Arc::new(parts.log),
@@ -137,7 +137,7 @@ impl Container {
     }
 
     pub(crate) fn budget(&self) -> Budget {
-        Budget::new(Arc::clone(&self.usage), self.spec.limits.memory_bytes)
+        Budget::new(Arc::clone(&self.usage))
     }
 
     /// What an instance sees of the world, but for its arguments and streams:

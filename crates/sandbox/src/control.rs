@@ -296,6 +296,16 @@ impl<'a> Control<'a> {
                 self.guests()?.order(Order::Start(container))?;
                 done
             }
+            SandboxRequest::UpdateContainer { id, limits } => {
+                let container = self.table.container(&id)?;
+                container.usage.set_limits(&limits).map_err(|used| Failure::Failed {
+                    message: format!(
+                        "attempting to set memory limit ({}) below current usage ({used})",
+                        limits.memory_bytes.unwrap_or_default(),
+                    ),
+                })?;
+                done
+            }
             SandboxRequest::StopContainer { id, grace_ms } => {
                 self.stop(&id, Duration::from_millis(grace_ms))?;
                 done

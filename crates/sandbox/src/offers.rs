@@ -1,12 +1,12 @@
 //! Tells what a program imports that this node does not offer, and what it
 //! offers instead.
 
-use krustlet_protocol::Failure;
+use krustlet_protocol::{Failure, Limits};
 use wasmtime::{Module, Store, component::Component};
 use wasmtime_wasi::WasiCtxBuilder;
 
 use crate::{
-    state::{Budget, ModuleState},
+    state::{Budget, ModuleState, Usage},
     warm::{PREVIEW_0, PREVIEW_1, Warm},
 };
 
@@ -55,7 +55,7 @@ pub(crate) fn unlinkable_module(warm: &Warm, module: &Module, error: &wasmtime::
     let state = ModuleState {
         wasi: WasiCtxBuilder::new().build_p1(),
         sockets: crate::preview1::Table::default(),
-        budget: Budget::new(std::sync::Arc::default(), None),
+        budget: Budget::new(std::sync::Arc::new(Usage::new(&Limits::default()))),
     };
     let mut store = Store::new(&warm.engine, state);
     let missing: Vec<_> = module

@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use crate::{net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
+use krustlet_protocol::Limits;
 use wasmtime::{
     ResourceLimiter,
     component::{HasData, ResourceTable},
@@ -28,22 +29,58 @@ const TABLE_BYTES: u64 = 64 << 20;
 const HANDLES: usize = 100_000;
 
 /// What all instances of a container use together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Usage {
     /// Bytes of linear memory and tables now.
     memory: AtomicU64,
     /// Processor time of its guests, in nanoseconds.
     cpu: AtomicU64,
+    /// Bytes of the former that it may have; [`NO_LIMIT`] for any number.
+    most_memory: AtomicU64,
     /// Its CPU limit, if it has one. Held for a few instructions only, by the
-    /// guests' thread.
-    bucket: Option<Mutex<Bucket>>,
+    /// guests' thread and where the limit is changed.
+    bucket: Mutex<Option<Bucket>>,
 }
 
+/// More than a container can have.
+const NO_LIMIT: u64 = u64::MAX;
+
 impl Usage {
-    /// Nothing used yet; the limit is in thousandths of a core.
-    pub(crate) fn new(cpu_millis: Option<u64>) -> Self {
-        let bucket = cpu_millis.and_then(|millis| Bucket::new(millis, Instant::now()));
-        Self { bucket: bucket.map(Mutex::new), ..Self::default() }
+    /// Nothing used yet.
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            memory: AtomicU64::new(0),
+            cpu: AtomicU64::new(0),
+            most_memory: AtomicU64::new(limits.memory_bytes.unwrap_or(NO_LIMIT)),
+            bucket: Mutex::new(bucket(limits)),
+        }
+    }
+
+    /// Changes the limits. What waits for its share of the processor looks at
+    /// the new one when its wait is over, which is within a second.
+    ///
+    /// # Errors
+    ///
+    /// The bytes that it has, if those are more than it may have; then nothing
+    /// changes. (What grows meanwhile keeps what it got.)
+    pub(crate) fn set_limits(&self, limits: &Limits) -> Result<(), u64> {
+        let most = limits.memory_bytes.unwrap_or(NO_LIMIT);
+        let used = self.memory();
+        if used > most {
+            return Err(used);
+        }
+        self.most_memory.store(most, Ordering::Relaxed);
+        *self.bucket() = bucket(limits);
+        Ok(())
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that it may have; `None` for any number.
+    fn most_memory(&self) -> Option<u64> {
+        Some(self.most_memory.load(Ordering::Relaxed)).filter(|&most| most != NO_LIMIT)
     }
 
     pub(crate) fn memory(&self) -> u64 {
@@ -56,17 +93,19 @@ impl Usage {
 
     pub(crate) fn charge_cpu(&self, nanoseconds: u64) {
         self.cpu.fetch_add(nanoseconds, Ordering::Relaxed);
-        if let Some(bucket) = &self.bucket {
-            let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = &mut *self.bucket() {
             bucket.charge(Instant::now(), nanoseconds);
         }
     }
 
     /// How long its guests must wait for having used more than their limit.
     pub(crate) fn cpu_wait(&self) -> Option<Duration> {
-        let bucket = self.bucket.as_ref()?;
-        bucket.lock().unwrap_or_else(PoisonError::into_inner).wait(Instant::now())
+        self.bucket().as_mut()?.wait(Instant::now())
     }
+}
+
+fn bucket(limits: &Limits) -> Option<Bucket> {
+    limits.cpu_millis.and_then(|millis| Bucket::new(millis, Instant::now()))
 }
 
 /// Growth that was refused, and nothing as large was granted since. (A program
@@ -90,7 +129,6 @@ impl Denied {
 #[derive(Debug)]
 pub(crate) struct Budget {
     usage: Arc<Usage>,
-    limit: Option<u64>,
     held: u64,
     tables: u64,
     /// The newest grant, which may still fail.
@@ -99,9 +137,9 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Nothing used yet; `limit` is in bytes, for the whole container.
-    pub(crate) fn new(usage: Arc<Usage>, limit: Option<u64>) -> Self {
-        Self { usage, limit, held: 0, tables: 0, granted: 0, denied: None }
+    /// Nothing used yet.
+    pub(crate) fn new(usage: Arc<Usage>) -> Self {
+        Self { usage, held: 0, tables: 0, granted: 0, denied: None }
     }
 
     pub(crate) fn denied(&self) -> Option<Denied> {
@@ -111,7 +149,7 @@ impl Budget {
     fn grow(&mut self, more: u64) -> bool {
         let before = self.usage.memory.fetch_add(more, Ordering::Relaxed);
         let wanted = before.saturating_add(more);
-        if let Some(limit) = self.limit.filter(|&limit| wanted > limit) {
+        if let Some(limit) = self.usage.most_memory().filter(|&limit| wanted > limit) {
             self.usage.memory.fetch_sub(more, Ordering::Relaxed);
             self.denied = Some(Denied { wanted, limit, more });
             return false;
@@ -251,15 +289,47 @@ mod tests {
 
     use super::*;
 
+    fn memory(bytes: u64) -> Limits {
+        Limits { memory_bytes: Some(bytes), cpu_millis: None }
+    }
+
+    #[test]
+    fn another_limit_holds_at_once_unless_more_is_used() {
+        let usage = Arc::new(Usage::new(&memory(100)));
+        let mut budget = Budget::new(Arc::clone(&usage));
+        let mut grow = |more| budget.memory_growing(0, more, None).unwrap();
+        assert!(grow(80) && !grow(80));
+        assert_eq!(usage.set_limits(&memory(200)), Ok(()));
+        assert!(grow(80) && !grow(80));
+        assert_eq!(usage.set_limits(&memory(159)), Err(160));
+        assert!(grow(40), "nothing has changed");
+        assert_eq!(usage.set_limits(&Limits::default()), Ok(()));
+        assert!(grow(1 << 30));
+    }
+
+    #[test]
+    fn another_cpu_limit_holds_at_once() {
+        let cpu = |millis| Limits { memory_bytes: None, cpu_millis: Some(millis) };
+        let usage = Usage::new(&Limits::default());
+        usage.charge_cpu(1 << 40);
+        assert_eq!(usage.cpu_wait(), None);
+        usage.set_limits(&cpu(10)).unwrap();
+        assert_eq!(usage.cpu_wait(), None, "what was used before is its own");
+        usage.charge_cpu(1 << 40);
+        assert!(usage.cpu_wait().is_some());
+        usage.set_limits(&cpu(1000)).unwrap();
+        assert_eq!(usage.cpu_wait(), None);
+    }
+
     proptest! {
         #[test]
         fn a_container_never_has_more_than_its_limit_and_gives_all_back(
             steps in prop::collection::vec((0_usize..3, 0_usize..5000, any::<bool>()), 0..60)
         ) {
             const LIMIT: u64 = 10_000;
-            let usage = Arc::new(Usage::default());
+            let usage = Arc::new(Usage::new(&memory(LIMIT)));
             let mut instances: Vec<_> =
-                (0..3).map(|_| Budget::new(Arc::clone(&usage), Some(LIMIT))).collect();
+                (0..3).map(|_| Budget::new(Arc::clone(&usage))).collect();
             for (which, more, fails) in steps {
                 let before = instances[which].denied();
                 let granted = instances[which].memory_growing(0, more, None).unwrap();
@@ -282,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_guests_own_maximum_is_no_limit_of_ours() {
-        let mut budget = Budget::new(Arc::default(), Some(100));
+        let mut budget = Budget::new(Arc::new(Usage::new(&memory(100))));
         assert!(!budget.memory_growing(0, 1000, Some(10)).unwrap());
         assert_eq!(budget.denied(), None);
     }

@@ -38,6 +38,11 @@ func (n *Node) As(pod netip.Addr) Place {
 // Get asks for / of an HTTP server at an address and port. A connection is made
 // for each request.
 func (p Place) Get(ctx context.Context, address string, port int) error {
+	return p.GetTarget(ctx, address, port, "/")
+}
+
+// GetTarget is Get for another path and query.
+func (p Place) GetTarget(ctx context.Context, address string, port int, target string) error {
 	client := &http.Client{
 		Timeout: 10 * time.Second,
 		Transport: &http.Transport{
@@ -47,7 +52,7 @@ func (p Place) Get(ctx context.Context, address string, port int) error {
 			},
 		},
 	}
-	url := "http://" + net.JoinHostPort(address, strconv.Itoa(port)) + "/"
+	url := "http://" + net.JoinHostPort(address, strconv.Itoa(port)) + target
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

@@ -91,6 +91,13 @@ impl About {
         Self { field_path: Some(format!("spec.{list}{{{name}}}")), ..Self::pod(pod) }
     }
 
+    /// One ephemeral container of a pod.
+    #[must_use]
+    pub fn ephemeral(pod: &Pod, name: &str) -> Self {
+        let field_path = Some(format!("spec.ephemeralContainers{{{name}}}"));
+        Self { field_path, ..Self::pod(pod) }
+    }
+
     /// A node.
     #[must_use]
     pub fn node(node: &Node) -> Self {

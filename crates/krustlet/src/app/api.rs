@@ -118,6 +118,7 @@ impl EventSink for ClusterEvents {
         let about = match about {
             About::Pod(pod) => cluster::About::pod(pod),
             About::Container(pod, kind, name) => container(pod, kind, name),
+            About::Ephemeral(pod, name) => cluster::About::ephemeral(pod, name),
         };
         let kind = match kind {
             EventType::Normal => cluster::EventType::Normal,

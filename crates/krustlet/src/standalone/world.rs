@@ -304,7 +304,7 @@ impl StatusSink for World {
 
 impl EventSink for World {
     fn record(&self, about: About<'_>, kind: EventType, reason: &str, message: String) {
-        let (About::Pod(pod) | About::Container(pod, ..)) = about;
+        let (About::Pod(pod) | About::Container(pod, ..) | About::Ephemeral(pod, _)) = about;
         self.tell(News::Event {
             pod: key_of(&pod.metadata),
             warning: kind == EventType::Warning,

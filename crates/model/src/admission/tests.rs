@@ -64,6 +64,18 @@ fn what_does_not_fit_is_counted_in_the_message() {
 }
 
 #[test]
+fn a_resize_waits_for_room() {
+    let others = [requesting("3", "1Gi")];
+    let room = |cpu| room_for_resize(&requesting(cpu, "1Gi"), &node(), others.iter());
+    assert_eq!(room("1"), Ok(()), "taints do not matter");
+    for cpu in ["1001m", "5"] {
+        let pending = room(cpu).unwrap_err();
+        assert_eq!(pending.reason, "Deferred");
+        assert!(pending.message.contains("enough resource: cpu, requested: "), "{pending:?}");
+    }
+}
+
+#[test]
 fn a_full_node_takes_no_pod() {
     let others: Vec<_> = (0..3).map(|_| requesting("0", "0")).collect();
     let rejection = admit(&requesting("0", "0"), &untainted(), others.iter()).unwrap_err();
@@ -201,6 +213,7 @@ fn an_ordinary_pod_is_supported_whole() {
             "supplementalGroupsPolicy": "Strict",
             "seccompProfile": {"type": "RuntimeDefault"}, "appArmorProfile": {"type": "Unconfined"},
         },
+        "hostUsers": false,
         "containers": [{
             "name": "c",
             "image": "i",
@@ -213,7 +226,6 @@ fn an_ordinary_pod_is_supported_whole() {
             "ports": [{"containerPort": 8080, "protocol": "TCP", "name": "http"}],
             "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"ephemeral-storage": "0"}},
             "securityContext": {
-        "hostUsers": false,
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
             },
@@ -249,6 +261,10 @@ fn every_field_that_is_not_honoured_is_named() {
         ("spec.securityContext", "windowsOptions", json!({})),
         ("spec.securityContext", "seccompProfile", json!({"type": "Localhost"})),
         ("spec.securityContext", "appArmorProfile", json!({"type": "Localhost"})),
+        ("spec.securityContext", "seccompProfile", json!({"type": "Unheard"})),
+        ("spec.securityContext", "seLinuxOptions", json!({"type": "spc_t"})),
+        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"user": "u"})),
+        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"role": "r"})),
         ("spec.containers[c]", "stdin", json!(true)),
         ("spec.containers[c]", "tty", json!(true)),
         ("spec.containers[c]", "terminationMessagePolicy", json!("Elsewhere")),
@@ -261,10 +277,6 @@ fn every_field_that_is_not_honoured_is_named() {
         let mut spec = json!({"containers": [{"name": "c"}]});
         let place = match at {
             "spec" => &mut spec,
-        ("spec.securityContext", "seccompProfile", json!({"type": "Unheard"})),
-        ("spec.securityContext", "seLinuxOptions", json!({"type": "spc_t"})),
-        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"user": "u"})),
-        ("spec.containers[c].securityContext", "seLinuxOptions", json!({"role": "r"})),
             "spec.securityContext" => &mut spec["securityContext"],
             "spec.containers[c]" => &mut spec["containers"][0],
             _ => &mut spec["containers"][0]["securityContext"],
@@ -326,6 +338,7 @@ fn kinds_of_volumes_are_named() {
         (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
         (json!({"gitRepo": {"repository": "r"}}), "gitRepo"),
         (json!({}), "(source)"),
+        (json!({"emptyDir": {}, "hostPath": {"path": "/"}}), "hostPath"),
         (json!({"emptyDir": {"medium": "HugePages"}}), "emptyDir.medium"),
         (
             json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}),
@@ -338,7 +351,6 @@ fn kinds_of_volumes_are_named() {
         let pod = pod(json!({"containers": [], "volumes": [volume]}));
         let found: Vec<_> = unsupported(&pod).into_iter().map(|one| one.field).collect();
         assert_eq!(found, [format!("spec.volumes[v].{field}")]);
-        (json!({"emptyDir": {}, "hostPath": {"path": "/"}}), "hostPath"),
     }
 }
 

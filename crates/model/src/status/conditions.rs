@@ -1,5 +1,7 @@
 //! The conditions of a pod: those the kubelet owns, computed; all others kept.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 
@@ -8,7 +10,8 @@ use super::{
     phase::{self, Phase},
 };
 use crate::{
-    observed::{ContainerKind, PodObserved},
+    observed::{ContainerKind, ContainerState, PodObserved},
+    resize::ContainerResources,
     restarts,
     time::api_time,
 };
@@ -18,6 +21,8 @@ const CONTAINERS_READY: &str = "ContainersReady";
 const INITIALIZED: &str = "Initialized";
 const READY_TO_START: &str = "PodReadyToStartContainers";
 const SCHEDULED: &str = "PodScheduled";
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// The types that the kubelet owns; others never write them.
 ///
@@ -28,25 +33,25 @@ const OWNED: [&str; 8] = [
     INITIALIZED,
     CONTAINERS_READY,
     READY_TO_START,
-    "PodResizePending",
-    "PodResizeInProgress",
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
     "AllContainersRestarting",
 ];
 
 /// What a condition says, without its times.
 struct Claim {
     holds: bool,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
 }
 
 impl Claim {
     fn holds() -> Self {
-        Self { holds: true, reason: "", message: String::new() }
+        Self { holds: true, reason: "".into(), message: String::new() }
     }
 
     fn fails(reason: &'static str, message: String) -> Self {
-        Self { holds: false, reason, message }
+        Self { holds: false, reason: reason.into(), message }
     }
 }
 
@@ -91,6 +96,12 @@ pub(super) fn conditions(
         (SCHEDULED, Claim::holds()),
     ];
     all.extend(owned.map(|(type_, claim)| condition(type_, claim, pod, old, now)));
+    let resize = [
+        (RESIZE_PENDING, resize_pending(seen, phase)),
+        (RESIZE_IN_PROGRESS, resize_in_progress(pod, seen)),
+    ];
+    let resize = resize.into_iter().filter_map(|(type_, claim)| Some((type_, claim?)));
+    all.extend(resize.map(|(type_, claim)| condition(type_, claim, pod, old, now)));
     all
 }
 
@@ -111,12 +122,40 @@ fn condition(
     PodCondition {
         type_: type_.to_owned(),
         status: status.to_owned(),
-        reason: (!claim.reason.is_empty()).then(|| claim.reason.to_owned()),
+        reason: (!claim.reason.is_empty()).then(|| claim.reason.into_owned()),
         message: (!claim.message.is_empty()).then_some(claim.message),
         observed_generation: pod.metadata.generation,
         last_transition_time: Some(since.unwrap_or_else(|| api_time(now))),
         last_probe_time: None,
     }
+}
+
+/// That other resources are wanted for the pod than it is allotted. It is there
+/// only while that is so.
+fn resize_pending(seen: &PodObserved, phase: Phase) -> Option<Claim> {
+    let pending = seen.resize.pending.as_ref().filter(|_| !phase.is_terminal())?;
+    let (reason, message) = (pending.reason.clone().into(), pending.message.clone());
+    Some(Claim { holds: true, reason, message })
+}
+
+/// That a container runs with other resources than it is allotted. It is there
+/// only while that is so.
+///
+/// Source: kubelet, `IsPodResizeInProgress` in
+/// `pkg/kubelet/kuberuntime/kuberuntime_manager.go`.
+fn resize_in_progress(pod: &Pod, seen: &PodObserved) -> Option<Claim> {
+    restarts::containers(pod).find(|(_, container)| {
+        let seen = seen.containers.iter().find(|seen| seen.name.as_str() == container.name);
+        seen.is_some_and(|seen| {
+            let runs = matches!(seen.state, ContainerState::Running { .. });
+            let allotted = ContainerResources::of(container);
+            runs && seen.resources.as_ref().is_some_and(|actual| !actual.is_same(&allotted))
+        })
+    })?;
+    Some(match &seen.resize.error {
+        Some(error) => Claim { holds: true, reason: "Error".into(), message: error.clone() },
+        None => Claim::holds(),
+    })
 }
 
 fn ready_to_start(seen: &PodObserved) -> Claim {
@@ -131,7 +170,7 @@ fn ready_to_start(seen: &PodObserved) -> Claim {
 
 fn initialized(pod: &Pod, seen: &PodObserved, statuses: &Statuses, phase: Phase) -> Claim {
     if phase == Phase::Succeeded {
-        return Claim { reason: "PodCompleted", ..Claim::holds() };
+        return Claim { reason: "PodCompleted".into(), ..Claim::holds() };
     }
     // Sidecars that start anew do not take it back.
     if phase::has_started(seen) {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 use super::{limits, phase};
 use crate::{
     observed::{ContainerKind, ContainerObserved, ContainerState, PodObserved, Terminated},
+    resize::ContainerResources,
     restarts,
     time::api_time,
 };
@@ -128,7 +129,11 @@ impl Surroundings<'_> {
         };
         let restarts = seen.map_or(0, |seen| i32::try_from(seen.restart_count).unwrap_or(i32::MAX));
         let created = seen.is_some_and(|seen| seen.id.is_some());
-        let resources = container.resources.clone().unwrap_or_default();
+        let allotted = container.resources.clone().unwrap_or_default();
+        // What runs may still have others than it is allotted.
+        let actual = seen.filter(|_| running).and_then(|seen| seen.resources.as_ref());
+        let resources =
+            actual.map_or_else(|| allotted.clone(), ContainerResources::to_requirements);
 
         ContainerStatus {
             name: container.name.clone(),
@@ -143,7 +148,7 @@ impl Surroundings<'_> {
             started: Some(started),
             state: Some(state),
             last_state: Some(last),
-            allocated_resources: if created { resources.requests.clone() } else { None },
+            allocated_resources: if created { allotted.requests } else { None },
             resources: created.then_some(resources),
             volume_mounts: volume_mounts(container),
             // Not known to this crate or not offered by this version.

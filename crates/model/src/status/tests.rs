@@ -6,7 +6,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     ContainerId, ContainerName,
-    observed::{ContainerKind, ContainerObserved, ContainerState, PodFailure, Terminated},
+    observed::{
+        ContainerKind, ContainerObserved, ContainerState, PodFailure, ResizeObserved,
+        ResizePending, Terminated,
+    },
+    resize::ContainerResources,
 };
 
 fn at(seconds: i64) -> Timestamp {
@@ -74,6 +78,7 @@ fn container(name: &str, kind: ContainerKind, state: ContainerState) -> Containe
         before_last: None,
         started: runs,
         ready: runs,
+        resources: None,
     }
 }
 
@@ -91,6 +96,7 @@ fn seen(containers: Vec<ContainerObserved>) -> PodObserved {
         host_ips: vec!["192.0.2.1".parse().unwrap()],
         containers,
         terminating: false,
+        resize: ResizeObserved::default(),
     }
 }
 
@@ -361,6 +367,78 @@ fn a_restart_of_the_node_forgets_neither_counts_nor_ends() {
     let container = main_status(&status);
     assert_eq!(container.restart_count, 4);
     assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 9);
+}
+
+fn resources(cpu: &str) -> Value {
+    json!({"limits": {"cpu": cpu}, "requests": {"cpu": cpu}})
+}
+
+#[test]
+fn what_runs_is_shown_with_what_it_has() {
+    let pod = pod(json!({"containers": [{"name": "main", "resources": resources("2")}]}));
+    let had: ContainerResources = serde_json::from_value(resources("1")).unwrap();
+    let mut main = app(running());
+    main.resources = Some(had);
+    let status = pod_status(&pod, &seen(vec![main.clone()]), None, at(5));
+    let shown = serde_json::to_value(main_status(&status)).unwrap();
+    assert_eq!(shown["resources"], resources("1"));
+    assert_eq!(shown["allocatedResources"], json!({"cpu": "2"}));
+    let progress = condition(&status, "PodResizeInProgress");
+    assert_eq!((progress.status.as_str(), &progress.reason), ("True", &None));
+
+    let mut failed = seen(vec![main.clone()]);
+    failed.resize.error = Some("too little".to_owned());
+    let status = pod_status(&pod, &failed, Some(&status), at(6));
+    let progress = condition(&status, "PodResizeInProgress");
+    assert_eq!(progress.reason.as_deref(), Some("Error"));
+    assert_eq!(progress.message.as_deref(), Some("too little"));
+
+    // The next run has what it is allotted, and so has one that was told.
+    main.state = ended(1);
+    let status = pod_status(&pod, &seen(vec![main.clone()]), None, at(7));
+    let shown = serde_json::to_value(main_status(&status)).unwrap();
+    assert_eq!(shown["resources"], resources("2"));
+    main.state = running();
+    main.resources = Some(serde_json::from_value(resources("2000m")).unwrap());
+    let status = pod_status(&pod, &seen(vec![main]), None, at(8));
+    let is_resize = |condition: &PodCondition| condition.type_.starts_with("PodResize");
+    assert!(!status.conditions.unwrap().iter().any(is_resize));
+}
+
+#[test]
+fn a_resize_without_room_is_pending() {
+    let mut observed = seen(vec![app(running())]);
+    let (reason, message) = ("Deferred".to_owned(), "no room".to_owned());
+    observed.resize.pending = Some(ResizePending { reason, message });
+    let status = pod_status(&one_container("Never"), &observed, None, at(5));
+    let pending = condition(&status, "PodResizePending");
+    assert_eq!((pending.status.as_str(), pending.observed_generation), ("True", Some(3)));
+    assert_eq!(pending.reason.as_deref(), Some("Deferred"));
+    assert_eq!(pending.message.as_deref(), Some("no room"));
+
+    observed.containers = vec![app(ended(0))];
+    let status = pod_status(&one_container("Never"), &observed, Some(&status), at(6));
+    let is_resize = |condition: &PodCondition| condition.type_.starts_with("PodResize");
+    assert!(!status.conditions.unwrap().iter().any(is_resize), "nothing is waited for");
+}
+
+#[test]
+fn a_debugger_says_that_it_is_not_run() {
+    let pod = pod(json!({
+        "containers": [{"name": "main", "image": "i"}],
+        "ephemeralContainers": [{"name": "zed", "image": "z:1"}, {"name": "debugger", "image": "busybox"}],
+    }));
+    let status = pod_status(&pod, &seen(vec![app(running())]), None, at(5));
+    assert_eq!(phase_of(&status), "Running");
+    assert_eq!(condition(&status, "Ready").status, "True");
+    let shown = serde_json::to_value(status.ephemeral_container_statuses.unwrap()).unwrap();
+    assert_eq!(shown[0]["name"], "debugger");
+    assert_eq!(shown[0]["image"], "busybox");
+    assert_eq!(
+        shown[0]["state"]["waiting"],
+        json!({"reason": "PodFeatureUnsupported", "message": EPHEMERAL_MESSAGE}),
+    );
+    assert_eq!(shown[1]["name"], "zed");
 }
 
 fn state() -> impl Strategy<Value = ContainerState> {

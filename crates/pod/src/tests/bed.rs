@@ -14,7 +14,8 @@ use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{ContainerId, PodKey, PodUid, probes::target::Target};
 use krustlet_network::{Network, NetworkState};
 use krustlet_protocol::{
-    ContainerReport, ExecOutcome, ExitReport, NetworkReport, PodNetwork, RunState, StatsReport,
+    ContainerReport, ExecOutcome, ExitReport, Limits, NetworkReport, PodNetwork, RunState,
+    StatsReport,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -57,6 +58,8 @@ pub(super) enum Call {
     Create(String),
     Start(String),
     Stop(String, Duration),
+    /// With the memory that it may have.
+    Update(String, Option<u64>),
     Remove(String),
     Rules,
     StopSandbox,
@@ -108,6 +111,8 @@ pub(super) struct World {
     pub(super) refuse_rules: usize,
     /// Whether sandboxes end without anybody hearing of it.
     pub(super) ends_unheard: bool,
+    /// Whether sandboxes take other limits.
+    pub(super) refuse_limits: bool,
     /// How many tokens are refused before one is given.
     pub(super) refuse_tokens: usize,
 }
@@ -319,6 +324,24 @@ impl PodRuntime for Shared {
         }
         if let Guest::Exits(code) = guest {
             self.exit(pod.as_str(), &name, code);
+        }
+        Box::pin(async { Ok(()) })
+    }
+
+    fn update_container(
+        &self,
+        pod: PodUid,
+        id: ContainerId,
+        limits: Limits,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let name = match self.name_of(&pod, &id) {
+            Ok(name) => name,
+            Err(refused) => return Box::pin(async { Err(refused) }),
+        };
+        self.call(Call::Update(name, limits.memory_bytes));
+        if self.with(|world| world.refuse_limits) {
+            let message = "below current usage".to_owned();
+            return Box::pin(async { Err(Refused { message, why: Why::Failed }) });
         }
         Box::pin(async { Ok(()) })
     }

@@ -7,6 +7,7 @@ use krustlet_model::{
     ContainerId,
     observed::{ContainerKind, ContainerState},
     probes::ProbeKind,
+    resize::ContainerResources,
     restarts,
     termination::{self, MessagePolicy},
 };
@@ -69,6 +70,12 @@ pub(super) enum Done {
         kind: ProbeKind,
         answer: ProbeAnswer,
     },
+    Updated {
+        index: usize,
+        id: ContainerId,
+        resources: ContainerResources,
+        result: Result<(), Refused>,
+    },
     Removed {
         index: usize,
         id: ContainerId,
@@ -96,9 +103,11 @@ impl Worker {
                 *at = (*at).min(Instant::now());
             }
             self.take_images();
+            self.tell_of_ephemeral(Some(&old));
             self.set_deadline();
             self.touch_lazily();
         }
+        self.take_resources(&old);
         self.reported.again(wanted.is_known && !wanted.is_gone);
     }
 
@@ -157,6 +166,9 @@ impl Worker {
             Done::Created { index, id, result } => self.created(index, &id, result),
             Done::Started { index, id, result } => self.started(index, &id, result),
             Done::Stopped { index, id, result } => self.stop_asked(index, &id, result),
+            Done::Updated { index, id, resources, result } => {
+                self.updated(index, &id, resources, result);
+            }
             Done::Probed { index, id, kind, answer } => self.probed(index, &id, kind, answer),
             Done::Removed { index, id, result } => {
                 if let Err(refused) = result {

@@ -12,7 +12,11 @@
 //!
 //! Source of 255: containerd's answer after a reboot.
 
-use krustlet_model::observed::{ContainerState, PodFailure, PodObserved};
+use krustlet_model::{
+    observed::{ContainerState, PodFailure, PodObserved},
+    resize::ContainerResources,
+    restarts,
+};
 use krustlet_protocol::{ContainerReport, ExitReport, RunState};
 use tokio::time::Instant;
 
@@ -110,6 +114,10 @@ impl Worker {
             if let Some(slot) = self.slots.iter_mut().find(|slot| slot.seen.name == seen.name) {
                 slot.resume(seen, note);
             }
+        }
+        // An agent that could not change them did not write them down.
+        for ((_, container), slot) in restarts::containers(&self.pod).zip(&mut self.slots) {
+            slot.seen.resources.get_or_insert_with(|| ContainerResources::of(container));
         }
         if is_over {
             self.phase = Phase::Terminating(own_grace(&self.pod));

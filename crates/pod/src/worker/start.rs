@@ -12,6 +12,7 @@ use krustlet_model::{
     Chain, ContainerId, ContainerName,
     names::NamesWarning,
     objects::{of_environment, of_volumes},
+    resize::ContainerResources,
     restarts,
 };
 use tokio::{task::spawn_blocking, time::Instant};
@@ -253,11 +254,11 @@ impl Worker {
             place,
             refs: of_environment(&self.pod),
         };
-        let given = id.clone();
+        let (given, resources) = (id.clone(), ContainerResources::of(container));
         let abort = self
             .jobs
             .spawn(async move { Done::Created { index, id: given, result: launch(order).await } });
-        self.slots[index].launch(id, abort);
+        self.slots[index].launch(id, resources, abort);
         // Written while the code is loaded; the guest is entered after both.
         self.touch();
     }

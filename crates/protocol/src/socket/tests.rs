@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, NetworkReport, RunState,
-    SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport, ZygoteMessage,
-    ZygoteReply, ZygoteRequest,
+    ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Limits, NetworkReport,
+    RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
+    ZygoteMessage, ZygoteReply, ZygoteRequest,
 };
 
 fn file(text: &str) -> OwnedFd {
@@ -229,6 +229,9 @@ fn sandbox_request() -> impl Strategy<Value = SandboxRequest> {
         pod().prop_map(|pod| SandboxRequest::SetPodNetwork { pod }),
         Just(SandboxRequest::CreateContainer),
         id().prop_map(|id| SandboxRequest::StartContainer { id }),
+        (id(), any::<[Option<u64>; 2]>()).prop_map(|(id, [memory_bytes, cpu_millis])| {
+            SandboxRequest::UpdateContainer { id, limits: Limits { memory_bytes, cpu_millis } }
+        }),
         (id(), any::<u64>())
             .prop_map(|(id, grace_ms)| SandboxRequest::StopContainer { id, grace_ms }),
         id().prop_map(|id| SandboxRequest::RemoveContainer { id }),

@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener, time::Duration};
 
 use krustlet_model::PodUid;
-use krustlet_protocol::Failure;
+use krustlet_protocol::{Failure, Limits};
 use krustlet_runtime::{PodEvent, RuntimeError};
 
 use crate::bed::{Bed, exit_code, id, next, preopen};
@@ -157,6 +157,24 @@ pub(crate) fn logs(bed: &Bed) -> Vec<String> {
         .collect();
     paths.sort();
     paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn limits_are_changed_by_those_who_can() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    let pod = PodUid::new("a");
+    let limits = |cpu| Limits { memory_bytes: Some(77), cpu_millis: Some(cpu) };
+    bed.runtime.update_container(&pod, &id(1), limits(1)).await.unwrap();
+    // The stand-in says in its statistics what it was told.
+    assert_eq!(bed.runtime.stats(&pod).await.unwrap()[0].memory_bytes, 77);
+    let old = bed.runtime.update_container(&pod, &id(1), limits(2)).await.unwrap_err();
+    assert!(matches!(old, RuntimeError::OldSandbox), "{old}");
+    let none = bed.runtime.update_container(&pod, &id(2), limits(1)).await.unwrap_err();
+    assert!(matches!(none, RuntimeError::NoContainer { .. }), "{none}");
+    bed.stop_pod("a").await;
+    bed.finish().await;
 }
 
 #[tokio::test]

@@ -292,6 +292,14 @@ impl Sandbox {
                 self.tell(SandboxEvent::Running { id, at });
                 Ok(SandboxReply::Done)
             }
+            // One of the version before.
+            SandboxRequest::UpdateContainer { limits, .. } if limits.cpu_millis == Some(2) => {
+                Err(Failure::UnknownVerb)
+            }
+            SandboxRequest::UpdateContainer { id, limits } => {
+                self.find(&id)?.spec.limits = limits;
+                Ok(SandboxReply::Done)
+            }
             SandboxRequest::StopContainer { id, .. } => {
                 self.find(&id)?;
                 self.exit(&id, 143, true);
@@ -330,7 +338,7 @@ impl Sandbox {
                 let report = |one: &Container| StatsReport {
                     id: one.spec.id.clone(),
                     pod: one.spec.pod.clone(),
-                    memory_bytes: 1,
+                    memory_bytes: one.spec.limits.memory_bytes.unwrap_or(1),
                     cpu_ns: 2,
                     log_dropped_bytes: 3,
                     network: NetworkReport::default(),

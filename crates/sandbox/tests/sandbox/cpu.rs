@@ -2,7 +2,7 @@
 //! the machine is, and who else uses it, does not matter.
 
 use krustlet_model::ContainerId;
-use krustlet_protocol::{SandboxReply, SandboxRequest};
+use krustlet_protocol::{Failure, Limits, SandboxReply, SandboxRequest};
 
 use crate::{
     fixture::{Make, Sandbox, Zygote},
@@ -44,6 +44,31 @@ pub(crate) fn a_container_over_its_cpu_limit_waits_and_others_do_not() {
     // Its debt is some hundred milliseconds at most times; a stop does not wait.
     sandbox.stop(&limited, 3_600_000);
     assert_eq!(sandbox.exit(&limited).exit_code, 143);
+}
+
+pub(crate) fn another_limit_holds_for_a_guest_that_runs() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let id = sandbox.start(Make::module("spin", &["x"]));
+    let free = sandbox.start(Make::module("spin", &["x"]));
+    for id in [&id, &free] {
+        sandbox.running(id);
+    }
+    let update = |memory_bytes, cpu_millis| {
+        let limits = Limits { memory_bytes, cpu_millis };
+        sandbox.ask(SandboxRequest::UpdateContainer { id: id.clone(), limits })
+    };
+    let before = (used(&sandbox, &id), used(&sandbox, &free));
+    assert_eq!(update(None, LEAST), SandboxReply::Done);
+    wait_until(|| used(&sandbox, &free) > before.1 + ENOUGH);
+    let since = (used(&sandbox, &id) - before.0, used(&sandbox, &free) - before.1);
+    assert!(since.0 < since.1 / 3, "{since:?} ns");
+    // It has one page.
+    let SandboxReply::Failed(Failure::Failed { message }) = update(Some(65_535), None) else {
+        panic!()
+    };
+    assert!(message.contains("(65535) below current usage (65536)"), "{message}");
+    assert_eq!(update(Some(65_536), Some(500)), SandboxReply::Done);
 }
 
 pub(crate) fn an_exec_is_within_its_containers_cpu_limit() {

@@ -41,6 +41,7 @@ macro_rules! tests {
 const TESTS: &[Test] = tests! {
     cpu:
         a_container_over_its_cpu_limit_waits_and_others_do_not,
+        another_limit_holds_for_a_guest_that_runs,
         an_exec_is_within_its_containers_cpu_limit,
         requests_are_within_their_containers_cpu_limit;
     guests:
