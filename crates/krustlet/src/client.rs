@@ -1,6 +1,6 @@
 //! The command line's side of the agent's local socket.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -9,11 +9,27 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, task::JoinSet};
+use tokio::{
+    net::UnixStream,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    output,
+    paths::{Root, RootLock},
+};
 
 /// The largest answer that is read whole, in bytes: ten thousand pods of a few
 /// KiB each.
 pub(crate) const MAX_ANSWER: usize = 128 << 20;
+
+/// How long an agent that does not answer is waited for: more than the ten
+/// seconds that its slowest task has to end.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Speaks to the agent of one root directory.
 #[derive(Clone, Debug)]
@@ -38,6 +54,34 @@ impl Local {
     /// Whether an agent answers.
     pub(crate) async fn is_there(&self) -> bool {
         UnixStream::connect(&self.socket).await.is_ok()
+    }
+
+    /// The lock of the root directory, or none if an agent answers there. One
+    /// that holds it and does not answer has just begun or is about to end, as
+    /// after `krustlet stop` of its last pod: that is waited for.
+    ///
+    /// # Errors
+    ///
+    /// If it neither answers nor ends, or the lock cannot be looked at.
+    pub(crate) async fn or_lock(&self, root: &Root) -> Result<Option<RootLock>> {
+        let end = Instant::now() + SETTLE;
+        loop {
+            if self.is_there().await {
+                return Ok(None);
+            }
+            if let Some(lock) = root.lock()? {
+                return Ok(Some(lock));
+            }
+            if Instant::now() >= end {
+                bail!(
+                    "an agent holds {} and has not answered for {}: end it, or name another \
+                     directory with --root-dir",
+                    root.path().display(),
+                    output::took(SETTLE),
+                );
+            }
+            sleep(LOOK).await;
+        }
     }
 
     /// Sends a request.
@@ -82,6 +126,9 @@ impl Local {
         if status == StatusCode::NOT_FOUND && words.is_empty() {
             bail!("the agent is of another version: it does not know {path}");
         }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            return Err(Ending(words).into());
+        }
         bail!("{words}")
     }
 
@@ -121,6 +168,16 @@ impl Answer {
         }
         Ok(all)
     }
+}
+
+/// What an agent answers that takes nothing any more because it is about to end.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Ending(String);
+
+/// Whether the agent is about to end, so that the next one may be asked.
+pub(crate) fn is_ending(error: &anyhow::Error) -> bool {
+    error.is::<Ending>()
 }
 
 /// A request without a body.

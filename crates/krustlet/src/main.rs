@@ -81,6 +81,7 @@ fn log_to_stderr(level: &str) {
     let filter = EnvFilter::try_from_env("KRUSTLET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(output::shows_progress() && output::wants_colours())
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();

@@ -107,11 +107,23 @@ impl Prefixer {
         }
         out
     }
+
+    /// What is missing at the end of the stream, so that another stream's
+    /// prefix begins a line. Nothing without a name.
+    pub(crate) fn end_line(&self) -> &'static [u8] {
+        if self.at_line_start || self.prefix.is_none() { b"" } else { b"\n" }
+    }
 }
 
-/// Whether colours and progress are wanted on standard error.
-pub(crate) fn is_fancy() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+/// Whether progress is wanted on standard error: by people, not by files.
+pub(crate) fn shows_progress() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Whether a terminal may be written to in colours.
+pub(crate) fn wants_colours() -> bool {
+    // Source: https://no-color.org.
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 #[cfg(test)]
@@ -159,10 +171,13 @@ mod tests {
         all.extend(prefixer.apply(b"e\ntwo\n"));
         all.extend(prefixer.apply(b"three"));
         assert_eq!(all, b"[app] one\n[app] two\n[app] three");
+        assert_eq!(prefixer.end_line(), b"\n");
     }
 
     #[test]
     fn without_a_name_nothing_is_added() {
-        assert_eq!(Prefixer::new(None, 0, true).apply(b"a\nb"), b"a\nb");
+        let mut prefixer = Prefixer::new(None, 0, true);
+        assert_eq!(prefixer.apply(b"a\nb"), b"a\nb");
+        assert_eq!(prefixer.end_line(), b"");
     }
 }

@@ -46,7 +46,7 @@ impl LogPlaces {
         container: &ContainerName,
         restart: u32,
     ) -> PathBuf {
-        self.pod(key, uid).join(container.as_str()).join(format!("{restart}.log"))
+        self.pod(key, uid).join(container.as_str()).join(file_name(restart))
     }
 
     /// Links a run's log for collectors. One that exists already is kept.
@@ -96,7 +96,7 @@ impl LogPlaces {
         container: &ContainerName,
         restart: u32,
     ) -> io::Result<()> {
-        let first = format!("{restart}.log");
+        let first = file_name(restart);
         let entries = match fs::read_dir(self.pod(key, uid).join(container.as_str())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
@@ -150,6 +150,11 @@ impl LogPlaces {
         name.push_str(".log");
         self.links.as_ref().map(|links| links.join(name))
     }
+}
+
+/// The log of one run within its container's directory.
+pub(crate) fn file_name(restart: u32) -> String {
+    format!("{restart}.log")
 }
 
 fn absent(result: io::Result<()>) -> io::Result<()> {

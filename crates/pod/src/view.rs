@@ -11,6 +11,8 @@ use krustlet_model::{ContainerId, ContainerName, PodKey, PodUid};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::logs;
+
 /// A pod as it stands.
 #[derive(Clone, Debug)]
 pub struct PodView {
@@ -39,10 +41,24 @@ pub struct ContainerView {
     pub waiting: Option<String>,
     /// The log of its newest run that has one; one that is being loaded has not.
     pub log: Option<PathBuf>,
+    /// How often the container had been restarted when that run began.
+    pub log_restarts: Option<u32>,
     /// The log of the run whose end the status shows as the last one.
     pub previous_log: Option<PathBuf>,
     /// Cancelled when the run of [`log`](Self::log) has ended.
     pub ended: CancellationToken,
+}
+
+impl ContainerView {
+    /// The log of the run that began after so many restarts. None before that
+    /// run has a log; that of a run older than the one before the newest is
+    /// removed.
+    #[must_use]
+    pub fn log_after(&self, restarts: u32) -> Option<PathBuf> {
+        let newest = self.log_restarts?;
+        (restarts <= newest).then_some(())?;
+        Some(self.log.as_ref()?.with_file_name(logs::file_name(restarts)))
+    }
 }
 
 impl PodView {
@@ -101,5 +117,30 @@ impl Views {
     fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<PodUid, Arc<PodView>>) -> T) -> T {
         // A map operation that panicked leaves a map.
         change(&mut self.pods.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runs_log_is_found_by_its_restarts() {
+        let mut view = ContainerView {
+            name: ContainerName::new("main"),
+            id: None,
+            is_running: true,
+            waiting: None,
+            log: None,
+            log_restarts: None,
+            previous_log: None,
+            ended: CancellationToken::new(),
+        };
+        assert_eq!(view.log_after(0), None, "it has not run");
+        view.log = Some("/logs/main/2.log".into());
+        view.log_restarts = Some(2);
+        assert_eq!(view.log_after(2), view.log);
+        assert_eq!(view.log_after(1), Some("/logs/main/1.log".into()));
+        assert_eq!(view.log_after(3), None, "it has not begun");
     }
 }

@@ -25,7 +25,7 @@ pub use identity::User;
 pub use listen::{HttpsTask, ServeError};
 pub use local::LocalTask;
 pub use queries::{
-    ContainerUsage, ExecFailure, ExecRequest, ExecStreams, LogSource, NotFound, PodQueries,
+    ContainerUsage, ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource, NotFound, PodQueries,
     StopFailure,
 };
 pub use tls::{ServingIdentity, TlsError};

@@ -20,7 +20,10 @@ use axum::{
 use http::StatusCode;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
 use krustlet_model::PodKey;
@@ -32,12 +35,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exec,
-    queries::{ContainerUsage, ExecRequest, PodQueries, StopFailure},
+    queries::{ContainerUsage, ExecRequest, LogRun, PodQueries, StopFailure},
     routes::{self, Queries},
 };
 
 /// Commands served at once.
 const MAX_CONNECTIONS: usize = 100;
+
+/// How long answers that were begun may take when the task is stopped: the
+/// command that stopped the last pod of an agent is to hear of it, and one that
+/// follows a log for ever does not hold the agent up.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// Serves the local socket until stopped.
 #[derive(Debug)]
@@ -65,8 +73,10 @@ impl LocalTask {
         Ok(Self { listener, path: path.to_owned(), router: router(pods).merge(more) })
     }
 
-    /// Serves. At the end open connections are closed and the socket removed.
+    /// Serves. At the end answers that were begun are finished, if that is soon,
+    /// open connections are closed and the socket removed.
     pub async fn run(self, stop: CancellationToken) {
+        let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -77,7 +87,8 @@ impl LocalTask {
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => {
                     match accepted {
                         Ok((stream, _)) => {
-                            connections.spawn(serve(stream, self.router.clone()));
+                            let (router, watcher) = (self.router.clone(), graceful.watcher());
+                            connections.spawn(serve(stream, router, watcher));
                         }
                         Err(error) => {
                             tracing::warn!(%error, "cannot accept a local connection");
@@ -87,17 +98,20 @@ impl LocalTask {
                 }
             }
         }
+        // First, so that nobody finds an agent that is about to end.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, "the local socket is gone already");
+        }
+        if tokio::time::timeout(LINGER, graceful.shutdown()).await.is_err() {
+            tracing::debug!("a local answer was cut off");
         }
     }
 }
 
-async fn serve(stream: UnixStream, router: Router) {
-    let served = auto::Builder::new(TokioExecutor::new())
-        .http1_only()
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await;
+async fn serve(stream: UnixStream, router: Router, watcher: Watcher) {
+    let http = auto::Builder::new(TokioExecutor::new()).http1_only();
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = watcher.watch(connection).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a local connection ended early");
     }
@@ -106,11 +120,28 @@ async fn serve(stream: UnixStream, router: Router) {
 fn router(pods: Queries) -> Router {
     Router::new()
         .route("/v1/pods", get(routes::list))
-        .route("/v1/logs/{namespace}/{pod}/{container}", get(routes::container_log))
+        .route("/v1/logs/{namespace}/{pod}/{container}", get(log))
         .route("/v1/exec/{namespace}/{pod}", post(run))
         .route("/v1/stop/{namespace}/{pod}", post(stop_pod))
         .route("/v1/stats", get(stats))
         .with_state(pods)
+}
+
+/// `GET /v1/logs/{namespace}/{pod}/{container}` with the options of the
+/// kubelet's API, and `restarts=N` for the run that began after so many.
+async fn log(
+    State(pods): State<Queries>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let query = query.unwrap_or_default();
+    let restarts = url::form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "restarts")
+        .map(|(_, value)| value.parse().map(LogRun::AfterRestarts));
+    let Ok(run) = restarts.transpose() else {
+        return (StatusCode::UNPROCESSABLE_ENTITY, "restarts must be a number").into_response();
+    };
+    routes::log_of(&pods, &PodKey::new(namespace, pod), &container, &query, run).await
 }
 
 async fn stats(State(pods): State<Queries>) -> Json<Vec<ContainerUsage>> {

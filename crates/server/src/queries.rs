@@ -15,7 +15,7 @@ pub trait PodQueries: Send + Sync + 'static {
     /// Every pod with its newest status.
     fn pods(&self) -> Vec<Arc<Pod>>;
 
-    /// Where a container's log lies.
+    /// Where the log of one run of a container lies.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ pub trait PodQueries: Send + Sync + 'static {
         pod: &PodKey,
         uid: Option<&PodUid>,
         container: &str,
-        previous: bool,
+        run: LogRun,
     ) -> Result<LogSource, NotFound>;
 
     /// Runs a program in a container and gives its exit code.
@@ -40,6 +40,18 @@ pub trait PodQueries: Send + Sync + 'static {
 
     /// What each running container uses.
     fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>>;
+}
+
+/// Which run of a container a log is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogRun {
+    /// The newest that has a log.
+    Newest,
+    /// The one whose end the status shows as the last.
+    Previous,
+    /// The one that began after so many restarts: 0 for the first. It can be
+    /// had until the second one after it begins.
+    AfterRestarts(u32),
 }
 
 /// A container's log.
@@ -127,6 +139,16 @@ pub enum NotFound {
         container: String,
         /// Its waiting reason.
         reason: String,
+    },
+    /// There was no such run, or its log is removed.
+    #[error("container {container:?} in pod {pod:?} has no log of a run after {restarts} restarts")]
+    NoRun {
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+        /// Of the run asked for.
+        restarts: u32,
     },
     /// `previous` was asked for and there was only one run.
     #[error("previous terminated container {container:?} in pod {pod:?} not found")]

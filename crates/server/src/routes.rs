@@ -17,7 +17,7 @@ use krustlet_model::PodKey;
 
 use crate::{
     logs::{self, LogOptions},
-    queries::{NotFound, PodQueries},
+    queries::{LogRun, NotFound, PodQueries},
 };
 
 /// What the handlers ask.
@@ -47,12 +47,23 @@ pub(crate) async fn list(State(pods): State<Queries>) -> Json<List<Pod>> {
 }
 
 /// `GET …/{namespace}/{pod}/{container}` with the options of a log request.
-pub(crate) async fn container_log(
+async fn container_log(
     State(pods): State<Queries>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let query = query.unwrap_or_default();
+    log_of(&pods, &PodKey::new(namespace, pod), &container, &query.unwrap_or_default(), None).await
+}
+
+/// Answers a log request. Which run is meant is said by its options, unless it
+/// is named.
+pub(crate) async fn log_of(
+    pods: &Queries,
+    pod: &PodKey,
+    container: &str,
+    query: &str,
+    run: Option<LogRun>,
+) -> Response {
     let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
     let pairs = pairs.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
     let options = match LogOptions::parse(pairs, Timestamp::now()) {
@@ -61,7 +72,8 @@ pub(crate) async fn container_log(
             return (StatusCode::UNPROCESSABLE_ENTITY, invalid.to_string()).into_response();
         }
     };
-    let source = match pods.log(&PodKey::new(namespace, pod), None, &container, options.previous) {
+    let run = run.unwrap_or(if options.previous { LogRun::Previous } else { LogRun::Newest });
+    let source = match pods.log(pod, None, container, run) {
         Ok(source) => source,
         Err(missing) => return missing.into_response(),
     };
@@ -80,7 +92,9 @@ impl IntoResponse for NotFound {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Pod | Self::Container { .. } => StatusCode::NOT_FOUND,
-            Self::NotStarted { .. } | Self::NoPrevious { .. } => StatusCode::BAD_REQUEST,
+            Self::NotStarted { .. } | Self::NoRun { .. } | Self::NoPrevious { .. } => {
+                StatusCode::BAD_REQUEST
+            }
         };
         (status, self.to_string()).into_response()
     }

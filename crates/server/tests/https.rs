@@ -8,7 +8,7 @@ use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{PodKey, PodUid};
 use krustlet_server::{
-    Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogSource, NotFound,
+    Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogRun, LogSource, NotFound,
     PodQueries, ReviewFailed, Reviews, ServingIdentity, StopFailure, User, tls,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -32,7 +32,7 @@ impl PodQueries for OnePod {
         pod: &PodKey,
         _: Option<&PodUid>,
         container: &str,
-        _: bool,
+        _: LogRun,
     ) -> Result<LogSource, NotFound> {
         if *pod != PodKey::new("default", "web") {
             return Err(NotFound::Pod);

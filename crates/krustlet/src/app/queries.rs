@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{PodKey, PodUid};
 use krustlet_pod::{AskError, ContainerView, PodView, Pods, outside::ExecStreams};
 use krustlet_server::{
-    ContainerUsage, ExecFailure, ExecRequest, LogSource, NotFound, PodQueries, StopFailure,
+    ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NotFound, PodQueries, StopFailure,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,14 +43,18 @@ impl PodQueries for Queries {
         pod: &PodKey,
         uid: Option<&PodUid>,
         container: &str,
-        previous: bool,
+        run: LogRun,
     ) -> Result<LogSource, NotFound> {
         let view = self.view(pod, uid)?;
         let found = view.container(Some(container)).ok_or_else(|| NotFound::Container {
             pod: format!("{}_{}", pod.name, pod.namespace),
             container: container.to_owned(),
         })?;
-        if previous { previous_log(pod, found) } else { current_log(pod, found) }
+        match run {
+            LogRun::Newest => newest_log(pod, found),
+            LogRun::Previous => previous_log(pod, found),
+            LogRun::AfterRestarts(restarts) => log_after(pod, found, restarts),
+        }
     }
 
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<i32, ExecFailure>> {
@@ -122,7 +126,7 @@ impl PodQueries for Queries {
     }
 }
 
-fn current_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, NotFound> {
+fn newest_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, NotFound> {
     let path = container.log.clone().ok_or_else(|| NotFound::NotStarted {
         pod: pod.name.clone(),
         container: container.name.to_string(),
@@ -136,7 +140,25 @@ fn previous_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, No
         pod: pod.name.clone(),
         container: container.name.to_string(),
     })?;
+    Ok(LogSource { path, ended: has_ended() })
+}
+
+fn log_after(
+    pod: &PodKey,
+    container: &ContainerView,
+    restarts: u32,
+) -> Result<LogSource, NotFound> {
+    let path = container.log_after(restarts).ok_or_else(|| NotFound::NoRun {
+        pod: pod.name.clone(),
+        container: container.name.to_string(),
+        restarts,
+    })?;
+    let is_newest = container.log_restarts == Some(restarts);
+    Ok(LogSource { path, ended: if is_newest { container.ended.clone() } else { has_ended() } })
+}
+
+fn has_ended() -> CancellationToken {
     let ended = CancellationToken::new();
     ended.cancel();
-    Ok(LogSource { path, ended })
+    ended
 }

@@ -95,7 +95,7 @@ async fn ask_bytes(
     let root = Root::new(root.root_dir);
     let local = Local::new(root.socket());
     root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
-    let Some(_lock) = root.lock()? else {
+    let Some(_lock) = local.or_lock(&root).await? else {
         return local.send(method, path, client::empty()).await?.whole().await;
     };
     let rules = registries::rules(config)?;

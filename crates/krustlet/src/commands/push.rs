@@ -29,7 +29,7 @@ pub(crate) async fn run(args: PushArgs) -> Result<()> {
     let (pushed, ()) = futures::future::join(pushing, task.run(stop.clone())).await;
     let pushed = pushed?;
     writeln!(std::io::stdout(), "{}", pushed.id)?;
-    if output::is_fancy() {
+    if output::shows_progress() {
         let size = output::bytes(pushed.bytes);
         // Only a courtesy; the id above is the answer.
         let _ = writeln!(std::io::stderr(), "pushed {} ({size})", pushed.reference);

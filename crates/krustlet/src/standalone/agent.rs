@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, Network, NetworkConfig, NodeRanges, PodRanges};
-use krustlet_pod::{NamesConfig, WantedPods};
+use krustlet_pod::NamesConfig;
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -120,8 +120,8 @@ impl Agent {
     }
 
     /// The pods that are wanted.
-    pub(super) fn sets(&self) -> watch::Receiver<WantedPods> {
-        self.world.sets()
+    pub(super) fn world(&self) -> World {
+        self.world.clone()
     }
 
     /// Runs until told to stop.
@@ -149,21 +149,24 @@ impl Agent {
 
     /// Runs until the last pod is gone or a signal comes.
     async fn run_until_idle(self) -> Result<()> {
-        let mut sets = self.world.sets();
+        let world = self.world.clone();
+        let mut sets = world.sets();
         let signal = until_signal()?;
         let stop = CancellationToken::new();
         let asked = stop.clone();
         let until = async move {
             let gone = async {
                 // The first pod has yet to come.
-                if sets.wait_for(|set| !set.pods.is_empty()).await.is_ok() {
-                    let _ = sets.wait_for(|set| set.pods.is_empty()).await;
+                let mut is_left = sets.wait_for(|set| !set.pods.is_empty()).await.is_ok();
+                // The sender lives as long as the agent.
+                while is_left && !world.close_if_empty() {
+                    is_left = sets.wait_for(|set| set.pods.is_empty()).await.is_ok();
                 }
             };
             tokio::select! {
                 // Both are cancel-safe.
                 () = gone => {}
-                () = signal => {}
+                () = signal => world.close(),
             }
             asked.cancel();
         };

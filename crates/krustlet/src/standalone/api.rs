@@ -54,6 +54,7 @@ async fn apply(
     standalone.world.apply(bundle).map(Json).map_err(|error| {
         let status = match &error {
             ApplyError::Exists(_) => StatusCode::CONFLICT,
+            ApplyError::Closed => StatusCode::SERVICE_UNAVAILABLE,
             ApplyError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Chain(&error).to_string())

@@ -1,7 +1,7 @@
 //! What a foreground `krustlet run` makes of the news: which logs to follow,
 //! what to print, when everything has ended and with which code. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use krustlet_model::PodKey;
@@ -12,35 +12,39 @@ use super::world::{News, has_ended};
 #[derive(Debug)]
 pub(super) struct Following {
     waiting: BTreeSet<PodKey>,
-    /// Runs whose logs are followed or were.
-    followed: BTreeSet<(PodKey, String, i32)>,
+    /// How many runs of each container are printed or were.
+    printed: BTreeMap<(PodKey, String), u32>,
     exit_code: Option<i32>,
 }
 
 /// Something to do about a piece of news.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Todo {
-    /// Print the log of this container's current run until it ends.
-    FollowLog {
-        /// Which pod.
-        pod: PodKey,
-        /// Which container.
-        container: String,
-    },
+    /// Print this log until its run ends. Those of one container come in the
+    /// order of its runs.
+    Print(RunLog),
     /// Say this on standard error.
-    Say {
-        /// What.
-        text: String,
-        /// Whether it is progress, which only a terminal wants to see.
-        is_progress: bool,
-    },
+    Say(String),
+    /// Say this if standard error is a terminal.
+    SayProgress(String),
+}
+
+/// The log of one run of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RunLog {
+    /// Which pod.
+    pub(super) pod: PodKey,
+    /// Which container.
+    pub(super) container: String,
+    /// How often it had been restarted when the run began.
+    pub(super) restarts: u32,
 }
 
 impl Following {
     /// Follows these pods.
     pub(super) fn new(pods: &[PodKey]) -> Self {
         let waiting = pods.iter().cloned().collect();
-        Self { waiting, followed: BTreeSet::new(), exit_code: None }
+        Self { waiting, printed: BTreeMap::new(), exit_code: None }
     }
 
     /// Whether every pod has ended.
@@ -69,7 +73,7 @@ impl Following {
             }
             News::Event { pod, warning, reason, message } if self.waiting.contains(pod) => {
                 let text = format!("{reason}: {message}");
-                vec![Todo::Say { text, is_progress: !warning }]
+                vec![if *warning { Todo::Say(text) } else { Todo::SayProgress(text) }]
             }
             News::Event { .. } => Vec::new(),
         }
@@ -85,18 +89,21 @@ impl Following {
         }
         let mut todo = Vec::new();
         for status in statuses(pod) {
-            let run = (key.clone(), status.name.clone(), status.restart_count);
-            if has_begun(status) && self.followed.insert(run) {
-                let container = status.name.clone();
-                todo.push(Todo::FollowLog { pod: key.clone(), container });
+            let of = (key.clone(), status.name.clone());
+            let printed = self.printed.entry(of).or_default();
+            // Short runs may have come and gone between two statuses.
+            for restarts in *printed..runs(status) {
+                let (pod, container) = (key.clone(), status.name.clone());
+                todo.push(Todo::Print(RunLog { pod, container, restarts }));
             }
+            *printed = (*printed).max(runs(status));
         }
         if has_ended(pod) {
             self.waiting.remove(&key);
             let code = exit_code(pod);
             if code != 0 {
                 self.exit_code.get_or_insert(code);
-                todo.extend(reasons(pod).map(|text| Todo::Say { text, is_progress: false }));
+                todo.extend(reasons(pod).map(Todo::Say));
             }
         }
         todo
@@ -110,12 +117,25 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     init.into_iter().flatten().chain(app.into_iter().flatten())
 }
 
-/// Whether the current run was entered, so that there is a log.
-fn has_begun(status: &ContainerStatus) -> bool {
-    status.state.as_ref().is_some_and(|state| {
+/// How many runs of a container were entered, so that there are logs of them.
+fn runs(status: &ContainerStatus) -> u32 {
+    let state = status.state.as_ref();
+    let has_begun = state.is_some_and(|state| {
         state.running.is_some()
             || state.terminated.as_ref().is_some_and(|ended| ended.started_at.is_some())
-    })
+    });
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = last.filter(|last| last.started_at.is_some());
+    let count = match last {
+        _ if has_begun => status.restart_count.saturating_add(1),
+        // It waits to be restarted, or its next run is being made.
+        Some(last) if last.container_id == status.container_id => {
+            status.restart_count.saturating_add(1)
+        }
+        Some(_) => status.restart_count,
+        None => 0,
+    };
+    u32::try_from(count).unwrap_or(0)
 }
 
 fn exit_code(pod: &Pod) -> i32 {
@@ -164,13 +184,45 @@ mod tests {
         Following::new(&[PodKey::new("default", "web")])
     }
 
+    fn printed(todo: &[Todo]) -> Vec<u32> {
+        let runs = todo.iter().map(|todo| match todo {
+            Todo::Print(run) => run.restarts,
+            Todo::Say(_) | Todo::SayProgress(_) => panic!("{todo:?}"),
+        });
+        runs.collect()
+    }
+
     #[test]
-    fn each_run_is_followed_once() {
+    fn each_run_is_printed_once() {
         let mut following = following();
         let running = |restarts| pod("Running", container(restarts, json!({"running": {}})));
-        assert_eq!(following.hear(&running(0)).len(), 1);
-        assert_eq!(following.hear(&running(0)).len(), 0);
-        assert_eq!(following.hear(&running(1)).len(), 1);
+        assert_eq!(printed(&following.hear(&running(0))), [0]);
+        assert!(printed(&following.hear(&running(0))).is_empty());
+        assert_eq!(printed(&following.hear(&running(1))), [1]);
+    }
+
+    #[test]
+    fn runs_that_no_status_showed_are_printed_too() {
+        let mut following = following();
+        let waiting = |restarts: i32, id: &str, last: &str| {
+            pod(
+                "Running",
+                json!([{
+                    "name": "app", "image": "", "imageID": "", "ready": false,
+                    "restartCount": restarts, "containerID": id,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                    "lastState": {"terminated": {
+                        "exitCode": 1, "startedAt": "2026-11-24T10:00:00Z", "containerID": last,
+                    }},
+                }]),
+            )
+        };
+        let never = pod("Pending", container(0, json!({"waiting": {}})));
+        assert!(printed(&following.hear(&never)).is_empty());
+        assert_eq!(printed(&following.hear(&waiting(0, "a", "a"))), [0]);
+        let made = following.hear(&waiting(1, "b", "a"));
+        assert!(printed(&made).is_empty(), "b has not begun");
+        assert_eq!(printed(&following.hear(&waiting(2, "c", "c"))), [1, 2]);
     }
 
     #[test]
@@ -178,7 +230,7 @@ mod tests {
         let mut following = following();
         let ended = json!({"terminated": {"exitCode": 3, "startedAt": "2026-11-24T10:00:00Z"}});
         let todo = following.hear(&pod("Failed", container(0, ended)));
-        assert!(matches!(todo[0], Todo::FollowLog { .. }));
+        assert_eq!(printed(&todo), [0]);
         assert!(following.is_over());
         assert_eq!(following.exit_code(), 3);
     }
@@ -192,7 +244,7 @@ mod tests {
         }))
         .unwrap();
         let todo = following.hear(&News::Pod(Arc::new(refused)));
-        assert_eq!(todo, [Todo::Say { text: "OutOfcpu: no".into(), is_progress: false }]);
+        assert_eq!(todo, [Todo::Say("OutOfcpu: no".into())]);
         assert_eq!(following.exit_code(), 1);
     }
 

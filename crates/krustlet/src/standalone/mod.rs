@@ -6,6 +6,7 @@ mod api;
 mod defaults;
 mod follow;
 mod manifest;
+mod print;
 pub(crate) mod run;
 mod target;
 mod world;

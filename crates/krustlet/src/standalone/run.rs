@@ -2,11 +2,11 @@
 //! background.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
-    io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,6 +16,7 @@ use krustlet_model::{Chain, PodKey};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::{JoinSet, spawn_blocking},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,16 +24,20 @@ use super::{
     agent::{self, Agent},
     follow::{Following, Todo},
     manifest::Bundle,
+    print::{Printer, say, say_progress},
     target,
-    world::News,
+    world::{News, World},
 };
 use crate::{
     app::core::until_signal,
     cli::RunArgs,
     client::{self, Answer, Local},
-    output::{self, Prefixer},
     paths::Root,
 };
+
+/// The wait before an agent that is about to end is looked at again: it has to
+/// end its zygote first.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs what the command line asks for. The exit code is the container's.
 pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
@@ -42,36 +47,32 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
     let local = Local::new(root.socket());
     if args.detach {
-        start_in_background(&args, &root).await?;
-        for key in apply(&local, &bundle).await? {
+        for key in apply_in_background(&args, &local, &root, &bundle).await? {
             writeln!(io::stdout(), "pod/{} started in namespace {}", key.name, key.namespace)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(lock) = root.lock()? else {
-        return foreground(&local, &bundle).await;
+    let lock = loop {
+        if let Some(lock) = local.or_lock(&root).await? {
+            break lock;
+        }
+        match foreground(&local, &bundle).await {
+            Err(error) if client::is_ending(&error) => sleep(PAUSE).await,
+            ended => return ended,
+        }
     };
     let registries = args.registry.registry_config.as_deref();
     let agent = Agent::start(root, lock, registries, &args.pod_cidr).await?;
     let stop = CancellationToken::new();
-    let mut sets = agent.sets();
+    let world = agent.world();
     let pods = async {
         let code = foreground(&local, &bundle).await;
         // Another `krustlet run` may have found this agent and trust in it.
-        if !sets.borrow().pods.is_empty() {
+        if !world.close_if_empty() {
             say(
                 "pods that were started beside this one still run; Ctrl-C leaves them to the next agent",
-                false,
             );
-            let signal = until_signal();
-            let empty = sets.wait_for(|set| set.pods.is_empty());
-            if let Ok(signal) = signal {
-                tokio::select! {
-                    // Both are cancel-safe.
-                    _ = empty => {}
-                    () = signal => {}
-                }
-            }
+            outlast(&world).await;
         }
         stop.cancel();
         code
@@ -81,17 +82,47 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     code
 }
 
+/// Waits until the last pod is gone or a signal comes; no pod is taken then.
+async fn outlast(world: &World) {
+    let mut sets = world.sets();
+    let gone = async {
+        while !world.close_if_empty() && sets.wait_for(|set| set.pods.is_empty()).await.is_ok() {}
+    };
+    let Ok(signal) = until_signal() else { return world.close() };
+    tokio::select! {
+        // Both are cancel-safe.
+        () = gone => {}
+        () = signal => world.close(),
+    }
+}
+
+/// Gives the pods to the agent of the directory, which is started if there is none.
+async fn apply_in_background(
+    args: &RunArgs,
+    local: &Local,
+    root: &Root,
+    bundle: &Bundle,
+) -> Result<Vec<PodKey>> {
+    loop {
+        if let Some(lock) = local.or_lock(root).await? {
+            // The agent is to have it.
+            drop(lock);
+            start_in_background(args, root).await?;
+        }
+        match apply(local, bundle).await {
+            Err(error) if client::is_ending(&error) => sleep(PAUSE).await,
+            applied => return applied,
+        }
+    }
+}
+
 async fn apply(local: &Local, bundle: &Bundle) -> Result<Vec<PodKey>> {
     let answer = local.post("/v1/apply", bundle).await?;
     serde_json::from_slice(&answer).context("the agent's answer makes no sense")
 }
 
-/// Starts an agent of its own session if none is there, and waits until its
-/// socket answers.
+/// Starts an agent of its own session, and waits until its socket answers.
 async fn start_in_background(args: &RunArgs, root: &Root) -> Result<()> {
-    if Local::new(root.socket()).is_there().await {
-        return Ok(());
-    }
     let log = File::options().create(true).append(true).open(root.agent_log())?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("agent").arg("--root-dir").arg(root.path());
@@ -118,8 +149,8 @@ async fn foreground(local: &Local, bundle: &Bundle) -> Result<ExitCode> {
     // The watch comes first, so that no event is missed.
     let news = local.send(Method::GET, "/v1/watch", client::empty()).await?;
     let keys = apply(local, bundle).await?;
-    let prefixes = Prefixes::new(bundle);
-    let followed = follow(local, news, &keys, &prefixes).await;
+    let printer = Printer::new(local.clone(), bundle);
+    let followed = follow(local, news, &keys, printer).await;
     // Whatever happened, nothing is left behind.
     for key in &keys {
         if let Err(error) = stop(local, key, None).await {
@@ -144,13 +175,12 @@ async fn follow(
     local: &Local,
     mut news: Answer,
     keys: &[PodKey],
-    prefixes: &Prefixes,
+    mut printer: Printer,
 ) -> Result<i32> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut following = Following::new(keys);
     let mut lines = Vec::new();
-    let mut logs = JoinSet::new();
     let mut stops = JoinSet::new();
     let mut interrupts = 0;
     while !following.is_over() {
@@ -164,11 +194,9 @@ async fn follow(
                     let heard: News = serde_json::from_slice(&line)?;
                     for todo in following.hear(&heard) {
                         match todo {
-                            Todo::FollowLog { pod, container } => {
-                                let prefix = prefixes.prefixer(&pod, &container);
-                                logs.spawn(print_log(local.clone(), pod, container, prefix));
-                            }
-                            Todo::Say { text, is_progress } => say(&text, is_progress),
+                            Todo::Print(run) => printer.begin(run),
+                            Todo::Say(text) => say(&text),
+                            Todo::SayProgress(text) => say_progress(&text),
                         }
                     }
                 }
@@ -176,7 +204,7 @@ async fn follow(
             () = either(&mut interrupt, &mut terminate) => {
                 interrupts += 1;
                 if interrupts == 1 {
-                    say("stopping; press Ctrl-C again to end at once", true);
+                    say_progress("stopping; press Ctrl-C again to end at once");
                 }
                 // The first asks the pods to end, a second one does not wait.
                 let grace = (interrupts > 1).then_some(0);
@@ -188,18 +216,13 @@ async fn follow(
             Some(stopped) = stops.join_next() => {
                 if let Ok(Err(error)) = stopped {
                     let error: anyhow::Error = error;
-                    say(&Chain(error.as_ref()).to_string(), false);
+                    say(&Chain(error.as_ref()).to_string());
                 }
             }
         }
     }
     // What was written before the end is printed before we end.
-    while let Some(printed) = logs.join_next().await {
-        if let Ok(Err(error)) = printed {
-            let error: anyhow::Error = error;
-            tracing::debug!(error = %Chain(error.as_ref()), "a log ended early");
-        }
-    }
+    printer.finish().await;
     Ok(following.exit_code())
 }
 
@@ -209,68 +232,5 @@ async fn either(one: &mut Signal, other: &mut Signal) {
         // Both are cancel-safe.
         _ = one.recv() => {}
         _ = other.recv() => {}
-    }
-}
-
-async fn print_log(
-    local: Local,
-    pod: PodKey,
-    container: String,
-    mut prefixer: Prefixer,
-) -> Result<()> {
-    let path = client::path(&["logs", &pod.namespace, &pod.name, &container]);
-    let mut log = local.send(Method::GET, &format!("{path}?follow=true"), client::empty()).await?;
-    while let Some(piece) = log.piece().await? {
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&prefixer.apply(&piece))?;
-        stdout.flush()?;
-    }
-    Ok(())
-}
-
-/// What stands before each line of a log.
-struct Prefixes {
-    /// The number of each container, in the order of the manifests.
-    numbers: BTreeMap<(PodKey, String), usize>,
-    several_pods: bool,
-    colours: bool,
-}
-
-impl Prefixes {
-    fn new(bundle: &Bundle) -> Self {
-        let mut numbers = BTreeMap::new();
-        for pod in &bundle.pods {
-            let key = PodKey::new(
-                pod.metadata.namespace.clone().unwrap_or_default(),
-                pod.metadata.name.clone().unwrap_or_default(),
-            );
-            let spec = pod.spec.as_ref();
-            let init = spec.and_then(|spec| spec.init_containers.as_ref());
-            let all = init.into_iter().flatten();
-            for container in all.chain(spec.into_iter().flat_map(|spec| &spec.containers)) {
-                let index = numbers.len();
-                numbers.insert((key.clone(), container.name.clone()), index);
-            }
-        }
-        let colours = io::stdout().is_terminal() && output::is_fancy();
-        Self { numbers, several_pods: bundle.pods.len() > 1, colours }
-    }
-
-    fn prefixer(&self, pod: &PodKey, container: &str) -> Prefixer {
-        let index = self.numbers.get(&(pod.clone(), container.to_owned())).copied().unwrap_or(0);
-        let name = if self.several_pods {
-            Some(format!("{}/{container}", pod.name))
-        } else {
-            (self.numbers.len() > 1).then(|| container.to_owned())
-        };
-        Prefixer::new(name.as_deref(), index, self.colours)
-    }
-}
-
-/// Says something besides the logs; progress only on a terminal.
-fn say(text: &str, is_progress: bool) {
-    if !is_progress || output::is_fancy() {
-        // Standard error may be closed; the pods matter more.
-        let _ = writeln!(io::stderr(), "krustlet: {text}");
     }
 }

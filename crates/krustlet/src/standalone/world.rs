@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +51,8 @@ struct Shared {
     /// Held for map operations and the write of a small file, never across an await.
     state: Mutex<State>,
     file: PathBuf,
+    /// Whether no more pods are taken. Changed and read with `state` locked.
+    is_closed: AtomicBool,
     sets: watch::Sender<WantedPods>,
     news: broadcast::Sender<News>,
     /// No service and no node: a cluster has those.
@@ -119,6 +124,8 @@ pub(crate) enum News {
 pub(crate) enum ApplyError {
     #[error("pod {0} is there already: `krustlet stop` it first, or give the new one another name")]
     Exists(PodKey),
+    #[error("the agent is about to end; try again")]
+    Closed,
     #[error("cannot keep the pods on disk")]
     Write(#[source] io::Error),
 }
@@ -140,6 +147,7 @@ impl World {
         let shared = Shared {
             state: Mutex::new(state),
             file,
+            is_closed: AtomicBool::new(false),
             sets,
             news: broadcast::Sender::new(NEWS),
             services: watch::Sender::new(Some(Arc::default())),
@@ -160,10 +168,28 @@ impl World {
         (state.pods.values().cloned().collect(), self.shared.news.subscribe())
     }
 
+    /// Takes no more pods if there are none now, and says whether that is so. An
+    /// agent that ends must do this first, lest nobody run a pod that it takes.
+    pub(crate) fn close_if_empty(&self) -> bool {
+        let state = self.state();
+        let is_empty = state.pods.is_empty();
+        self.shared.is_closed.fetch_or(is_empty, Ordering::Relaxed);
+        is_empty
+    }
+
+    /// Takes no more pods. Those that are here are the next agent's.
+    pub(crate) fn close(&self) {
+        let _state = self.state();
+        self.shared.is_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Takes a bundle whole or not at all. Pods of the same name that have
     /// ended make room.
     pub(crate) fn apply(&self, bundle: Bundle) -> Result<Vec<PodKey>, ApplyError> {
         let mut state = self.state();
+        if self.shared.is_closed.load(Ordering::Relaxed) {
+            return Err(ApplyError::Closed);
+        }
         let mut next = state.clone();
         for object in bundle.config_maps {
             next.config_maps.insert(key_of(&object.metadata).to_string(), Arc::new(object));
@@ -390,6 +416,21 @@ mod tests {
         end(&world);
         world.apply(bundle("web")).unwrap();
         assert_eq!(pods(&world).len(), 1);
+    }
+
+    #[test]
+    fn an_agent_that_ends_takes_no_pod() {
+        let directory = tempfile::tempdir().unwrap();
+        let world = world(&directory);
+        world.apply(bundle("web")).unwrap();
+        assert!(!world.close_if_empty(), "it has one");
+        world.apply(bundle("other")).unwrap();
+        world.close();
+        assert!(matches!(world.apply(bundle("third")), Err(ApplyError::Closed)));
+        assert_eq!(pods(&world).len(), 2);
+        let empty = World::open(directory.path().join("none.json"), Node::default()).unwrap();
+        assert!(empty.close_if_empty());
+        assert!(matches!(empty.apply(bundle("web")), Err(ApplyError::Closed)));
     }
 
     #[test]

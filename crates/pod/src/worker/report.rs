@@ -158,6 +158,7 @@ impl Worker {
                 log: slot
                     .logged()
                     .map(|(_, run)| logs.run(&self.key, &self.uid, &slot.seen.name, run)),
+                log_restarts: slot.logged().map(|(_, run)| run),
                 previous_log: slot
                     .logged_last()
                     .map(|run| logs.run(&self.key, &self.uid, &slot.seen.name, run)),
