@@ -26,7 +26,7 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Run the container's program once more, beside it
     Exec(ExecArgs),
-    /// Stop a pod that was started with `krustlet run`
+    /// Stop a pod; one of a cluster ends as failed
     Stop(StopArgs),
     /// Show what running containers use
     Stats(RootArgs),

@@ -109,7 +109,9 @@ impl Pods {
     }
 
     /// Stops a pod without removing it, giving it `grace` (whole seconds,
-    /// rounded up, at least one) or its own period, and waits for its end.
+    /// rounded up, at least one) or its own period, and waits for its end. It is
+    /// then `Failed` for good, whatever its restart policy; one that has ended
+    /// already is left as it is.
     ///
     /// # Errors
     ///

@@ -33,6 +33,8 @@ pub(crate) const RESIZE_ERROR: &str = "ResizeError";
 pub(crate) const RESIZE_STARTED: &str = "ResizeStarted";
 pub(crate) const SANDBOX_CHANGED: &str = "SandboxChanged";
 pub(crate) const STARTED: &str = "Started";
+/// Not kubelet's, which has no such order.
+pub(crate) const STOPPED_ON_NODE: &str = "StoppedOnNode";
 pub(crate) const UNHEALTHY: &str = "Unhealthy";
 
 pub(crate) const CONTAINER_CREATED: &str = "Container created";
@@ -40,6 +42,8 @@ pub(crate) const CONTAINER_STARTED: &str = "Container started";
 pub(crate) const CHANGED: &str = "Pod sandbox changed, it will be killed and re-created.";
 /// Source: `pkg/kubelet/active_deadline.go`.
 pub(crate) const TOO_LONG: &str = "Pod was active on the node longer than the specified deadline";
+
+pub(crate) const ORDERED: &str = "The pod was stopped by hand on its node (krustlet stop)";
 
 /// Waiting reasons of containers.
 pub(crate) mod waiting {

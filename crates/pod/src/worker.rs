@@ -357,6 +357,7 @@ impl Worker {
         // phases follow each other without anything to wait for.
         let looked = loop {
             let now = Instant::now();
+            self.look_at_orders(now);
             self.look_at_the_clock(now);
             let (phase, action) = decide(self.phase, self.desired(), self.facts(now));
             let moved = std::mem::replace(&mut self.phase, phase) != phase;
@@ -413,6 +414,24 @@ impl Worker {
 
     fn standings(&self, now: Instant) -> Vec<Standing> {
         self.slots.iter().map(|slot| slot.standing(now)).collect()
+    }
+
+    /// What follows from being told to stop without being removed.
+    fn look_at_orders(&mut self, now: Instant) {
+        let is_told = self.wanted.borrow().stop.is_some() && deletion(&self.pod).is_none();
+        if !is_told
+            || self.failure.is_some()
+            || !matches!(self.phase, Phase::Starting | Phase::Running)
+            || order::has_finished(&self.standings(now))
+        {
+            return;
+        }
+        // Whatever code its programs end with, it has not done what it was for.
+        self.failure = Some(PodFailure {
+            reason: words::STOPPED_ON_NODE.to_owned(),
+            message: words::ORDERED.to_owned(),
+        });
+        self.tell(EventType::Warning, words::STOPPED_ON_NODE, words::ORDERED.to_owned());
     }
 
     /// What follows from time alone.

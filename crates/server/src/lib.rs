@@ -26,6 +26,6 @@ pub use listen::{HttpsTask, ServeError};
 pub use local::LocalTask;
 pub use queries::{
     ContainerUsage, ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource, NotFound, PodQueries,
-    StopFailure,
+    StopFailure, Stopped,
 };
 pub use tls::{ServingIdentity, TlsError};

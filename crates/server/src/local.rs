@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exec,
-    queries::{ContainerUsage, ExecRequest, LogRun, PodQueries, StopFailure},
+    queries::{ContainerUsage, ExecRequest, LogRun, PodQueries, StopFailure, Stopped},
     routes::{self, Queries},
 };
 
@@ -177,7 +177,8 @@ async fn run(
     }
 }
 
-/// `POST /v1/stop/{namespace}/{pod}?grace=SECONDS`: answers when it has ended.
+/// `POST /v1/stop/{namespace}/{pod}?grace=SECONDS`: answers when it has ended,
+/// with a sentence for people if that is not all.
 async fn stop_pod(
     State(pods): State<Queries>,
     Path((namespace, pod)): Path<(String, String)>,
@@ -191,12 +192,16 @@ async fn stop_pod(
         return (StatusCode::UNPROCESSABLE_ENTITY, "grace must be a number of seconds")
             .into_response();
     };
-    match pods.stop(PodKey::new(namespace, pod), grace).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+    let pod = PodKey::new(namespace, pod);
+    match pods.stop(pod.clone(), grace).await {
+        Ok(Stopped::Removed) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Stopped::Kept) => format!(
+            "pod {pod} has ended and does not run here again; the cluster keeps it until it is \
+             deleted: kubectl delete pod --namespace {} {}\n",
+            pod.namespace, pod.name
+        )
+        .into_response(),
         Err(StopFailure::NotFound(missing)) => missing.into_response(),
-        Err(failure @ StopFailure::NotLocal(_)) => {
-            (StatusCode::CONFLICT, failure.to_string()).into_response()
-        }
         Err(failure @ StopFailure::Failed(_)) => {
             (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response()
         }

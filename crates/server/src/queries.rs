@@ -36,7 +36,7 @@ pub trait PodQueries: Send + Sync + 'static {
         &self,
         pod: PodKey,
         grace: Option<Duration>,
-    ) -> BoxFuture<'static, Result<(), StopFailure>>;
+    ) -> BoxFuture<'static, Result<Stopped, StopFailure>>;
 
     /// What each running container uses.
     fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>>;
@@ -174,15 +174,21 @@ pub enum ExecFailure {
     Failed(String),
 }
 
+/// What is left of a pod that was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Nothing: it was started here.
+    Removed,
+    /// Its object, which is the cluster's to delete.
+    Kept,
+}
+
 /// Why a pod could not be stopped from here.
 #[derive(Debug, thiserror::Error)]
 pub enum StopFailure {
     /// Nothing to stop.
     #[error(transparent)]
     NotFound(#[from] NotFound),
-    /// The pod belongs to the cluster.
-    #[error("pod {0} belongs to the cluster; delete it there: kubectl delete pod")]
-    NotLocal(PodKey),
     /// It did not end.
     #[error("{0}")]
     Failed(String),

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{PodKey, PodUid};
 use krustlet_server::{
     Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogRun, LogSource, NotFound,
-    PodQueries, ReviewFailed, Reviews, ServingIdentity, StopFailure, User, tls,
+    PodQueries, ReviewFailed, Reviews, ServingIdentity, StopFailure, Stopped, User, tls,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::{Client, StatusCode};
@@ -48,8 +48,12 @@ impl PodQueries for OnePod {
         async move { Err(ExecFailure::NotRunning(request.pod.to_string())) }.boxed()
     }
 
-    fn stop(&self, _: PodKey, _: Option<Duration>) -> BoxFuture<'static, Result<(), StopFailure>> {
-        async { Ok(()) }.boxed()
+    fn stop(
+        &self,
+        _: PodKey,
+        _: Option<Duration>,
+    ) -> BoxFuture<'static, Result<Stopped, StopFailure>> {
+        async { Ok(Stopped::Removed) }.boxed()
     }
 
     fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>> {

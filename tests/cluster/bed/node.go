@@ -184,6 +184,13 @@ func (n *Node) Start(t testing.TB) {
 // Bed is where the node was started.
 func (n *Node) Bed() *Bed { return n.bed }
 
+// Ask runs a krustlet command that speaks to this node's agent, as a person with
+// a shell on the node does, and returns its standard output.
+func (n *Node) Ask(args ...string) (string, error) {
+	args = append([]string{args[0], "--root-dir=" + n.Root}, args[1:]...)
+	return n.bed.cluster.Room.Run(room.Command{Name: "krustlet " + args[0], Path: n.bed.program, Args: args})
+}
+
 // Kill ends the agent with SIGKILL. Its pods go on.
 func (n *Node) Kill(t testing.TB) {
 	t.Helper()

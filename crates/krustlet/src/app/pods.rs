@@ -39,7 +39,8 @@ pub(crate) struct PodsSetup {
     pub(crate) status: Arc<dyn StatusSink>,
     /// Where events go.
     pub(crate) events: Arc<dyn EventSink>,
-    /// Who may be asked to stop a pod; nobody on a node, where the cluster is.
+    /// Who removes pods that are to stop; nobody on a node: there they end, and
+    /// the cluster deletes them.
     pub(crate) stopper: Option<Arc<dyn Stopper>>,
 }
 

@@ -8,10 +8,12 @@ use krustlet_model::{PodKey, PodUid};
 use krustlet_pod::{AskError, ContainerView, PodView, Pods, outside::ExecStreams};
 use krustlet_server::{
     ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NotFound, PodQueries, StopFailure,
+    Stopped,
 };
 use tokio_util::sync::CancellationToken;
 
-/// The pods' handle, and who may be asked to stop one.
+/// The pods' handle, and who removes those that are stopped, if they are not
+/// the cluster's.
 pub(crate) struct Queries {
     pub(crate) pods: Pods,
     pub(crate) stopper: Option<Arc<dyn Stopper>>,
@@ -91,14 +93,27 @@ impl PodQueries for Queries {
         &self,
         pod: PodKey,
         grace: Option<Duration>,
-    ) -> BoxFuture<'static, Result<(), StopFailure>> {
-        match &self.stopper {
-            None => async { Err(StopFailure::NotLocal(pod)) }.boxed(),
-            Some(stopper) => {
-                let end = stopper.stop(pod, grace);
-                async { if end.await { Ok(()) } else { Err(NotFound::Pod.into()) } }.boxed()
+    ) -> BoxFuture<'static, Result<Stopped, StopFailure>> {
+        if let Some(stopper) = &self.stopper {
+            let end = stopper.stop(pod, grace);
+            let end =
+                async { if end.await { Ok(Stopped::Removed) } else { Err(NotFound::Pod.into()) } };
+            return end.boxed();
+        }
+        let pods = self.pods.clone();
+        async move {
+            match pods.stop(&pod, grace).await {
+                Ok(()) => Ok(Stopped::Kept),
+                Err(AskError::NoPod { .. }) => Err(NotFound::Pod.into()),
+                Err(
+                    error @ (AskError::NoContainer { .. }
+                    | AskError::NotRunning { .. }
+                    | AskError::Stopping { .. }
+                    | AskError::Refused(_)),
+                ) => Err(StopFailure::Failed(error.to_string())),
             }
         }
+        .boxed()
     }
 
     fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>> {

@@ -1,5 +1,7 @@
 //! `krustlet stop`.
 
+use std::io::Write as _;
+
 use anyhow::Result;
 use http::Method;
 
@@ -16,6 +18,7 @@ pub(crate) async fn run(args: StopArgs) -> Result<()> {
     if let Some(seconds) = args.grace_period {
         path = format!("{path}?grace={seconds}");
     }
-    local.send(Method::POST, &path, client::empty()).await?.whole().await?;
+    let said = local.send(Method::POST, &path, client::empty()).await?.whole().await?;
+    std::io::stdout().write_all(&said)?;
     Ok(())
 }

@@ -258,10 +258,14 @@ async fn the_handle_shows_pods_and_runs_programs() {
     let view = bed.pods.get(&key()).unwrap();
     assert!(view.is_over && view.container(None).unwrap().ended.is_cancelled());
     let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("StoppedOnNode"));
+    bed.shared.with(|world| assert!(world.has_event("StoppedOnNode")));
     assert_eq!(
         main_of(&status).state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code,
         143
     );
+    // Once more has nothing to do.
+    bed.pods.stop(&key(), None).await.unwrap();
     bed.stop().await;
 }
 
