@@ -58,7 +58,8 @@ impl Local {
 
     /// The lock of the root directory, or none if an agent answers there. One
     /// that holds it and does not answer has just begun or is about to end, as
-    /// after `krustlet stop` of its last pod: that is waited for.
+    /// after `krustlet stop` of its last pod, or it is another command about
+    /// images: that is waited for.
     ///
     /// # Errors
     ///
@@ -74,8 +75,8 @@ impl Local {
             }
             if Instant::now() >= end {
                 bail!(
-                    "an agent holds {} and has not answered for {}: end it, or name another \
-                     directory with --root-dir",
+                    "another krustlet has the directory {} and has not answered for {}: wait for \
+                     it, end it, or name another directory with --root-dir",
                     root.path().display(),
                     output::took(SETTLE),
                 );
