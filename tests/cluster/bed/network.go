@@ -35,6 +35,19 @@ func (n *Node) As(pod netip.Addr) Place {
 	return Place{"a pod of " + n.Name, n.bed.cluster.Room.Path(n.Root + "/run/netns"), pod}
 }
 
+// Client is an HTTP client whose requests begin here, each on a connection of its own.
+func (p Place) Client(limit time.Duration) *http.Client {
+	return &http.Client{
+		Timeout: limit,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				return room.Dial(ctx, p.namespace, p.source, network, address)
+			},
+		},
+	}
+}
+
 // Get asks for / of an HTTP server at an address and port. A connection is made
 // for each request.
 func (p Place) Get(ctx context.Context, address string, port int) error {
@@ -43,21 +56,12 @@ func (p Place) Get(ctx context.Context, address string, port int) error {
 
 // GetTarget is Get for another path and query.
 func (p Place) GetTarget(ctx context.Context, address string, port int, target string) error {
-	client := &http.Client{
-		Timeout: 10 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				return room.Dial(ctx, p.namespace, p.source, network, address)
-			},
-		},
-	}
 	url := "http://" + net.JoinHostPort(address, strconv.Itoa(port)) + target
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	response, err := client.Do(request)
+	response, err := p.Client(10 * time.Second).Do(request)
 	if err != nil {
 		return fmt.Errorf("from %s: %w", p.name, err)
 	}

@@ -53,7 +53,7 @@ func TestGuestsLookNamesUpAndCallEachOther(t *testing.T) {
 	b := bed.Start(t)
 	node := named(t, b, "named")
 	ns := b.Namespace(t)
-	pod := webPod(t, b, node, "web")
+	pod := webPodOn(t, b, node, "web")
 	pod.Labels = map[string]string{"app": "web"}
 	address := web(t, b, ns, pod).Status.PodIP
 	headless(t, b, ns, "backend", pod.Labels)
