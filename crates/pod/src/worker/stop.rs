@@ -207,8 +207,9 @@ impl Worker {
         // Nothing of the pod uses them any more, and nothing will.
         self.context.outside.network.release(&self.uid);
         if self.place.take().is_some() {
-            // For the next agent, after what says since when they rest.
-            self.touch();
+            // For the next agent, which lets them rest once more if it is not
+            // on disk by then.
+            self.touch_lazily();
         }
         // Ends that were told before this one come first.
         if let Some(event) = self.in_hand.take() {
