@@ -67,8 +67,8 @@ func TestADeveloperGetsAClusterToUseByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	who, err := shell("kubectl --kubeconfig=" + strings.TrimSpace(kubeconfig) + " auth whoami --output=name")
-	if err != nil || !strings.Contains(who, "selfsubjectreview") {
+	who, err := shell("kubectl --kubeconfig=" + strings.TrimSpace(kubeconfig) + " auth whoami --output=jsonpath={.status.userInfo.username}")
+	if err != nil || who != "system:node:wasm-1" {
 		t.Errorf("the node's kubeconfig: %q, %v", who, err)
 	}
 
