@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"krustlet.dev/tests/cluster/bed"
 )
@@ -25,9 +26,11 @@ func resize(t *testing.T, b *bed.Bed, ns, name string, resources corev1.Resource
 
 func TestAPodIsResizedInPlace(t *testing.T) {
 	b := bed.Start(t)
-	b.Node(t)
+	// The API server has no pod of another system's node resized
+	// (plugin/pkg/admission/podresize).
+	node := b.StartNode(t, "resized", "--node-os=linux")
 	ns := b.Namespace(t)
-	pod := always(wasmPod("web", b.Image(t, "http.wasm")))
+	pod := on(node, always(wasmPod("web", b.Image(t, "http.wasm"))))
 	container := &pod.Spec.Containers[0]
 	container.Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8097}}
 	sized := func(memory, cpu string) corev1.ResourceRequirements {
@@ -72,8 +75,20 @@ func TestAPodIsResizedInPlace(t *testing.T) {
 	awaitEvent(t, b, ns, "web", "ResizeStarted", "Pod resize started: {\"containers\":")
 	awaitEvent(t, b, ns, "web", "ResizeCompleted", "Pod resize completed: {\"containers\":")
 
-	// More than any node has: it goes on with what it has, and says so.
-	resize(t, b, ns, "web", sized("64Mi", "1000"))
+	// More than is left: it goes on with what it has, and says so.
+	object, err := b.Client.CoreV1().Nodes().Get(t.Context(), node.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	share := func(eighths int64) string {
+		millis := object.Status.Allocatable.Cpu().MilliValue() * eighths / 8
+		return resource.NewMilliQuantity(millis, resource.DecimalSI).String()
+	}
+	other := on(node, always(wasmPod("other", b.Image(t, "http.wasm"))))
+	other.Spec.Containers[0].Resources = sized("16Mi", share(4))
+	other = create(t, b, ns, other)
+	awaitReady(t, b, ns, "other")
+	resize(t, b, ns, "web", sized("64Mi", share(6)))
 	held := await(t, b, ns, "web", "waits for room", limit, func(pod *corev1.Pod) error {
 		if pending := condition(pod, corev1.PodResizePending); pending.Reason != corev1.PodReasonDeferred {
 			return fmt.Errorf("its conditions are %v", pod.Status.Conditions)
@@ -91,9 +106,12 @@ func TestAPodIsResizedInPlace(t *testing.T) {
 	}
 	awaitEvent(t, b, ns, "web", "ResizeDeferred", "Pod resize Deferred: ")
 
-	// And back.
-	resize(t, b, ns, "web", sized("64Mi", "100m"))
+	remove(t, b, other)
 	await(t, b, ns, "web", "waits no more", limit, func(pod *corev1.Pod) error {
+		shown := pod.Status.ContainerStatuses[0].Resources.Limits.Cpu()
+		if wanted := resource.MustParse(share(6)); shown.Cmp(wanted) != 0 {
+			return fmt.Errorf("it has %v", shown)
+		}
 		if condition(pod, corev1.PodResizePending).Type != "" {
 			return fmt.Errorf("its conditions are %v", pod.Status.Conditions)
 		}
