@@ -95,7 +95,6 @@ func (b *Bed) PushPrivate(t testing.TB, file, name string) string {
 
 // DockerConfig is a config.json with one login, as `docker login` writes it.
 func DockerConfig(registry, user, password string) []byte {
-	type object = map[string]any
 	auth := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
 	text, err := json.Marshal(object{"auths": object{registry: object{"auth": auth}}})
 	if err != nil {
@@ -136,70 +135,6 @@ func (b *Bed) ByDigest(t testing.TB, reference string) string {
 		t.Fatalf("%s: %s", request.URL, response.Status)
 	}
 	return b.Registry() + "/" + repository + "@" + digest
-}
-
-// PushLinux puts an image for linux/amd64 only into the registry whose layer
-// nobody may get so far as to read.
-func (b *Bed) PushLinux(t testing.TB, repository, tag string) string {
-	t.Helper()
-	return b.PushLinuxLayer(t, repository+":"+tag, "amd64", []byte("not read"), "/bin/sh")
-}
-
-// PushLinuxLayer puts an image for Linux into the registry: an index with one
-// manifest, as `docker buildx` pushes it. Its one layer is a tar archive.
-func (b *Bed) PushLinuxLayer(t testing.TB, name, architecture string, layer []byte, entrypoint ...string) string {
-	t.Helper()
-	repository, tag, _ := strings.Cut(name, ":")
-	type object = map[string]any
-	encode := func(value object) []byte {
-		text, err := json.Marshal(value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return text
-	}
-	descriptor := func(kind string, content []byte) object {
-		return object{"mediaType": kind, "digest": digest(content), "size": len(content)}
-	}
-	const (
-		manifestType = "application/vnd.oci.image.manifest.v1+json"
-		indexType    = "application/vnd.oci.image.index.v1+json"
-	)
-	config := encode(object{
-		"os": "linux", "architecture": architecture, "config": object{"Entrypoint": entrypoint},
-		"rootfs": object{"type": "layers", "diff_ids": []string{digest(layer)}},
-	})
-	b.pushBlob(t, repository, layer)
-	b.pushBlob(t, repository, config)
-	manifest := encode(object{
-		"schemaVersion": 2, "mediaType": manifestType,
-		"config": descriptor("application/vnd.oci.image.config.v1+json", config),
-		"layers": []object{descriptor("application/vnd.oci.image.layer.v1.tar", layer)},
-	})
-	b.put(t, b.url(repository, "manifests", digest(manifest)), manifestType, manifest)
-	entry := descriptor(manifestType, manifest)
-	entry["platform"] = object{"os": "linux", "architecture": architecture}
-	index := encode(object{"schemaVersion": 2, "mediaType": indexType, "manifests": []object{entry}})
-	b.put(t, b.url(repository, "manifests", tag), indexType, index)
-	return b.Registry() + "/" + repository + ":" + tag
-}
-
-func (b *Bed) pushBlob(t testing.TB, repository string, content []byte) {
-	t.Helper()
-	response := b.send(t, http.MethodPost, b.url(repository, "blobs", "uploads/"), "", nil, http.StatusAccepted)
-	location, err := response.Location()
-	if err != nil {
-		t.Fatal(err)
-	}
-	query := location.Query()
-	query.Set("digest", digest(content))
-	location.RawQuery = query.Encode()
-	b.put(t, location.String(), "application/octet-stream", content)
-}
-
-func (b *Bed) put(t testing.TB, url, kind string, content []byte) {
-	t.Helper()
-	b.send(t, http.MethodPut, url, kind, content, http.StatusCreated)
 }
 
 func (b *Bed) send(t testing.TB, method, url, kind string, content []byte, want int) *http.Response {
