@@ -103,10 +103,8 @@ func TestPodsOfTheDenseClassRun(t *testing.T) {
 	b := bed.Start(t)
 	b.Node(t)
 	ns := b.Namespace(t)
-	dense := "wasm-dense"
 	for _, name := range []string{"one", "two"} {
-		pod := wasmPod(name, b.Image(t, "hello.wasm"), "args", name)
-		pod.Spec.RuntimeClassName = &dense
+		pod := dense(wasmPod(name, b.Image(t, "hello.wasm"), "args", name))
 		same(t, "output", output(t, b, ns, pod), name+"\n")
 	}
 }
