@@ -2,7 +2,10 @@ package scenarios
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,4 +104,124 @@ func TestLogsOfTheRunBefore(t *testing.T) {
 	if got := logs(t, b, ns, "failing", "--previous"); !strings.Contains(got, "/missing") {
 		t.Errorf("the error is not in the log of the run before: %q", got)
 	}
+}
+
+// line is one of a log that was asked for with --timestamps.
+type line struct {
+	at   time.Time
+	text string
+}
+
+func stamped(t *testing.T, log string) []line {
+	t.Helper()
+	var found []line
+	for text := range strings.Lines(log) {
+		stamp, rest, _ := strings.Cut(strings.TrimSuffix(text, "\n"), " ")
+		at, err := time.Parse(time.RFC3339Nano, stamp)
+		if err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		found = append(found, line{at, rest})
+	}
+	return found
+}
+
+// The two runs say the same; when each did tells them apart.
+func TestTheRunBeforeAndTheRunNowHaveLogsOfTheirOwn(t *testing.T) {
+	b := bed.Start(t)
+	b.Node(t)
+	ns := b.Namespace(t)
+	_, sandbox := sandboxOf(t, b, ns, always(wasmPod("killed", b.Image(t, "hello.wasm"), "tick", "0.2")))
+	b.WaitFor(t, "the first run has said something", limit, func() error {
+		if logs(t, b, ns, "killed") == "" {
+			return errNotYet
+		}
+		return nil
+	})
+	if err := syscall.Kill(sandbox, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pod := await(t, b, ns, "killed", "runs again", limit, func(pod *corev1.Pod) error {
+		if status(pod).RestartCount != 1 || status(pod).State.Running == nil {
+			return errors.New(describe(pod))
+		}
+		return nil
+	})
+	// The times of the API are cut to seconds, those of logs are not.
+	first := status(pod).LastTerminationState.Terminated
+	second := status(pod).State.Running.StartedAt.Time
+	for _, one := range []struct {
+		flag     string
+		from, to time.Time
+	}{
+		{"--previous", first.StartedAt.Time, first.FinishedAt.Time.Add(time.Second)},
+		{"--previous=false", second, time.Now().Add(time.Hour)},
+	} {
+		var lines []line
+		b.WaitFor(t, "there is a log for "+one.flag, limit, func() error {
+			if lines = stamped(t, logs(t, b, ns, "killed", "--timestamps", one.flag)); len(lines) == 0 {
+				return errNotYet
+			}
+			return nil
+		})
+		for i, line := range lines {
+			same(t, "text", line.text, fmt.Sprintf("tick %d", i+1))
+			if line.at.Before(one.from) || line.at.After(one.to) {
+				t.Errorf("%s: %q is of %s, the run was from %s to %s", one.flag, line.text, line.at, one.from, one.to)
+			}
+		}
+	}
+	before := stamped(t, logs(t, b, ns, "killed", "--timestamps", "--previous"))
+	now := stamped(t, logs(t, b, ns, "killed", "--timestamps"))
+	if end := before[len(before)-1].at; !now[0].at.After(end) {
+		t.Errorf("the run now spoke first at %s, the one before last at %s", now[0].at, end)
+	}
+}
+
+func TestLogsSinceATime(t *testing.T) {
+	b := bed.Start(t)
+	b.Node(t)
+	ns := b.Namespace(t)
+	create(t, b, ns, wasmPod("ticking", b.Image(t, "hello.wasm"), "tick", "0.5"))
+	const since = 2 * time.Second
+	var all []line
+	b.WaitFor(t, "some lines are old", limit, func() error {
+		out, err := b.TryKubectl(t, "--namespace="+ns, "logs", "ticking", "--timestamps")
+		if err != nil {
+			return err
+		}
+		all = stamped(t, out)
+		if len(all) < 3 || time.Since(all[1].at) < 2*since {
+			return fmt.Errorf("%d lines", len(all))
+		}
+		return nil
+	})
+
+	// A time in the API has whole seconds: of the lines from there on, all.
+	from := all[len(all)/2].at.Truncate(time.Second)
+	var want []string
+	for _, line := range all {
+		if !line.at.Before(from) {
+			want = append(want, line.text)
+		}
+	}
+	if len(want) == len(all) {
+		t.Fatalf("all %d lines are from %s on", len(all), from)
+	}
+	got := strings.Split(logs(t, b, ns, "ticking", "--since-time="+from.UTC().Format(time.RFC3339)), "\n")
+	if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
+		t.Errorf("since %s: got %q, want it to begin with %q", from, got, want)
+	}
+
+	b.WaitFor(t, "there are lines of the last two seconds", limit, func() error {
+		asked := time.Now()
+		lines := stamped(t, logs(t, b, ns, "ticking", "--timestamps", "--since="+since.String()))
+		if len(lines) == 0 {
+			return errNotYet // the guest, or this test, was held up
+		}
+		if oldest := lines[0].at; oldest.Before(asked.Add(-since)) {
+			t.Fatalf("%q of %s is older than %s at %s", lines[0].text, oldest, since, asked)
+		}
+		return nil
+	})
 }
