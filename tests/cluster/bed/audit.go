@@ -76,21 +76,86 @@ func (r Request) String() string {
 	return fmt.Sprintf("%s: %s %s: %d %s", r.User.Username, r.Verb, r.URI, r.Status.Code, r.Status.Message)
 }
 
-// Refused are the requests of these users that a ready API server answered with
-// 403 since the cluster started. Two kinds do not count, for no agent can avoid
-// them: those of a namespace that is ending, and those that the authorizer took
-// back within moments.
-func (b *Bed) Refused(users ...string) ([]Request, error) {
+// An Excuse is why a refusal does not count: no agent can avoid it.
+type Excuse string
+
+// All excuses there are.
+const (
+	// Starting is that the API server was not ready: it knew no pods yet.
+	Starting Excuse = "of an API server that was starting"
+	// Ending is that the namespace was ending.
+	Ending Excuse = "in namespaces that were ending"
+	// Lagging is that the authorizer took the refusal back within moments.
+	Lagging Excuse = "taken back within moments"
+)
+
+// Tally is how often an excuse was needed.
+type Tally struct {
+	Excused int
+	// Requests are all that might have needed it.
+	Requests int
+}
+
+// bounded are the excuses that are no accidents if they are needed often, and by
+// what part of the requests that is. While the API server starts it may refuse all.
+var bounded = []struct {
+	excuse Excuse
+	part   int
+}{
+	// A pod that runs when its namespace ends has asked for a token and told of its
+	// image, its making and its start; that it is killed is refused: one in five.
+	{Ending, 4},
+	{Lagging, 10},
+}
+
+// few is how often an excuse may be needed however short the run.
+const few = 10
+
+// Refusals are the requests of some users that a ready API server answered with 403.
+type Refusals struct {
+	// Counted are those without an excuse.
+	Counted []Request
+	Excused map[Excuse]Tally
+}
+
+// Excesses tell of excuses that were needed too often.
+func (r Refusals) Excesses() []string {
+	var found []string
+	for _, one := range bounded {
+		tally := r.Excused[one.excuse]
+		if most := few + tally.Requests/one.part; tally.Excused > most {
+			found = append(found, fmt.Sprintf("%d of %d requests were refused %s, more than %d",
+				tally.Excused, tally.Requests, one.excuse, most))
+		}
+	}
+	return found
+}
+
+func (r Refusals) String() string {
+	var parts []string
+	for _, excuse := range []Excuse{Starting, Ending, Lagging} {
+		tally := r.Excused[excuse]
+		parts = append(parts, fmt.Sprintf("%d of %d %s", tally.Excused, tally.Requests, excuse))
+	}
+	return fmt.Sprintf("%d requests refused; excused: %s", len(r.Counted), strings.Join(parts, ", "))
+}
+
+// Refused are the refusals of these users' requests since the cluster started.
+func (b *Bed) Refused(users ...string) (Refusals, error) {
 	file, err := os.Open(b.cluster.AuditLog())
 	if err != nil {
-		return nil, err
+		return Refusals{}, err
 	}
 	defer file.Close()
 	return refused(file, users, b.cluster.Starts())
 }
 
-func refused(log io.Reader, users []string, starts []controlplane.Window) ([]Request, error) {
-	var found []Request
+func refused(log io.Reader, users []string, starts []controlplane.Window) (Refusals, error) {
+	found := Refusals{Excused: map[Excuse]Tally{}}
+	tell := func(excuse Excuse, excused int) {
+		tally := found.Excused[excuse]
+		found.Excused[excuse] = Tally{tally.Excused + excused, tally.Requests + 1}
+	}
 	lines := bufio.NewReader(log)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -98,23 +163,44 @@ func refused(log io.Reader, users []string, starts []controlplane.Window) ([]Req
 			return found, nil // a last line without its end is still being written
 		}
 		if err != nil {
-			return nil, err
+			return Refusals{}, err
 		}
 		var request Request
 		if err := json.Unmarshal(line, &request); err != nil {
-			return nil, fmt.Errorf("%w in %.200s", err, line)
+			return Refusals{}, fmt.Errorf("%w in %.200s", err, line)
+		}
+		if !slices.Contains(users, request.User.Username) {
+			continue
+		}
+		isRefusal := request.Status.Code == http.StatusForbidden
+		counted := 0
+		if isRefusal {
+			counted = 1
 		}
 		early := slices.ContainsFunc(starts, func(start controlplane.Window) bool {
 			return request.Received.After(start.From) && request.Received.Before(start.To)
 		})
-		if !slices.Contains(users, request.User.Username) || early {
+		if early {
+			tell(Starting, counted)
 			continue
 		}
-		if request.Status.Code == http.StatusForbidden && !request.isEndOfNamespace() {
-			found = append(found, request)
+		if request.Verb == "create" {
+			if isRefusal && request.isEndOfNamespace() {
+				tell(Ending, 1)
+				continue
+			}
+			tell(Ending, 0)
 		}
-		found = slices.DeleteFunc(found, func(refusal Request) bool {
+		taken := len(found.Counted)
+		found.Counted = slices.DeleteFunc(found.Counted, func(refusal Request) bool {
 			return refusal.isLag() && request.allows(refusal)
 		})
+		taken -= len(found.Counted)
+		if ofPods.MatchString(request.URI) {
+			tell(Lagging, taken)
+		}
+		if isRefusal {
+			found.Counted = append(found.Counted, request)
+		}
 	}
 }

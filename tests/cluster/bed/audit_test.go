@@ -23,8 +23,11 @@ func TestOnlyRefusedRequestsOfTheUsersAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(found) != 1 || found[0].String() != "system:node:n: list /b: 403 no" {
-		t.Errorf("got %v", found)
+	if len(found.Counted) != 1 || found.Counted[0].String() != "system:node:n: list /b: 403 no" {
+		t.Errorf("got %v", found.Counted)
+	}
+	if tally := found.Excused[Starting]; tally != (Tally{1, 1}) {
+		t.Errorf("while the API server was starting: %v", tally)
 	}
 }
 
@@ -50,7 +53,7 @@ func TestOnlyRefusalsThatNoAgentCanAvoidDoNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, request := range found {
+	for _, request := range found.Counted {
 		got = append(got, request.URI)
 	}
 	want := []string{
@@ -59,6 +62,24 @@ func TestOnlyRefusalsThatNoAgentCanAvoidDoNotCount(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	const told = "5 requests refused; excused: 0 of 0 of an API server that was starting, " +
+		"1 of 6 in namespaces that were ending, 2 of 8 taken back within moments"
+	if found.String() != told {
+		t.Errorf("got %q, want %q", found, told)
+	}
+}
+
+func TestExcusesThatAreNeededOftenAreNone(t *testing.T) {
+	found := Refusals{Excused: map[Excuse]Tally{
+		Starting: {50, 50}, Ending: {35, 100}, Lagging: {20, 90},
+	}}
+	if got := found.Excesses(); len(got) != 1 || !strings.Contains(got[0], "taken back") {
+		t.Errorf("got %q", got)
+	}
+	found.Excused[Ending] = Tally{36, 100}
+	if got := found.Excesses(); len(got) != 2 || !strings.Contains(got[0], "36 of 100 requests were refused in namespaces that were ending, more than 35") {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -54,8 +54,8 @@ var shared struct {
 }
 
 // Main runs the tests of a package and then stops the cluster, if one was
-// started. No node may have been refused anything by the API server: if one
-// was, the run failed. It returns the exit code.
+// started. No node may have been refused anything by the API server without an
+// excuse, nor need excuses often: else the run failed. It returns the exit code.
 func Main(m *testing.M) int {
 	code := m.Run()
 	bed := shared.bed
@@ -73,8 +73,13 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "bed: the audit log:", err)
 		code = max(code, 1)
 	}
-	for _, request := range refused {
+	fmt.Fprintln(os.Stderr, "bed:", refused)
+	for _, request := range refused.Counted {
 		fmt.Fprintln(os.Stderr, "bed: the API server refused", request)
+		code = max(code, 1)
+	}
+	for _, excess := range refused.Excesses() {
+		fmt.Fprintln(os.Stderr, "bed:", excess)
 		code = max(code, 1)
 	}
 	bed.close(code != 0)
@@ -140,7 +145,7 @@ func (b *Bed) close(keep bool) {
 		_ = os.RemoveAll(b.Dir)
 		return
 	}
-	for _, data := range []string{"etcd", "registry", "private", "pki"} {
+	for _, data := range []string{"etcd", "registry", "private", "secure", "pki"} {
 		_ = os.RemoveAll(filepath.Join(b.cluster.Dir, data))
 	}
 	fmt.Fprintln(os.Stderr, "bed: logs are kept in", b.Dir)
