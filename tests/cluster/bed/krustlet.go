@@ -6,6 +6,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"testing"
+
+	"krustlet.dev/tests/cluster/controlplane"
 )
 
 // krustlet returns the program under test: $KRUSTLET_BIN, or else what cargo
@@ -39,4 +43,29 @@ func krustlet(ctx context.Context, root string) (string, error) {
 
 // RegistryFlag lets krustlet speak plain HTTP to the cluster's registries, which
 // have no certificates.
-func (b *Bed) RegistryFlag() string { return "--registry-config=" + b.cluster.KrustletRegistries() }
+func (b *Bed) RegistryFlag() string { return registryFlag + b.cluster.KrustletRegistries() }
+
+// RegistryFlagFor is the same with a configuration of the test's own.
+func (b *Bed) RegistryFlagFor(t testing.TB, configuration any) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "registries.yaml")
+	if err := os.WriteFile(file, encode(t, configuration), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return registryFlag + file
+}
+
+const registryFlag = "--registry-config="
+
+func isRegistryFlag(arg string) bool { return strings.HasPrefix(arg, registryFlag) }
+
+// SecureRegistry starts a registry that speaks TLS, for one test.
+func (b *Bed) SecureRegistry(t testing.TB) *controlplane.SecureRegistry {
+	t.Helper()
+	started, err := b.cluster.StartSecureRegistry(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(started.Stop)
+	return started
+}

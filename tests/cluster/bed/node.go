@@ -138,14 +138,15 @@ func (b *Bed) newNode(name string, more map[string]any, args ...string) (*Node, 
 		"--hostname-override=" + name,
 		"--node-ip=" + node.Address.String(),
 		"--root-dir=" + node.Root,
-		b.RegistryFlag(),
 	}, args...)
+	if !slices.ContainsFunc(args, isRegistryFlag) {
+		node.args = append(node.args, b.RegistryFlag())
+	}
 	return node, nil
 }
 
 // configuration is a KubeletConfiguration as kubeadm writes it.
 func (n *Node) configuration() map[string]any {
-	type object = map[string]any
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"kind":       "KubeletConfiguration",

@@ -44,6 +44,7 @@ const (
 	schedPort    = 10259
 	registryPort = 5000
 	privatePort  = 5001
+	securePort   = 5002
 )
 
 // A user of the private registry.
@@ -160,6 +161,18 @@ func NodeKubeconfig(dir, server, name string) (string, error) {
 	}
 	held := &keys{dir: folder, cluster: authority}
 	return held.writeKubeconfig(server, "node-"+name, "system:node:"+name, "system:nodes")
+}
+
+// ClientCertificate is a certificate that the cluster takes for this user's.
+func (c *Cluster) ClientCertificate(user string, groups ...string) (Pair, error) {
+	return c.keys.cluster.Client(user, groups...)
+}
+
+// NewAuthority makes an authority of which the cluster knows nothing, and the
+// file with its certificate.
+func (c *Cluster) NewAuthority(name string) (*Authority, string, error) {
+	authority, err := newAuthority(c.keys.dir, name, name)
+	return authority, c.keys.file(name + ".crt"), err
 }
 
 // Kubectl runs kubectl as the administrator and returns its standard output;
@@ -304,20 +317,8 @@ func (c *Cluster) writeFiles() error {
 	if err != nil {
 		return err
 	}
-	type object = map[string]any
-	configuration := func(name string, port int) object {
-		return object{
-			"version": "0.1",
-			"log":     object{"level": "info", "accesslog": object{"disabled": false}},
-			"storage": object{
-				"filesystem": object{"rootdirectory": filepath.Join(c.Dir, name)},
-				"delete":     object{"enabled": true},
-			},
-			"http": object{"addr": fmt.Sprintf("0.0.0.0:%d", port), "secret": "of no use with one instance"},
-		}
-	}
-	open := configuration("registry", registryPort)
-	private := configuration("private", privatePort)
+	open := c.registrySettings("registry", registryPort)
+	private := c.registrySettings("private", privatePort)
 	private["auth"] = object{"htpasswd": object{"realm": "testbed", "path": c.keys.file("private.htpasswd")}}
 	registry, err := json.Marshal(open)
 	if err != nil {

@@ -108,12 +108,3 @@ func (c *Cluster) schedulerCommand() room.Command {
 		"--leader-elect=false",
 	)
 }
-
-// registryConfig is the configuration of the registry of this name.
-func (c *Cluster) registryConfig(name string) string { return filepath.Join(c.Dir, name+".yaml") }
-
-func (c *Cluster) registryCommand(name string) room.Command {
-	return room.Command{
-		Name: name, Path: c.Program("registry"), Args: []string{"serve", c.registryConfig(name)}, Log: c.Log(name),
-	}
-}

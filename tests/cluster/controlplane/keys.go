@@ -48,8 +48,8 @@ func makeKeys(dir, server string, addresses []netip.Addr) (*keys, error) {
 	for _, wanted := range []request{
 		{"apiserver", func() (Pair, error) { return cluster.server("kube-apiserver", names, addresses) }},
 		// What it may do is in manifests/bootstrap.yaml.
-		{"apiserver-kubelet-client", func() (Pair, error) { return cluster.client(kubeletClient) }},
-		{"front-proxy-client", func() (Pair, error) { return proxy.client("front-proxy-client") }},
+		{"apiserver-kubelet-client", func() (Pair, error) { return cluster.Client(kubeletClient) }},
+		{"front-proxy-client", func() (Pair, error) { return proxy.Client("front-proxy-client") }},
 	} {
 		pair, err := wanted.issue()
 		if err != nil {

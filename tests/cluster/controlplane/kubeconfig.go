@@ -15,7 +15,6 @@ type login struct {
 // kubeconfig renders the file by which a user reaches the API server. It is
 // JSON, which every reader of YAML takes.
 func kubeconfig(server string, authority []byte, user string, by login) ([]byte, error) {
-	type object = map[string]any
 	credentials := object{"token": by.token}
 	if by.token == "" {
 		credentials = object{"client-certificate-data": by.pair.Certificate, "client-key-data": by.pair.Key}
@@ -32,7 +31,7 @@ func kubeconfig(server string, authority []byte, user string, by login) ([]byte,
 
 // writeKubeconfig makes DIR/NAME.kubeconfig for a user that logs in by certificate.
 func (k *keys) writeKubeconfig(server, name, user string, groups ...string) (string, error) {
-	pair, err := k.cluster.client(user, groups...)
+	pair, err := k.cluster.Client(user, groups...)
 	if err != nil {
 		return "", err
 	}

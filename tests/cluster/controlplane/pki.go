@@ -73,8 +73,8 @@ func loadAuthority(dir, name string) (*Authority, error) {
 	return authority, nil
 }
 
-// client issues a certificate that names a user and its groups.
-func (a *Authority) client(user string, groups ...string) (Pair, error) {
+// Client issues a certificate that names a user and its groups.
+func (a *Authority) Client(user string, groups ...string) (Pair, error) {
 	template, err := template(pkix.Name{CommonName: user, Organization: groups})
 	if err != nil {
 		return Pair{}, err

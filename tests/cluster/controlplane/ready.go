@@ -39,7 +39,12 @@ func retry(ctx context.Context, process *room.Process, try func() error) error {
 
 // answers waits until a GET of the URL is answered with 200.
 func (c *Cluster) answers(ctx context.Context, process *room.Process, url string) error {
-	authority, err := os.ReadFile(c.Authority())
+	return answers(ctx, process, c.Authority(), url)
+}
+
+// answers does so for a server that this authority vouches for.
+func answers(ctx context.Context, process *room.Process, authorityFile, url string) error {
+	authority, err := os.ReadFile(authorityFile)
 	if err != nil {
 		return err
 	}
