@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -39,17 +40,13 @@ func TestANodeHasTheLabelsOfItsPlatform(t *testing.T) {
 	}
 }
 
+const ownTaints = "kubernetes.io/arch=wasm32-wasi:NoExecute kubernetes.io/arch=wasm32-wasi:NoSchedule"
+
 // The taints keep pods away that say nothing of Wasm. Both effects are those of
 // the first Krustlet.
 func TestANodeIsTainted(t *testing.T) {
 	b := bed.Start(t)
-	var found []string
-	for _, taint := range theNode(t, b, b.Node(t).Name).Spec.Taints {
-		found = append(found, taint.ToString())
-	}
-	slices.Sort(found)
-	same(t, "taints", strings.Join(found, " "),
-		"kubernetes.io/arch=wasm32-wasi:NoExecute kubernetes.io/arch=wasm32-wasi:NoSchedule")
+	same(t, "taints", sorted(theNode(t, b, b.Node(t).Name).Spec.Taints), ownTaints)
 }
 
 func TestANodeHasTheCapacityOfItsMachine(t *testing.T) {
@@ -192,17 +189,48 @@ func TestADeletedNodeRegistersAgain(t *testing.T) {
 	if err := b.Client.CoreV1().Nodes().Delete(t.Context(), node.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	var now *corev1.Node
 	b.WaitFor(t, "the node is back", limit, func() error {
-		now, err := b.Client.CoreV1().Nodes().Get(t.Context(), node.Name, metav1.GetOptions{})
+		found, err := b.Client.CoreV1().Nodes().Get(t.Context(), node.Name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		if now.UID == before.UID {
-			return fmt.Errorf("it is still the old one")
+		if found.UID == before.UID {
+			return errors.New("it is still the old one")
 		}
-		if ready := bed.NodeCondition(now, corev1.NodeReady); ready.Status != corev1.ConditionTrue {
+		if ready := bed.NodeCondition(found, corev1.NodeReady); ready.Status != corev1.ConditionTrue {
 			return fmt.Errorf("it is not Ready: %s", ready.Message)
+		}
+		// Of a node that comes, the controllers say for a moment that it is not ready.
+		if taints := sorted(found.Spec.Taints); taints != ownTaints {
+			return fmt.Errorf("its taints are %s", taints)
+		}
+		now = found
+		return nil
+	})
+	same(t, "labels", fmt.Sprint(now.Labels), fmt.Sprint(before.Labels))
+	same(t, "addresses", fmt.Sprint(now.Status.Addresses), fmt.Sprint(before.Status.Addresses))
+	b.WaitFor(t, "the lease is the new node's", limit, func() error {
+		lease, err := b.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), node.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		owners := lease.OwnerReferences
+		if len(owners) != 1 || owners[0].Kind != "Node" || owners[0].Name != node.Name || owners[0].UID != now.UID {
+			return fmt.Errorf("its owners are %v, the node is %s", owners, now.UID)
 		}
 		return nil
 	})
+	// And it takes pods again.
+	same(t, "output", output(t, b, b.Namespace(t), on(node, wasmPod("new", b.Image(t, "hello.wasm"), "args", "hello"))), "hello\n")
+}
+
+// sorted are taints as a text, in no order of theirs.
+func sorted(taints []corev1.Taint) string {
+	var texts []string
+	for _, taint := range taints {
+		texts = append(texts, taint.ToString())
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, " ")
 }

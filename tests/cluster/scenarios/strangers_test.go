@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -34,6 +35,24 @@ spec:
       containers: [{name: main, image: "nginx:1.28"}]
 `
 
+// agents of Linux nodes, such as kube-proxy, tolerate everything: what keeps them
+// away is what a node says that it is.
+const agent = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {kind: agent}}
+  template:
+    metadata: {labels: {kind: agent}}
+    spec:
+      hostNetwork: true
+      priorityClassName: system-node-critical
+      nodeSelector: {kubernetes.io/os: linux}
+      tolerations: [{operator: Exists}]
+      containers: [{name: main, image: "registry.k8s.io/kube-proxy:v1.37.2", securityContext: {privileged: true}}]
+`
+
 const linuxNode = "linux-1"
 
 func TestOrdinaryPodsGoToOrdinaryNodes(t *testing.T) {
@@ -52,6 +71,30 @@ func TestOrdinaryPodsGoToOrdinaryNodes(t *testing.T) {
 	for _, pod := range pods.Items {
 		same(t, "node of "+pod.Name, pod.Spec.NodeName, linuxNode)
 	}
+}
+
+func TestAgentsOfLinuxNodesStayThere(t *testing.T) {
+	b := bed.Start(t)
+	b.Node(t)
+	b.StartFakeNode(t, linuxNode)
+	ns := b.Namespace(t)
+	b.Apply(t, ns, agent)
+	b.WaitFor(t, "the agent runs on the one node that it is for", limit, func() error {
+		set, err := b.Client.AppsV1().DaemonSets(ns).Get(t.Context(), "agent", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if status := set.Status; status.DesiredNumberScheduled != 1 || status.NumberAvailable != 1 || status.NumberMisscheduled != 0 {
+			return fmt.Errorf("its status is %+v", status)
+		}
+		return nil
+	})
+	pods, err := b.Client.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "pods", len(pods.Items), 1)
+	same(t, "node", pods.Items[0].Spec.NodeName, linuxNode)
 }
 
 func TestWasmPodsGoToWasmNodes(t *testing.T) {
