@@ -23,7 +23,7 @@ use krustlet_protocol::{ExecOutcome, Failure};
 use tokio::{
     sync::mpsc,
     task::{Id, JoinSet},
-    time::sleep_until,
+    time::{sleep, sleep_until},
 };
 
 use crate::{
@@ -54,6 +54,11 @@ const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Stack of the threads in bytes, beside which guests have their own. Only
 /// touched pages cost anything.
 const STACK: usize = 1 << 20;
+
+/// How long a container's end waits for what its program has written to its
+/// connections. A pod's process may end with its last container, and peers that
+/// do not read must not hold up a Job.
+const SENDING_TIME: Duration = Duration::from_secs(10);
 
 /// What the guests' thread is to do.
 pub(crate) enum Order {
@@ -207,6 +212,19 @@ impl Host {
 }
 
 async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
+    let ending = run_program(container, ticker).await;
+    tokio::select! {
+        biased;
+        // All may be dropped: they only wait.
+        () = container.stack.all_is_sent() => {}
+        () = out_of_time(container) => {}
+        () = sleep(SENDING_TIME) => {}
+    }
+    ending
+}
+
+/// Returns when nothing of the program is left but what is being sent for it.
+async fn run_program(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
     if let Program::Http { linked, limits } = &*container.program {
         return http::serve(container, linked, limits, ticker).await;
     }

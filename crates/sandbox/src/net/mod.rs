@@ -24,20 +24,18 @@ mod permit;
 mod pipe;
 mod place;
 mod private;
+mod sending;
 mod tcp;
 mod udp;
 
 use std::{
     io,
     net::TcpListener,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
-    time::Duration,
+    sync::{Arc, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
 };
 
-use bytes::Bytes;
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
-use tokio::{task::JoinSet, time::timeout};
 
 pub(crate) use self::{
     connection::{Connection, Stream},
@@ -46,15 +44,12 @@ pub(crate) use self::{
     options::{Options, Setting},
     permit::Permit,
     place::Family,
+    sending::Left,
     tcp::{BoundTcp, Listener},
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
-use self::{handed::Handed, permit::Counters, private::Private};
+use self::{handed::Handed, permit::Counters, private::Private, sending::Sending};
 use crate::outgoing::Outgoing;
-
-/// How long what a guest has written is sent on after it has let go of the
-/// connection. The kernel's own bound is about that (`net.ipv4.tcp_fin_timeout`).
-const LINGER: Duration = Duration::from_mins(1);
 
 /// One pod's network. Clones are the same one. Before a [`PodNetwork`] is set,
 /// every socket is refused.
@@ -67,7 +62,8 @@ struct Shared {
     counters: Arc<Counters>,
     private: Arc<Private>,
     handed: Handed,
-    lingering: OnceLock<Mutex<JoinSet<()>>>,
+    /// Made by the first that has to wait.
+    sending: OnceLock<Sending>,
     /// Made by the first look-up.
     resolver: OnceLock<Resolver>,
     /// Made by the first request.
@@ -154,20 +150,22 @@ impl Stack {
         self.0.handed.add(sockets)
     }
 
-    /// Sends on what a guest had written before it let go of the connection.
-    pub(crate) fn linger(&self, connection: Arc<Connection>, waiting: Bytes) {
-        // Without a runtime the process ends.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let lingering = self.0.lingering.get_or_init(Mutex::default);
-        let mut lingering = lingering.lock().unwrap_or_else(PoisonError::into_inner);
-        while lingering.try_join_next().is_some() {}
-        let send = async move {
-            let mut stream = Stream(connection);
-            // Who does not read in time does not get it.
-            let _ =
-                timeout(LINGER, tokio::io::AsyncWriteExt::write_all(&mut stream, &waiting)).await;
-        };
-        lingering.spawn_on(send, &runtime);
+    /// Runs what sends for a guest while that does something else, or is gone.
+    pub(crate) fn send_on(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.sending.get_or_init(Sending::default).start(task);
+    }
+
+    /// Counts one whose guest has let go of it, until it is dropped. None if
+    /// nothing was ever sent so.
+    pub(crate) fn left(&self) -> Option<Left> {
+        self.0.sending.get().map(Sending::left)
+    }
+
+    /// Waits until all is sent that guests have let go of, or given up.
+    pub(crate) async fn all_is_sent(&self) {
+        if let Some(sending) = self.0.sending.get() {
+            sending.none_left().await;
+        }
     }
 
     /// What its sockets did.
@@ -191,10 +189,20 @@ impl Stack {
     }
 }
 
+/// Two ends of a connection.
+#[cfg(test)]
+pub(crate) fn test_connections() -> [Connection; 2] {
+    let address = std::net::SocketAddr::new(Family::V4.localhost(), 1);
+    let (one, other) = pipe::pair();
+    [one, other].map(|end| {
+        let permit = Permit::new(&Arc::default(), 1).expect("none is taken");
+        Connection::private(end, [address; 2], permit, None)
+    })
+}
+
 /// A connection to nobody.
 #[cfg(test)]
 pub(crate) fn test_connection() -> Connection {
-    let permit = Permit::new(&Arc::default(), 1).expect("none is taken");
-    let address = std::net::SocketAddr::new(Family::V4.localhost(), 1);
-    Connection::private(pipe::pair().0, [address; 2], permit, None)
+    let [connection, _] = test_connections();
+    connection
 }

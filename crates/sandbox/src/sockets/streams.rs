@@ -2,6 +2,12 @@
 //!
 //! What a guest has written is taken over at once: as much as fits goes to the
 //! connection, the rest waits here, and the guest may write on when it is gone.
+//! A task sends it on, whatever the guest does meanwhile.
+//!
+//! ```text
+//! all is sent ──write, not all fits──▶ a task sends ──all is sent, or it failed──▶ all is sent
+//!                                          └──the guest lets go──▶ for LINGER at most
+//! ```
 
 use std::{
     future::poll_fn,
@@ -12,18 +18,24 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::{sync::Notify, time::sleep};
 use wasmtime_wasi::{
     async_trait,
     p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult},
 };
 
-use crate::net::{Connection, NetError, Stack};
+use crate::net::{Connection, Left, NetError, Stack};
 
 /// Bytes of one read or write.
 const MOST: usize = 64 << 10;
+
+/// How long what a guest has written is sent on after it has let go of the
+/// connection. The kernel's own bound is about that (`net.ipv4.tcp_fin_timeout`).
+const LINGER: Duration = Duration::from_mins(1);
 
 /// A connection, as its socket and its two streams share it.
 #[derive(Debug)]
@@ -32,27 +44,42 @@ pub(super) struct Shared {
     stack: Stack,
     /// The guest reads no more.
     read: AtomicBool,
+    way_out: Arc<WayOut>,
+}
+
+/// The direction that is written to, as the guest and the task that sends for it
+/// share it. It does not keep the stack alive, which owns that task.
+#[derive(Debug)]
+struct WayOut {
+    connection: Arc<Connection>,
     out: Mutex<Out>,
+    /// The guest has let go of the connection.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Out {
+    /// Empty unless a task sends it.
     waiting: Bytes,
+    /// A task sends. It alone waits for the connection then, which remembers one
+    /// waiting task only.
+    is_sending: bool,
+    /// Who waits until that task has done.
+    writer: Option<Waker>,
     /// Nothing more will be written; the end is sent after what waits.
     ends: bool,
     ended: bool,
     failed: Option<NetError>,
-}
-
-fn noop() -> Context<'static> {
-    Context::from_waker(Waker::noop())
+    /// What the guest has left to be sent.
+    left: Option<Left>,
 }
 
 impl Shared {
     pub(super) fn new(connection: Connection, stack: Stack) -> Arc<Self> {
         let connection = Arc::new(connection);
-        let (read, out) = (AtomicBool::new(false), Mutex::default());
-        Arc::new(Self { connection, stack, read, out })
+        let (out, left) = (Mutex::default(), Notify::new());
+        let way_out = Arc::new(WayOut { connection: Arc::clone(&connection), out, left });
+        Arc::new(Self { connection, stack, read: AtomicBool::new(false), way_out })
     }
 
     pub(super) fn streams(self: &Arc<Self>) -> (Input, Output) {
@@ -64,47 +91,89 @@ impl Shared {
             self.connection.shutdown(Shutdown::Read);
         }
         if matches!(how, Shutdown::Write | Shutdown::Both) {
-            self.out().ends = true;
-            let _ = self.poll_drained(&mut noop());
+            let mut out = self.way_out.lock();
+            out.ends = true;
+            self.send(&mut out);
         }
     }
 
-    fn out(&self) -> MutexGuard<'_, Out> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes what waits; ready when nothing does.
-    fn poll_drained(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut out = self.out();
-        while !out.waiting.is_empty() {
-            match self.connection.try_write(&out.waiting) {
-                Ok(written) => drop(out.waiting.split_to(written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.connection.poll_write_ready(context));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    out.waiting.clear();
-                    out.failed = Some(error.into());
-                }
-            }
+    /// Sends what goes at once, and has a task send the rest.
+    fn send(&self, out: &mut Out) {
+        if out.is_sending || out.send(&self.connection, None).is_ready() {
+            return;
         }
-        if out.ends && !out.ended {
-            out.ended = true;
-            self.connection.shutdown(Shutdown::Write);
-        }
-        Poll::Ready(())
+        out.is_sending = true;
+        self.stack.send_on(send_on(Arc::clone(&self.way_out)));
     }
 }
 
 impl Drop for Shared {
     /// What a guest has written is sent also when the guest is gone.
     fn drop(&mut self) {
-        let out = self.out.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let waiting = std::mem::take(&mut out.waiting);
-        if !waiting.is_empty() {
-            self.stack.linger(Arc::clone(&self.connection), waiting);
+        let mut out = self.way_out.lock();
+        if out.is_sending {
+            out.left = self.stack.left();
+            self.way_out.left.notify_one();
         }
+    }
+}
+
+impl WayOut {
+    fn lock(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ready when nothing waits any more.
+    fn poll_sent(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut out = self.lock();
+        ready!(out.send(&self.connection, Some(context)));
+        out.is_sending = false;
+        if let Some(waker) = out.writer.take() {
+            waker.wake();
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Sends what waits; who does not read in time does not get it.
+async fn send_on(way_out: Arc<WayOut>) {
+    let over = async {
+        way_out.left.notified().await;
+        sleep(LINGER).await;
+    };
+    tokio::select! {
+        biased;
+        // What is sent is sent, and the others only wait.
+        () = poll_fn(|context| way_out.poll_sent(context)) => {}
+        () = over => {}
+    }
+}
+
+impl Out {
+    /// Sends what waits, and the end if it is due. Without a context nobody is
+    /// woken to go on.
+    fn send(&mut self, to: &Connection, mut context: Option<&mut Context<'_>>) -> Poll<()> {
+        while !self.waiting.is_empty() {
+            match to.try_write(&self.waiting) {
+                Ok(written) => drop(self.waiting.split_to(written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match &mut context {
+                    Some(context) => ready!(to.poll_write_ready(context)),
+                    None => return Poll::Pending,
+                },
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.waiting.clear();
+                    self.failed = Some(error.into());
+                }
+            }
+        }
+        // Nor is the memory of what was sent kept.
+        self.waiting = Bytes::new();
+        if self.ends && !self.ended {
+            self.ended = true;
+            to.shutdown(Shutdown::Write);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -175,41 +244,39 @@ impl OutputStream for Output {
         if bytes.is_empty() {
             return Ok(());
         }
-        let mut out = self.0.out();
+        let mut out = self.0.way_out.lock();
         if let Some(error) = out.failed {
             return Err(failed(error));
         }
         if out.ends {
             return Err(StreamError::Closed);
         }
-        if !out.waiting.is_empty() || bytes.len() > MOST {
+        if out.is_sending || bytes.len() > MOST {
             return Err(StreamError::trap("more was written than was permitted"));
         }
         out.waiting = bytes;
-        drop(out);
-        let _ = self.0.poll_drained(&mut noop());
-        self.0.out().failed.map_or(Ok(()), |error| Err(failed(error)))
+        self.0.send(&mut out);
+        out.failed.map_or(Ok(()), |error| Err(failed(error)))
     }
 
     fn flush(&mut self) -> StreamResult<()> {
         // What is written goes out as soon as it can.
-        self.0.out().failed.map_or(Ok(()), |error| Err(failed(error)))
+        self.0.way_out.lock().failed.map_or(Ok(()), |error| Err(failed(error)))
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        let drained = self.0.poll_drained(&mut noop());
-        let out = self.0.out();
+        let out = self.0.way_out.lock();
         if let Some(error) = out.failed {
             return Err(failed(error));
         }
         if out.ends {
             return Err(StreamError::Closed);
         }
-        Ok(if drained.is_ready() { MOST } else { 0 })
+        Ok(if out.is_sending { 0 } else { MOST })
     }
 
     async fn cancel(&mut self) {
-        self.ready().await;
+        // A peer that does not read must not hold up a guest that lets go.
     }
 }
 
@@ -217,12 +284,15 @@ impl OutputStream for Output {
 impl Pollable for Output {
     async fn ready(&mut self) {
         poll_fn(|context| {
-            ready!(self.0.poll_drained(context));
-            let over = {
-                let out = self.0.out();
-                out.ends || out.failed.is_some()
-            };
-            if over { Poll::Ready(()) } else { self.0.connection.poll_write_ready(context) }
+            let mut out = self.0.way_out.lock();
+            if out.is_sending {
+                out.writer = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            if out.ends || out.failed.is_some() {
+                return Poll::Ready(());
+            }
+            self.0.connection.poll_write_ready(context)
         })
         .await;
     }
@@ -231,5 +301,80 @@ impl Pollable for Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.0.shutdown(Shutdown::Write);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncReadExt,
+        time::{Instant, timeout},
+    };
+
+    use super::*;
+    use crate::net::{Stream, test_connections};
+
+    /// A connection whose other end holds as much as it can, with something more
+    /// that waits to be sent.
+    fn stalled() -> (Arc<Shared>, Input, Output, Stream) {
+        let [ours, theirs] = test_connections();
+        let shared = Shared::new(ours, Stack::default());
+        let (input, mut output) = shared.streams();
+        for _ in 0..2 {
+            let room = output.check_write().unwrap();
+            output.write(Bytes::from(vec![b'.'; room])).unwrap();
+        }
+        assert_eq!(output.check_write().unwrap(), 0);
+        (shared, input, output, Stream(Arc::new(theirs)))
+    }
+
+    async fn length(mut of: Stream) -> usize {
+        let mut all = Vec::new();
+        // A test that hangs must fail here.
+        timeout(LINGER * 10, of.read_to_end(&mut all)).await.expect("it ends").unwrap();
+        all.len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_is_sent_though_the_guest_waits_for_something_else() {
+        let (shared, mut input, _output, peer) = stalled();
+        shared.shutdown(Shutdown::Write);
+        tokio::select! {
+            biased;
+            () = input.ready() => panic!("the peer has sent nothing"),
+            length = length(peer) => assert_eq!(length, 2 * MOST),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_to_write_is_woken_when_all_is_sent() {
+        let (_shared, _input, mut output, mut peer) = stalled();
+        let mut most = vec![0; 2 * MOST];
+        let (read, ()) = tokio::join!(peer.read_exact(&mut most), output.ready());
+        read.unwrap();
+        assert_eq!(output.check_write().unwrap(), MOST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_lets_go_is_not_held_up_and_what_it_wrote_is_sent() {
+        let (shared, input, mut output, peer) = stalled();
+        let begin = Instant::now();
+        output.cancel().await;
+        let stack = shared.stack.clone();
+        drop((shared, input, output));
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        let (length, ()) = tokio::join!(length(peer), stack.all_is_sent());
+        assert_eq!((length, begin.elapsed()), (2 * MOST, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_is_waited_for_only_so_long() {
+        let (shared, input, output, peer) = stalled();
+        let stack = shared.stack.clone();
+        drop((shared, input, output));
+        let begin = Instant::now();
+        stack.all_is_sent().await;
+        assert!(begin.elapsed() >= LINGER && begin.elapsed() < LINGER * 2);
+        assert_eq!(length(peer).await, MOST, "only what was on its way already");
     }
 }

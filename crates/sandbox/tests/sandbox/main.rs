@@ -110,6 +110,7 @@ const TESTS: &[Test] = tests! {
         hundreds_of_connections_are_served_at_once,
         there_are_no_more_sockets_than_allowed,
         what_a_guest_wrote_arrives_after_its_end,
+        the_end_of_a_guest_waits_for_what_it_wrote,
         a_handed_socket_serves_while_the_guest_listens,
         an_http_guest_listens_on_all_of_its_pods_addresses,
         a_port_of_an_http_guest_that_is_in_use_is_named;

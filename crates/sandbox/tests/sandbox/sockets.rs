@@ -1,6 +1,7 @@
 //! `wasi:sockets`, by a guest that does one thing with it.
 
 use std::{
+    cell::Cell,
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
@@ -295,6 +296,15 @@ pub(crate) fn much_is_carried_whole() {
     (&stream).read_to_end(&mut got).unwrap();
     sending.join().unwrap();
     assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
+    // All of it comes although the client does not end its own direction, and the
+    // server then waits for more from it.
+    let mut stream = connect("10.77.0.1:8080");
+    let (mut writer, sent) = (stream.try_clone().unwrap(), bytes.clone());
+    let sending = thread::spawn(move || writer.write_all(&sent).unwrap());
+    let mut got = vec![0; bytes.len()];
+    stream.read_exact(&mut got).unwrap();
+    sending.join().unwrap();
+    assert!(got == bytes);
 }
 
 pub(crate) fn hundreds_of_connections_are_served_at_once() {
@@ -333,18 +343,47 @@ pub(crate) fn there_are_no_more_sockets_than_allowed() {
     }
 }
 
+/// Starts a server that sends without end, and a client that reads one byte and
+/// then leaves the server waiting.
+fn stalled_source(sandbox: &Sandbox) -> (ContainerId, TcpStream) {
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let source = serve(sandbox, "pod", &["tcp-source", "8080"]);
+    let mut stream = connect("10.77.0.1:8080");
+    stream.read_exact(&mut [0; 1]).unwrap();
+    let before = Cell::new(0);
+    wait_until(|| {
+        let sent = report(sandbox).sent_bytes;
+        sent > 0 && sent == before.replace(sent)
+    });
+    (source, stream)
+}
+
+/// Whether all came that the source wrote: it writes 64 KiB at once, of which the
+/// system took a part. One byte was read already.
+fn assert_is_whole(length: u64) {
+    assert_eq!((length + 1) % (64 << 10), 0, "{length}");
+}
+
 pub(crate) fn what_a_guest_wrote_arrives_after_its_end() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let source = serve(&sandbox, "pod", &["tcp-source", "8080"]);
-    let mut stream = connect("10.77.0.1:8080");
-    let mut first = [0; 1];
-    stream.read_exact(&mut first).unwrap();
+    let (source, mut stream) = stalled_source(&sandbox);
     sandbox.stop(&source, 0);
     sandbox.exit(&source);
     // What comes ends in order, not with a reset.
-    std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+    assert_is_whole(std::io::copy(&mut stream, &mut std::io::sink()).unwrap());
+}
+
+pub(crate) fn the_end_of_a_guest_waits_for_what_it_wrote() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let (source, mut stream) = stalled_source(&sandbox);
+    sandbox.stop(&source, 3_600_000);
+    let reading = thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+    assert_eq!(sandbox.exit(&source).exit_code, 143);
+    // As the agent does when it was the pod's last.
+    sandbox.ask(SandboxRequest::Shutdown);
+    assert_is_whole(reading.join().unwrap().unwrap());
 }
 
 pub(crate) fn a_handed_socket_serves_while_the_guest_listens() {
