@@ -106,6 +106,21 @@ impl Connection {
         }
     }
 
+    /// Ready when [`try_read`](Self::try_read) would surely not have to wait: what
+    /// a guest is told, which may wait for ever in a read that it then begins.
+    pub(crate) fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.poll_read_ready(context));
+            // The runtime goes on taking a socket for ready until a read has found
+            // nothing, and one that was filled to the last byte has not.
+            match self.try_peek(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// Ready when [`try_read`](Self::try_read) may do something.
     pub(crate) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.link {

@@ -192,7 +192,7 @@ fn is_ready(table: &mut Table, wait: &Wait, context: &mut Context<'_>) -> bool {
             // No call of the guest runs meanwhile.
             Some(Kind::Connection(_)) | None => true,
         },
-        What::Read(connection) => connection.poll_read_ready(context).is_ready(),
+        What::Read(connection) => connection.poll_readable(context).is_ready(),
         What::Write(connection) => connection.poll_write_ready(context).is_ready(),
     }
 }

@@ -223,7 +223,7 @@ fn failed(error: NetError) -> StreamError {
 impl Pollable for Input {
     async fn ready(&mut self) {
         if !self.0.read.load(Relaxed) {
-            poll_fn(|context| self.0.connection.poll_read_ready(context)).await;
+            poll_fn(|context| self.0.connection.poll_readable(context)).await;
         }
     }
 }

@@ -120,7 +120,8 @@ const TESTS: &[Test] = tests! {
         a_module_that_cannot_accept_gets_no_listener,
         a_module_in_a_pod_without_network_runs_as_ever,
         socket_calls_on_what_is_no_socket_fail_by_name,
-        files_and_sockets_do_not_share_numbers;
+        files_and_sockets_do_not_share_numbers,
+        what_is_said_to_be_readable_is;
 };
 
 fn main() -> ExitCode {

@@ -197,3 +197,78 @@ pub(crate) fn files_and_sockets_do_not_share_numbers() {
     assert_eq!((exit.exit_code, exit.message.as_str()), (0, ""));
     assert_eq!(std::fs::read(volume.path().join("file")).unwrap(), b"file");
 }
+
+/// Waits for connections on the listener at 3; to be followed by `_start`.
+const ACCEPTS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "poll_oneoff"
+        (func $poll (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sock_accept"
+        (func $sock_accept (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_read"
+        (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 256)
+    (func $check (param $ok i32) (param $code i32)
+        (if (i32.eqz (local.get $ok)) (then (call $exit (local.get $code)))))
+    ;; A subscription to read: 48 bytes, whose user data is the descriptor.
+    (func $subscribe (param $at i32) (param $fd i32)
+        (i32.store (local.get $at) (local.get $fd))
+        (i32.store8 offset=8 (local.get $at) (i32.const 1))
+        (i32.store offset=16 (local.get $at) (local.get $fd)))
+    (func $accept (result i32)
+        (call $subscribe (i32.const 0) (i32.const 3))
+        (loop $again
+            (call $check (i32.eqz (call $poll (i32.const 0) (i32.const 256) (i32.const 1)
+                (i32.const 512))) (i32.const 10))
+            ;; The connection may wait, unlike the listener.
+            (br_if $again (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 520))))
+        (i32.load (i32.const 520)))
+"#;
+
+fn accepting(start: &str) -> Make {
+    let text = format!("{ACCEPTS}{start})");
+    Make {
+        listen_ports: ports(&[(None, 8080)]),
+        ..Make::module("exit", &["x"]).code(compiled_text(&text))
+    }
+}
+
+pub(crate) fn what_is_said_to_be_readable_is() {
+    // Reads five bytes from whoever has some, and sends them back.
+    let start = r#"(func (export "_start")
+        (local $first i32) (local $fd i32)
+        (local.set $first (call $accept))
+        (call $subscribe (i32.const 48) (call $accept))
+        (call $subscribe (i32.const 0) (local.get $first))
+        (loop $again
+            (call $check (i32.eqz (call $poll (i32.const 0) (i32.const 256) (i32.const 2)
+                (i32.const 512))) (i32.const 11))
+            (local.set $fd (i32.load (i32.const 256)))
+            (i32.store (i32.const 600) (i32.const 700))
+            (i32.store (i32.const 604) (i32.const 5))
+            (call $check (i32.eqz (call $read (local.get $fd) (i32.const 600) (i32.const 1)
+                (i32.const 612))) (i32.const 12))
+            (if (i32.eqz (i32.load (i32.const 612))) (then (call $exit (i32.const 0))))
+            (call $check (i32.eqz (call $write (local.get $fd) (i32.const 600) (i32.const 1)
+                (i32.const 612))) (i32.const 13))
+            (br $again)))"#;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    let mut clients = [(); 2].map(|()| connect("10.77.0.1:8080"));
+    // Exactly what is read at once, so that nothing tells that there is no more.
+    for _ in 0..3 {
+        for client in &mut clients {
+            client.write_all(b"12345").unwrap();
+            let mut answer = [0; 5];
+            client.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, *b"12345");
+        }
+    }
+    drop(clients);
+    assert_eq!(sandbox.exit(&id).exit_code, 0);
+}
