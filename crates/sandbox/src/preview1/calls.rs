@@ -5,7 +5,7 @@ use std::{future::poll_fn, io, net::Shutdown, sync::Arc};
 use wasmtime::Error;
 
 use super::{
-    memory::{Memory, errno},
+    memory::{MOST_BUFFERS, Memory, errno},
     table::{Kind, Socket, Table},
 };
 use crate::net::{Connection, NetError};
@@ -63,6 +63,30 @@ pub(super) struct Errno(pub(super) i32);
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Self {
         NetError::from(error).into()
+    }
+}
+
+/// Has a call that moves much let others have their turn: no epoch passes while
+/// the host is at work.
+#[derive(Default)]
+struct Turn {
+    /// Bytes moved since the last, and something for each call of the system.
+    done: usize,
+}
+
+impl Turn {
+    /// Bytes of a turn, which is less than a millisecond.
+    const MOST: usize = 1 << 20;
+
+    /// What a call of the system costs, in bytes that could be copied meanwhile.
+    const CALL: usize = 4096;
+
+    async fn moved(&mut self, bytes: usize) {
+        self.done += bytes + Self::CALL;
+        if self.done >= Self::MOST {
+            self.done = 0;
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -128,12 +152,16 @@ pub(super) async fn receive(
         Ok(found) => found,
         Err(number) => return Ok(number),
     };
+    if !(0..=MOST_BUFFERS).contains(&count) {
+        return Ok(errno::INVAL);
+    }
     let buffers = memory.buffers(list.cast_unsigned(), count.cast_unsigned())?;
+    let mut turn = Turn::default();
     let (mut total, wanted) = (0_u32, buffers.iter().map(|(_, length)| length).sum::<u64>());
     'all: for (at, length) in buffers {
         let mut done = 0;
         while done < length {
-            let room = memory.bytes(at + done, length - done)?;
+            let room = memory.bytes(at + done, (length - done).min(Turn::MOST as u64))?;
             let read = if flags & PEEK == 0 {
                 connection.try_read(room)
             } else {
@@ -143,11 +171,12 @@ pub(super) async fn receive(
                 Ok(0) => break 'all,
                 Ok(read) => {
                     done += read as u64;
-                    total = total.saturating_add(u32::try_from(read)?);
+                    total += u32::try_from(read)?;
                     // Peeking once more would show the same bytes.
                     if flags & PEEK != 0 {
                         break 'all;
                     }
+                    turn.moved(read).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -187,14 +216,19 @@ pub(super) async fn send(
         Ok(found) => found,
         Err(number) => return Ok(number),
     };
-    let mut total = 0_u32;
+    if !(0..=MOST_BUFFERS).contains(&count) {
+        return Ok(errno::INVAL);
+    }
+    let (mut total, mut turn) = (0_u32, Turn::default());
     'all: for (at, length) in memory.buffers(list.cast_unsigned(), count.cast_unsigned())? {
         let mut done = 0;
         while done < length {
-            match connection.try_write(memory.bytes(at + done, length - done)?) {
+            let bytes = memory.bytes(at + done, (length - done).min(Turn::MOST as u64))?;
+            match connection.try_write(bytes) {
                 Ok(written) => {
                     done += written as u64;
-                    total = total.saturating_add(u32::try_from(written)?);
+                    total += u32::try_from(written)?;
+                    turn.moved(written).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -269,5 +303,46 @@ pub(super) fn set_flags(table: &mut Table, fd: i32, flags: i32) -> i32 {
             errno::SUCCESS
         }
         None => errno::BADF,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{net::test_connections, preview1::memory::MOST_BYTES};
+
+    #[tokio::test]
+    async fn a_call_that_moves_much_moves_no_more_than_linux_would_and_lets_others_run() {
+        const SIZE: u32 = 4 << 20;
+        let [ours, theirs] = test_connections();
+        // What is written is thrown away, so it never has to wait.
+        theirs.shutdown(Shutdown::Read);
+        let mut table = Table::default();
+        let fd = table.add(ours, false).cast_signed();
+        let mut bytes = vec![0; SIZE as usize];
+        for iovec in bytes[16..][..8 * MOST_BUFFERS as usize].chunks_mut(8) {
+            iovec[4..].copy_from_slice(&SIZE.to_le_bytes());
+        }
+        let mut turns = 0;
+        let others = async {
+            loop {
+                turns += 1;
+                tokio::task::yield_now().await;
+            }
+        };
+        let sent = tokio::select! {
+            sent = send(&mut table, Memory(&mut bytes), [fd, 16, MOST_BUFFERS, 0, 0]) => sent,
+            () = others => unreachable!("they have no end"),
+        };
+        assert_eq!(sent.unwrap(), errno::SUCCESS);
+        assert_eq!(u64::from(Memory(&mut bytes).u32(0).unwrap()), MOST_BYTES);
+        assert!(turns > 1000, "{turns}");
+        for count in [MOST_BUFFERS + 1, -1] {
+            let asked = [fd, 16, count, 0, 0];
+            let refused = send(&mut table, Memory(&mut bytes), asked).await.unwrap();
+            assert_eq!(refused, errno::INVAL);
+            let refused = receive(&mut table, Memory(&mut bytes), asked, None).await.unwrap();
+            assert_eq!(refused, errno::INVAL);
+        }
     }
 }

@@ -30,6 +30,14 @@ pub(super) mod errno {
 /// Bytes of an `iovec`.
 const IOVEC: u64 = 8;
 
+/// Buffers that one call may name; Linux's `UIO_MAXIOV`. The list is copied to
+/// where no limit of the guest's counts it.
+pub(super) const MOST_BUFFERS: i32 = 1024;
+
+/// Bytes that one call moves at most; Linux's `MAX_RW_COUNT`. The same bytes may
+/// be named many times.
+pub(super) const MOST_BYTES: u64 = 0x7fff_f000;
+
 /// What preview 1 wants when a pointer leads out of the memory: a trap.
 fn outside() -> Error {
     Error::msg("a pointer of a WASI call leads out of the guest's memory")
@@ -79,14 +87,17 @@ impl Memory<'_> {
         Ok(())
     }
 
-    /// The buffers of a list that have room, as place and length.
+    /// The buffers of a list that have room, as place and length, together of
+    /// [`MOST_BYTES`] at most.
     pub(super) fn buffers(&self, list: u32, count: u32) -> Result<Vec<(u64, u64)>, Error> {
         self.range(list.into(), u64::from(count) * IOVEC)?;
-        let mut buffers = Vec::new();
+        let (mut buffers, mut left) = (Vec::new(), MOST_BYTES);
         for index in 0..u64::from(count) {
             let at = u64::from(list) + index * IOVEC;
             let (place, length) = (u64::from(self.u32(at)?), u64::from(self.u32(at + 4)?));
             self.range(place, length)?;
+            let length = length.min(left);
+            left -= length;
             if length > 0 {
                 buffers.push((place, length));
             }

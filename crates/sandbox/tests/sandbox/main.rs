@@ -121,7 +121,8 @@ const TESTS: &[Test] = tests! {
         a_module_in_a_pod_without_network_runs_as_ever,
         socket_calls_on_what_is_no_socket_fail_by_name,
         files_and_sockets_do_not_share_numbers,
-        what_is_said_to_be_readable_is;
+        what_is_said_to_be_readable_is,
+        lists_are_no_longer_than_linux_takes;
 };
 
 fn main() -> ExitCode {

@@ -272,3 +272,33 @@ pub(crate) fn what_is_said_to_be_readable_is() {
     drop(clients);
     assert_eq!(sandbox.exit(&id).exit_code, 0);
 }
+
+pub(crate) fn lists_are_no_longer_than_linux_takes() {
+    let start = r#"(func (export "_start")
+        (local $fd i32) (local $at i32)
+        (local.set $fd (call $accept))
+        ;; A million buffers, and half as many subscriptions: invalid.
+        (call $check (i32.eq (call $write (local.get $fd) (i32.const 65536) (i32.const 1000000)
+            (i32.const 612)) (i32.const 28)) (i32.const 11))
+        (call $check (i32.eq (call $read (local.get $fd) (i32.const 65536) (i32.const 1000000)
+            (i32.const 612)) (i32.const 28)) (i32.const 12))
+        (call $check (i32.eq (call $poll (i32.const 65536) (i32.const 65536) (i32.const 300000)
+            (i32.const 612)) (i32.const 28)) (i32.const 13))
+        ;; As many as there may be, of one byte each.
+        (local.set $at (i32.const 65536))
+        (loop $more
+            (i32.store offset=4 (local.get $at) (i32.const 1))
+            (local.set $at (i32.add (local.get $at) (i32.const 8)))
+            (br_if $more (i32.lt_u (local.get $at) (i32.const 73728))))
+        (call $check (i32.eqz (call $write (local.get $fd) (i32.const 65536) (i32.const 1024)
+            (i32.const 612))) (i32.const 14))
+        (call $check (i32.eq (i32.load (i32.const 612)) (i32.const 1024)) (i32.const 15)))"#;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    let mut all = Vec::new();
+    connect("10.77.0.1:8080").read_to_end(&mut all).unwrap();
+    assert_eq!((all.len(), sandbox.exit(&id).exit_code), (1024, 0));
+}
