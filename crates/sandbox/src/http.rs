@@ -39,7 +39,7 @@ use wasmtime_wasi_http::{
     },
 };
 
-use self::speak::speak;
+use self::speak::{Times, speak};
 use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
@@ -59,6 +59,10 @@ const CONNECTIONS: usize = 4096;
 
 /// Wait after a failed accept: descriptors are short, and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long after a request's time the rest of its answer may take to be sent;
+/// nginx's `send_timeout`.
+const SEND_TIME: Duration = Duration::from_mins(1);
 
 struct Server {
     container: Arc<Container>,
@@ -179,7 +183,10 @@ impl Server {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         }
         let io = Stream(Arc::new(accepted));
-        speak(io, self.idle_time, leave, |request| Arc::clone(&self).answer(request)).await;
+        // It waits for its turn as long as it may then take.
+        let request = self.time.saturating_mul(2).saturating_add(SEND_TIME);
+        let times = Times { idle: self.idle_time, request };
+        speak(io, times, leave, |request| Arc::clone(&self).answer(request)).await;
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {

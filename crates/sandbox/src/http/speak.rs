@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! open ──request──▶ busy ──last answer sent──▶ idle ──idle time──▶ told to leave ──▶ dropped
-//!   └──────────────────────────────────────────▲
+//!   └───────────────┼──────────────────────────▲                                       ▲
+//!                   └──an answer is not sent in time, as of one who does not read──────┘
 //! ```
 
 use std::{
@@ -26,7 +27,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// How long a client may take to send a request's head. nginx's default.
@@ -49,12 +50,23 @@ const HEAD: u32 = 64 << 10;
 /// Bytes of an answer that may wait for a slow client, for each stream.
 const SENDING: usize = 64 << 10;
 
-/// Serves a connection until its client leaves, has been idle for so long, or
-/// `stop` says true and what was asked is answered.
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// With nothing asked.
+    pub(super) idle: Duration,
+    /// From a request's head to the last of its answer that is handed to the
+    /// system. Who answers cannot bound it: while a client does not read, hyper
+    /// asks for nothing more, and hears of no end.
+    pub(super) request: Duration,
+}
+
+/// Serves a connection until its client leaves, has been idle for too long or
+/// does not take its answer, or `stop` says true and what was asked is answered.
 pub(super) async fn speak<I, F, B>(
     io: I,
-    idle_time: Duration,
-    mut stop: watch::Receiver<bool>,
+    times: Times,
+    stop: watch::Receiver<bool>,
     answer: impl Fn(Request<Incoming>) -> F + Send + Sync,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -62,9 +74,32 @@ pub(super) async fn speak<I, F, B>(
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let busy = watch::Sender::new(0);
+    let busy = watch::Sender::default();
+    tokio::select! {
+        biased;
+        // Whichever is dropped, the connection goes with it.
+        () = converse(io, times.idle, stop, &busy, answer) => {}
+        () = overdue(&busy, times.request) => {}
+    }
+}
+
+/// When each open request began, the oldest first.
+type Busy = watch::Sender<Vec<Instant>>;
+
+async fn converse<I, F, B>(
+    io: I,
+    idle_time: Duration,
+    mut stop: watch::Receiver<bool>,
+    busy: &Busy,
+    answer: impl Fn(Request<Incoming>) -> F + Send + Sync,
+) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let service = service_fn(|request| {
-        let open = Open::new(&busy);
+        let open = Open::new(busy);
         let answered = answer(request);
         async move { Ok::<_, Infallible>(answered.await.map(|body| Held { body, _open: open })) }
     });
@@ -76,7 +111,7 @@ pub(super) async fn speak<I, F, B>(
         // they only watch.
         _ = connection.as_mut() => return,
         () = told_to_leave(&mut stop) => false,
-        () = idle(&busy, idle_time) => true,
+        () = idle(busy, idle_time) => true,
     };
     connection.as_mut().graceful_shutdown();
     if !is_idle {
@@ -86,7 +121,7 @@ pub(super) async fn speak<I, F, B>(
     // A client of version 2 may take its time, or begin another request in the
     // same moment.
     while timeout(LEAVE_TIME, connection.as_mut()).await.is_err() {
-        if *busy.borrow() == 0 {
+        if busy.borrow().is_empty() {
             return;
         }
     }
@@ -111,11 +146,11 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 /// Waits until nothing has been asked for so long.
-async fn idle(busy: &watch::Sender<usize>, time: Duration) {
+async fn idle(busy: &Busy, time: Duration) {
     let mut requests = busy.subscribe();
     loop {
         // Closed never: the sender is borrowed.
-        let _ = requests.wait_for(|requests| *requests == 0).await;
+        let _ = requests.wait_for(Vec::is_empty).await;
         tokio::select! {
             biased;
             // Both may be dropped and asked again.
@@ -125,19 +160,45 @@ async fn idle(busy: &watch::Sender<usize>, time: Duration) {
     }
 }
 
+/// Waits until a request has been open for so long.
+async fn overdue(busy: &Busy, time: Duration) {
+    let mut requests = busy.subscribe();
+    loop {
+        // Closed never, as above.
+        let Ok(oldest) = requests.wait_for(|open| !open.is_empty()).await.map(|open| open[0])
+        else {
+            return;
+        };
+        // Those that end meanwhile wake nobody: the next is only younger.
+        sleep(time.saturating_sub(oldest.elapsed())).await;
+        if busy.borrow().first().is_some_and(|oldest| oldest.elapsed() >= time) {
+            return;
+        }
+    }
+}
+
 /// A request that is not answered to its end yet.
-struct Open(watch::Sender<usize>);
+struct Open {
+    busy: Busy,
+    since: Instant,
+}
 
 impl Open {
-    fn new(busy: &watch::Sender<usize>) -> Self {
-        busy.send_modify(|requests| *requests += 1);
-        Self(busy.clone())
+    fn new(busy: &Busy) -> Self {
+        let since = Instant::now();
+        busy.send_modify(|open| open.push(since));
+        Self { busy: busy.clone(), since }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.send_modify(|requests| *requests -= 1);
+        self.busy.send_modify(|open| {
+            // One that began at the same time is as good.
+            if let Some(index) = open.iter().position(|since| *since == self.since) {
+                open.remove(index);
+            }
+        });
     }
 }
 
@@ -169,7 +230,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::{BodyExt, Empty, Full};
+    use http_body_util::{BodyExt, Empty, Full, StreamBody};
     use hyper::client::conn;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -180,6 +241,8 @@ mod tests {
     use super::*;
 
     const IDLE: Duration = Duration::from_secs(5);
+
+    const TIMES: Times = Times { idle: IDLE, request: Duration::from_mins(3) };
 
     /// A connection served: its client's end, the stop, and its end.
     struct Bed {
@@ -203,7 +266,20 @@ mod tests {
             }
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(speak(server, IDLE, stop.subscribe(), answer));
+        tasks.spawn(speak(server, TIMES, stop.subscribe(), answer));
+        Bed { client, stop, tasks }
+    }
+
+    /// Answers with 10 MiB, which is more than may be on its way at once.
+    fn serves_much() -> Bed {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let stop = watch::Sender::new(false);
+        let answer = |_| async {
+            let piece = || Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'.'; 1 << 16])));
+            Response::new(StreamBody::new(futures::stream::iter((0..160).map(move |_| piece()))))
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(speak(server, TIMES, stop.subscribe(), answer));
         Bed { client, stop, tasks }
     }
 
@@ -283,6 +359,38 @@ mod tests {
         assert_eq!(text(response).await, "HTTP/2.0");
         while let Some(ended) = bed.tasks.join_next().await {
             ended.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_take_its_answer_is_let_go() {
+        let mut bed = serves_much();
+        bed.client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
+        let begin = Instant::now();
+        bed.tasks.join_next().await.unwrap().unwrap();
+        assert!(begin.elapsed() >= TIMES.request);
+
+        // In version 2 it is the stream that is full: the connection answers pings.
+        let mut bed = serves_much();
+        let mut client = by_version_2(bed.client, &mut bed.tasks).await;
+        let response = client.send_request(get()).await.unwrap();
+        let begin = Instant::now();
+        while let Some(ended) = bed.tasks.join_next().await {
+            ended.unwrap();
+        }
+        assert!(begin.elapsed() >= TIMES.request);
+        assert!(response.into_body().collect().await.is_err(), "it was cut off");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_its_answers_stays() {
+        let mut bed = serves_much();
+        let mut client = by_version_2(bed.client, &mut bed.tasks).await;
+        let begin = Instant::now();
+        while begin.elapsed() < TIMES.request * 2 {
+            let response = client.send_request(get()).await.unwrap();
+            sleep(TIMES.request / 2).await;
+            assert_eq!(text(response).await.len(), 10 << 20);
         }
     }
 }
