@@ -15,6 +15,8 @@ use std::{
 use rustix::net::Shutdown;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::place::Family;
+
 /// Keeps a container's sockets usable; when it is dropped they are closed.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -29,6 +31,12 @@ struct Idle {
     port: u16,
     socket: Bound,
     owner: Weak<()>,
+}
+
+impl Idle {
+    fn family(&self) -> Option<Family> {
+        self.socket.local_addr().ok().map(|local| Family::of(local.ip()))
+    }
 }
 
 /// Those of one pod.
@@ -78,19 +86,41 @@ impl Handed {
         self.idle().iter().any(bound)
     }
 
-    /// Listens on all that are for a port, with room for so many connections.
+    /// Listens on all that are for a port, and of one family if it is said, with
+    /// room for so many connections.
     ///
     /// # Errors
     ///
-    /// What the system said.
-    pub(super) fn listen(&self, port: u16, backlog: i32) -> io::Result<Vec<Listening>> {
-        let wanted: Vec<Idle> = self.idle().extract_if(.., |one| one.port == port).collect();
-        let listen = |Idle { port, socket, owner }| {
-            rustix::net::listen(&socket, backlog)?;
-            let listener = Some(TcpListener::from_std(socket)?);
-            Ok(Listening { listener, port, owner, home: self.clone() })
+    /// What the system said of one of them; then all are at rest again.
+    pub(super) fn listen(
+        &self,
+        port: u16,
+        family: Option<Family>,
+        backlog: i32,
+    ) -> io::Result<Vec<Listening>> {
+        let is_wanted = |one: &mut Idle| {
+            one.port == port && family.is_none_or(|family| one.family() == Some(family))
         };
-        wanted.into_iter().map(listen).collect()
+        let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
+        let mut wanted = wanted.into_iter();
+        let mut listening = Vec::new();
+        while let Some(one) = wanted.next() {
+            if let Err(error) = rustix::net::listen(&one.socket, backlog) {
+                // Those that listen already put themselves back.
+                self.idle().extend(std::iter::once(one).chain(wanted));
+                return Err(error.into());
+            }
+            let Idle { port, socket, owner } = one;
+            let listener = match TcpListener::from_std(socket) {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    self.idle().extend(wanted);
+                    return Err(error);
+                }
+            };
+            listening.push(Listening { listener, port, owner, home: self.clone() });
+        }
+        Ok(listening)
     }
 }
 
@@ -169,17 +199,55 @@ mod tests {
             assert!(handed.has(address_of_port(80), true));
             for _ in 0..3 {
                 assert!(TcpStream::connect(address).is_err(), "nobody listens");
-                assert!(handed.listen(81, 8).unwrap().is_empty());
-                let listening = handed.listen(80, 8).unwrap();
+                assert!(handed.listen(81, None, 8).unwrap().is_empty());
+                let listening = handed.listen(80, None, 8).unwrap();
                 assert_eq!(listening[0].local(), Some(address));
-                assert!(handed.listen(80, 8).unwrap().is_empty(), "it is in use");
+                assert!(handed.listen(80, None, 8).unwrap().is_empty(), "it is in use");
                 TcpStream::connect(address).unwrap();
             }
-            let last = handed.listen(80, 8).unwrap();
+            let last = handed.listen(80, None, 8).unwrap();
             drop(claim);
             TcpStream::connect(address).unwrap();
             drop(last);
             assert!(!handed.has(address, false), "its container is gone");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_family_has_its_own() {
+        let bound = ["127.0.0.1:0", "[::1]:0"].map(|at| Bound::bind(at).unwrap());
+        let addresses = bound.each_ref().map(|socket| socket.local_addr().unwrap());
+        let handed = Handed::default();
+        let _claim = handed.add(bound.into_iter().map(|socket| (80, socket)).collect()).unwrap();
+        let listen = |family| handed.listen(80, Some(family), 8).unwrap();
+        let six = listen(Family::V6);
+        assert!(listen(Family::V6).is_empty());
+        let four = listen(Family::V4);
+        assert_eq!([&four, &six].map(|all| all[0].local()), addresses.map(Some));
+        drop((four, six));
+        assert_eq!(handed.listen(80, None, 8).unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn where_one_cannot_be_listened_on_none_is_lost() {
+        let (first, last) =
+            (Bound::bind("127.0.0.1:0").unwrap(), Bound::bind("127.0.0.1:0").unwrap());
+        // A connection cannot become a listener.
+        let peer = Bound::bind("127.0.0.1:0").unwrap();
+        let connection = TcpStream::connect(peer.local_addr().unwrap()).unwrap();
+        let wrong = Bound::from(std::os::fd::OwnedFd::from(connection));
+        let addresses = [&first, &last].map(|socket| socket.local_addr().unwrap());
+        let handed = Handed::default();
+        let claim = handed.add(vec![(80, first), (80, last)]).unwrap();
+        let owner = Arc::downgrade(claim.owner.as_ref().unwrap());
+        handed.idle().insert(1, Idle { port: 80, socket: wrong, owner });
+        handed.listen(80, None, 8).unwrap_err();
+        handed.idle().retain(|one| addresses.contains(&one.socket.local_addr().unwrap()));
+        assert!(TcpStream::connect(addresses[0]).is_err(), "it is at rest");
+        let listening = handed.listen(80, None, 8).unwrap();
+        assert_eq!(listening.len(), 2);
+        for address in addresses {
+            TcpStream::connect(address).unwrap();
         }
     }
 

@@ -239,7 +239,8 @@ impl BoundTcp {
         let mut sources = Vec::new();
         if !address.ip().is_loopback() {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
-            let handed = stack.0.handed.listen(address.port(), wanted)?;
+            let family = Some(Family::of(address.ip()));
+            let handed = stack.0.handed.listen(address.port(), family, wanted)?;
             sources.extend(handed.into_iter().map(Source::Handed));
         }
         if let Some(real) = real {
@@ -249,6 +250,11 @@ impl BoundTcp {
         if let Some(private) = private {
             let arrivals = private.listen(backlog as usize);
             sources.push(Source::Private(arrivals, private));
+        }
+        // What was handed over for it was there when it was bound, and another has
+        // been quicker.
+        if sources.is_empty() {
+            return Err(NetError::AddressInUse);
         }
         Ok(Listener { stack, address, sources, turn: 0, arrived: None, _permit: permit })
     }
@@ -410,7 +416,7 @@ impl Stack {
     /// What the system said.
     pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
         let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
-        let handed = self.0.handed.listen(port, backlog)?;
+        let handed = self.0.handed.listen(port, None, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let permit = Permit::new(&self.0.counters, u32::MAX)?;
         let sources = handed.into_iter().map(Source::Handed).collect();
@@ -428,5 +434,32 @@ impl Stack {
         let permit = self.permit()?;
         let connection = self.connect_tcp(permit, Options::default(), to).await?;
         Ok(super::Stream(Arc::new(connection)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use krustlet_protocol::PodNetwork;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handed_socket_serves_one_listener_and_the_next_is_told_so() {
+        let stack = Stack::default();
+        let address: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let addresses = vec![address.ip()];
+        stack.set(PodNetwork { addresses, is_host: true, ..PodNetwork::default() });
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _claim = stack.hand(vec![(80, socket)]).unwrap();
+        let bound = [(); 2].map(|()| stack.bind_tcp(address).unwrap());
+        let listen = |bound: BoundTcp| bound.listen(stack.permit().unwrap(), Options::default(), 8);
+        let [first, second] = bound.map(listen);
+        let first = first.unwrap();
+        assert_eq!(second.unwrap_err(), NetError::AddressInUse);
+        let again = stack.bind_tcp(address);
+        drop(first);
+        // While it listened the address was the system's to give.
+        again.unwrap_err();
+        listen(stack.bind_tcp(address).unwrap()).unwrap();
     }
 }
