@@ -18,6 +18,7 @@
 mod connection;
 mod error;
 mod handed;
+mod memory;
 mod names;
 mod options;
 mod permit;
@@ -41,6 +42,7 @@ pub(crate) use self::{
     connection::{Connection, Stream},
     error::NetError,
     handed::Claim,
+    memory::{LEAST as LEAST_MEMORY, SocketMemory, Taken},
     options::{Options, Setting},
     permit::Permit,
     place::Family,
@@ -150,6 +152,11 @@ impl Stack {
         self.0.handed.add(sockets)
     }
 
+    /// What its sockets keep in the sandbox's own memory.
+    pub(crate) fn memory(&self) -> &Arc<SocketMemory> {
+        &self.0.private.memory
+    }
+
     /// Runs what sends for a guest while that does something else, or is gone.
     pub(crate) fn send_on(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.sending.get_or_init(Sending::default).start(task);
@@ -193,7 +200,7 @@ impl Stack {
 #[cfg(test)]
 pub(crate) fn test_connections() -> [Connection; 2] {
     let address = std::net::SocketAddr::new(Family::V4.localhost(), 1);
-    let (one, other) = pipe::pair();
+    let (one, other) = pipe::pair(&Arc::default());
     [one, other].map(|end| {
         let permit = Permit::new(&Arc::default(), 1).expect("none is taken");
         Connection::private(end, [address; 2], permit, None)

@@ -7,12 +7,16 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Bytes that may wait in one direction; that of a pipe(7).
+use super::memory::{LEAST, SocketMemory};
+
+/// Bytes that may wait in one direction; that of a pipe(7). Fewer where others
+/// of the pod have taken its [`SocketMemory`].
 const ROOM: usize = 64 << 10;
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pipe {
+    memory: Arc<SocketMemory>,
     waiting: VecDeque<u8>,
     /// No more will be written.
     ended: bool,
@@ -25,6 +29,24 @@ struct Pipe {
 }
 
 impl Pipe {
+    fn new(memory: &Arc<SocketMemory>) -> Self {
+        Self {
+            memory: Arc::clone(memory),
+            waiting: VecDeque::new(),
+            ended: false,
+            unread: false,
+            broken: false,
+            reader: None,
+            writer: None,
+        }
+    }
+
+    /// Throws away what waits.
+    fn clear(&mut self) {
+        self.memory.give(self.waiting.len());
+        self.waiting = VecDeque::new();
+    }
+
     fn wake_reader(&mut self) {
         if let Some(waker) = self.reader.take() {
             waker.wake();
@@ -41,8 +63,21 @@ impl Pipe {
         !self.waiting.is_empty() || self.ended || self.unread
     }
 
+    /// Whoever finds no memory left is woken when its own bytes are read: until
+    /// there are fewer than [`LEAST`] some are there to be read.
+    fn has_room(&self) -> bool {
+        let waiting = self.waiting.len();
+        waiting < LEAST || waiting < ROOM && self.memory.has_left()
+    }
+
     fn can_write(&self) -> bool {
-        self.waiting.len() < ROOM || self.ended || self.unread || self.broken
+        self.has_room() || self.ended || self.unread || self.broken
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -65,8 +100,8 @@ fn note(place: &mut Option<Waker>, context: &Context<'_>) {
 }
 
 /// A connection's two ends.
-pub(crate) fn pair() -> (PipeEnd, PipeEnd) {
-    let (there, back) = (Arc::default(), Arc::default());
+pub(crate) fn pair(memory: &Arc<SocketMemory>) -> (PipeEnd, PipeEnd) {
+    let [there, back] = [(); 2].map(|()| Arc::new(Mutex::new(Pipe::new(memory))));
     let other = PipeEnd { input: Arc::clone(&there), output: Arc::clone(&back) };
     (PipeEnd { input: back, output: there }, other)
 }
@@ -86,6 +121,7 @@ impl PipeEnd {
             return if pipe.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
         }
         let read = io::Read::read(&mut pipe.waiting, buffer)?;
+        pipe.memory.give(read);
         if pipe.waiting.is_empty() {
             // A connection that rests keeps no room.
             pipe.waiting = VecDeque::new();
@@ -127,7 +163,9 @@ impl PipeEnd {
         if pipe.unread {
             return Ok(bytes.len());
         }
-        let written = bytes.len().min(ROOM.saturating_sub(pipe.waiting.len()));
+        let waiting = pipe.waiting.len();
+        let wanted = bytes.len().min(ROOM.saturating_sub(waiting));
+        let written = pipe.memory.take_some(wanted, LEAST.saturating_sub(waiting));
         if written == 0 && !bytes.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -173,7 +211,7 @@ impl PipeEnd {
     pub(crate) fn end_reading(&self) {
         let mut pipe = lock(&self.input);
         pipe.unread = true;
-        pipe.waiting = VecDeque::new();
+        pipe.clear();
         pipe.wake_reader();
         pipe.wake_writer();
     }
@@ -184,7 +222,7 @@ impl Drop for PipeEnd {
         self.end_writing();
         let mut pipe = lock(&self.input);
         pipe.broken = true;
-        pipe.waiting = VecDeque::new();
+        pipe.clear();
         pipe.wake_writer();
     }
 }
@@ -196,6 +234,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn pair() -> (PipeEnd, PipeEnd) {
+        super::pair(&Arc::default())
+    }
 
     fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
         result.unwrap_err().kind()
@@ -243,12 +285,30 @@ mod tests {
         assert_eq!(tokio::join!(writes, reads), (1, 10));
     }
 
+    #[test]
+    fn all_together_have_a_bound_and_each_gets_on() {
+        const COUNT: usize = 1000;
+        let memory = Arc::default();
+        let pipes: Vec<_> = (0..COUNT).map(|_| super::pair(&memory)).collect();
+        for (one, _) in &pipes {
+            assert!(one.try_write(&[7; ROOM]).unwrap() >= LEAST);
+        }
+        assert!(memory.used() <= SocketMemory::MOST + COUNT * LEAST, "{}", memory.used());
+        let (one, other) = pipes.last().unwrap();
+        assert_eq!(kind(one.try_write(b"x")), io::ErrorKind::WouldBlock);
+        assert_eq!(other.try_read(&mut [0; 10]).unwrap(), 10);
+        assert_eq!(one.try_write(&[7; ROOM]).unwrap(), 10);
+        drop(pipes);
+        assert_eq!(memory.used(), 0);
+    }
+
     proptest! {
         #[test]
         fn bytes_arrive_whole_and_in_order_and_never_too_many_wait(
             steps in prop::collection::vec((any::<bool>(), 0_usize..100_000), 0..60)
         ) {
-            let (one, other) = pair();
+            let memory = Arc::default();
+            let (one, other) = super::pair(&memory);
             let (mut sent, mut got) = (Vec::new(), Vec::new());
             let mut next = 0_u8;
             for (writes, length) in steps {
@@ -263,6 +323,7 @@ mod tests {
                     got.extend_from_slice(&buffer[..read]);
                 }
                 prop_assert!(sent.len() - got.len() <= ROOM);
+                prop_assert_eq!(sent.len() - got.len(), memory.used());
                 prop_assert_eq!(&sent[..got.len()], &got[..]);
             }
         }

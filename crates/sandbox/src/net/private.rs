@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{NetError, pipe::PipeEnd, place::Family};
+use super::{NetError, memory::SocketMemory, pipe::PipeEnd, place::Family};
 
 /// The ports that are given to who asks for none; Linux's
 /// `net.ipv4.ip_local_port_range`.
@@ -24,8 +24,13 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 /// Datagrams that may wait at one socket. More are lost, as they may be.
 const DATAGRAMS: usize = 256;
 
-/// Bytes of them; Linux's `net.core.rmem_default`.
+/// Bytes of them; Linux's `net.core.rmem_default`. Fewer where others of the pod
+/// have taken its [`SocketMemory`].
 const DATAGRAM_BYTES: usize = 212_992;
+
+/// Bytes that a datagram takes besides its own: its place in the queue, which
+/// may be half empty, and what an allocation costs.
+const LETTER: usize = 2 * size_of::<(SocketAddr, Vec<u8>)>() + 16;
 
 /// Ports of one protocol, with what is behind each.
 #[derive(Debug)]
@@ -100,6 +105,8 @@ pub(super) struct Private {
     /// With the queue of whoever listens there.
     tcp: Mutex<Ports<Option<mpsc::Sender<Arrival>>>>,
     udp: Mutex<Ports<Arc<Mailbox>>>,
+    /// What is under way here, and besides.
+    pub(super) memory: Arc<SocketMemory>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +148,9 @@ impl Private {
         self: &Arc<Self>,
         at: SocketAddr,
     ) -> Result<(Reservation, Arc<Mailbox>), NetError> {
-        let mailbox = Arc::new(Mailbox::default());
+        let letters = Letters::default();
+        let mailbox =
+            Arc::new(Mailbox { letters: Mutex::new(letters), memory: Arc::clone(&self.memory) });
         let port = lock(&self.udp).take(at.ip(), at.port(), Arc::clone(&mailbox))?;
         let at = SocketAddr::new(at.ip(), port);
         let reservation = Reservation { private: Arc::clone(self), protocol: Protocol::Udp, at };
@@ -188,8 +197,11 @@ impl Drop for Reservation {
 }
 
 /// Datagrams that wait for their socket.
-#[derive(Debug, Default)]
-pub(super) struct Mailbox(Mutex<Letters>);
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    letters: Mutex<Letters>,
+    memory: Arc<SocketMemory>,
+}
 
 #[derive(Debug, Default)]
 struct Letters {
@@ -200,12 +212,14 @@ struct Letters {
 
 impl Mailbox {
     fn letters(&self) -> MutexGuard<'_, Letters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, from: SocketAddr, bytes: &[u8]) {
         let mut letters = self.letters();
-        if letters.waiting.len() >= DATAGRAMS || letters.bytes + bytes.len() > DATAGRAM_BYTES {
+        let is_full =
+            letters.waiting.len() >= DATAGRAMS || letters.bytes + bytes.len() > DATAGRAM_BYTES;
+        if is_full || !self.memory.take_all(bytes.len() + LETTER) {
             return;
         }
         letters.bytes += bytes.len();
@@ -219,6 +233,11 @@ impl Mailbox {
         let mut letters = self.letters();
         let (from, bytes) = letters.waiting.pop_front()?;
         letters.bytes -= bytes.len();
+        self.memory.give(bytes.len() + LETTER);
+        if letters.waiting.is_empty() {
+            // A socket that rests keeps no room.
+            letters.waiting = VecDeque::new();
+        }
         Some((from, bytes))
     }
 
@@ -230,6 +249,12 @@ impl Mailbox {
         }
         letters.reader = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        while self.take().is_some() {}
     }
 }
 
@@ -288,6 +313,35 @@ mod tests {
             bytes += datagram.len();
         }
         assert!(bytes <= DATAGRAM_BYTES && bytes > 0, "{bytes}");
+    }
+
+    #[test]
+    fn all_mailboxes_of_a_pod_have_a_bound_together() {
+        // Few large ones, and many that are little more than their envelope.
+        for (count, length) in [(200, 1000), (2000, 0)] {
+            let private = Arc::new(Private::default());
+            let mailboxes: Vec<_> =
+                (0..count).map(|_| private.mailbox(at("127.0.0.1:0")).unwrap()).collect();
+            for (taken, _) in &mailboxes {
+                for _ in 0..DATAGRAMS {
+                    private.deliver(taken.at(), taken.at(), &vec![0; length]);
+                }
+            }
+            let used = private.memory.used();
+            assert!(used <= SocketMemory::MOST && used > SocketMemory::MOST / 2, "{used}");
+            let (_, first) = &mailboxes[0];
+            let mut kept = 0;
+            while first.take().is_some() {
+                kept += 1;
+            }
+            assert!(kept >= DATAGRAM_BYTES / 1000 && kept <= DATAGRAMS, "{kept}");
+            let (taken, last) = &mailboxes[count - 1];
+            while last.take().is_some() {}
+            assert!(private.deliver(taken.at(), taken.at(), b"there is room again"));
+            assert!(last.take().is_some());
+            drop(mailboxes);
+            assert_eq!(private.memory.used(), 0);
+        }
     }
 
     proptest! {

@@ -181,7 +181,7 @@ impl Stack {
         port: Option<Reservation>,
     ) -> Result<Connection, NetError> {
         let door = self.0.private.door(to).ok_or(NetError::ConnectionRefused)?;
-        let (end, other) = pipe::pair();
+        let (end, other) = pipe::pair(&self.0.private.memory);
         let arrival = Arrival { end: other, from, to };
         // Waits while the listener has as many waiting as it wants.
         door.send(arrival).await.map_err(|_| NetError::ConnectionRefused)?;

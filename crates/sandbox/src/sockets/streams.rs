@@ -28,9 +28,10 @@ use wasmtime_wasi::{
     p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult},
 };
 
-use crate::net::{Connection, Left, NetError, Stack};
+use crate::net::{Connection, LEAST_MEMORY, Left, NetError, Stack, Taken};
 
-/// Bytes of one read or write.
+/// Bytes of one read or write. Of a write fewer where the pod's sockets keep
+/// much already.
 const MOST: usize = 64 << 10;
 
 /// How long what a guest has written is sent on after it has let go of the
@@ -61,6 +62,8 @@ struct WayOut {
 struct Out {
     /// Empty unless a task sends it.
     waiting: Bytes,
+    /// The memory for it.
+    memory: Option<Taken>,
     /// A task sends. It alone waits for the connection then, which remembers one
     /// waiting task only.
     is_sending: bool,
@@ -102,6 +105,17 @@ impl Shared {
         if out.is_sending || out.send(&self.connection, None).is_ready() {
             return;
         }
+        if out.waiting.len() > LEAST_MEMORY {
+            out.memory = self.stack.memory().hold(out.waiting.len());
+            if out.memory.is_none() {
+                // Less was permitted before it came to this, but to many at once.
+                out.waiting.clear();
+                out.failed = Some(NetError::OutOfMemory);
+                return;
+            }
+        }
+        // Not with what was sent of it.
+        out.waiting = Bytes::copy_from_slice(&out.waiting);
         out.is_sending = true;
         self.stack.send_on(send_on(Arc::clone(&self.way_out)));
     }
@@ -167,8 +181,7 @@ impl Out {
                 }
             }
         }
-        // Nor is the memory of what was sent kept.
-        self.waiting = Bytes::new();
+        (self.waiting, self.memory) = (Bytes::new(), None);
         if self.ends && !self.ended {
             self.ended = true;
             to.shutdown(Shutdown::Write);
@@ -272,7 +285,10 @@ impl OutputStream for Output {
         if out.ends {
             return Err(StreamError::Closed);
         }
-        Ok(if out.is_sending { 0 } else { MOST })
+        if out.is_sending {
+            return Ok(0);
+        }
+        Ok(if self.0.stack.memory().is_scarce() { LEAST_MEMORY } else { MOST })
     }
 
     async fn cancel(&mut self) {
@@ -365,6 +381,38 @@ mod tests {
         assert_eq!(begin.elapsed(), Duration::ZERO);
         let (length, ()) = tokio::join!(length(peer), stack.all_is_sent());
         assert_eq!((length, begin.elapsed()), (2 * MOST, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_on_all_connections_of_a_pod_has_a_bound() {
+        let stack = Stack::default();
+        let connection = || {
+            let [ours, theirs] = test_connections();
+            let (input, output) = Shared::new(ours, stack.clone()).streams();
+            (input, output, theirs)
+        };
+        let mut all: Vec<_> = (0..600).map(|_| connection()).collect();
+        // All are permitted before the first is written to.
+        for (_, output, _) in &mut all {
+            assert_eq!(output.check_write().unwrap(), MOST);
+            output.write(Bytes::from(vec![b'.'; MOST])).unwrap();
+        }
+        assert!(all.iter_mut().all(|(_, output, _)| output.check_write().unwrap() == MOST));
+        let written = all
+            .iter_mut()
+            .map(|(_, output, _)| output.write(Bytes::from(vec![b'.'; MOST])))
+            .filter(|written| written.is_ok());
+        assert_eq!(written.count(), 256, "16 MiB");
+        // Who asks now is given less, and that is taken.
+        let (_input, mut output, _theirs) = connection();
+        for _ in 0..=MOST / LEAST_MEMORY {
+            assert_eq!(output.check_write().unwrap(), LEAST_MEMORY);
+            output.write(Bytes::from(vec![b'.'; LEAST_MEMORY])).unwrap();
+        }
+        assert_eq!(output.check_write().unwrap(), 0);
+        drop(all);
+        stack.all_is_sent().await;
+        assert!(!stack.memory().is_scarce());
     }
 
     #[tokio::test(start_paused = true)]
