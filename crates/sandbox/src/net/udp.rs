@@ -29,6 +29,15 @@ pub(crate) const LONGEST: usize = u16::MAX as usize;
 /// As for TCP.
 const TRIES: usize = 16;
 
+/// Unwanted datagrams that one call throws away; then others have their turn.
+const DISCARDS: usize = 64;
+
+/// Whether two addresses are one socket's. Flow and scope, which those of IPv6
+/// have besides, are no part of what a guest was told.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip(), one.port()) == (other.ip(), other.port())
+}
+
 /// A bound socket.
 #[derive(Debug)]
 pub(crate) struct UdpSocket {
@@ -195,7 +204,7 @@ impl UdpSocket {
         }
         let way = match (self.remote, to) {
             (Some(way), None) => way,
-            (Some(_), Some(to)) if self.remote() == Some(to) => self.way(to)?,
+            (Some(_), Some(to)) if self.is_wanted(to) => self.way(to)?,
             (None, Some(to)) => self.way(to)?,
             (Some(_), Some(_)) | (None, None) => return Err(NetError::InvalidArgument),
         };
@@ -233,7 +242,9 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// `WouldBlock`; what the network said, as [`NetError::ConnectionRefused`].
+    /// `WouldBlock`, also after [`DISCARDS`] that came from elsewhere than where
+    /// it is connected to: [`poll_receive_ready`](Self::poll_receive_ready) is
+    /// ready then. What the network said, as [`NetError::ConnectionRefused`].
     pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), NetError> {
         if let Some((_, mailbox)) = &self.private {
             while let Some((from, bytes)) = mailbox.take() {
@@ -244,8 +255,8 @@ impl UdpSocket {
                 }
             }
         }
-        let Some(real) = &self.real else { return Err(NetError::WouldBlock) };
-        loop {
+        let Some(real) = self.heard() else { return Err(NetError::WouldBlock) };
+        for _ in 0..DISCARDS {
             let (length, from) = real.try_recv_from(buffer)?;
             // Some may have come before it was connected.
             if self.is_wanted(from) {
@@ -253,16 +264,22 @@ impl UdpSocket {
                 return Ok((length, from));
             }
         }
+        Err(NetError::WouldBlock)
     }
 
     fn is_wanted(&self, from: SocketAddr) -> bool {
-        self.remote().is_none_or(|remote| remote == from)
+        self.remote().is_none_or(|remote| is_same(remote, from))
+    }
+
+    /// The system's socket, unless nothing that comes there is wanted.
+    fn heard(&self) -> Option<&tokio::net::UdpSocket> {
+        self.real.as_ref().filter(|_| !matches!(self.remote, Some(Way::Private(_))))
     }
 
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
-        let real = self.real.as_ref().map(|real| real.poll_recv_ready(context));
+        let real = self.heard().map(|real| real.poll_recv_ready(context));
         if private.is_some_and(|ready| ready.is_ready())
             || real.is_some_and(|ready| ready.is_ready())
         {
@@ -313,9 +330,74 @@ impl UdpSocket {
     pub(crate) async fn receive(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), NetError> {
         loop {
             match self.try_receive(buffer) {
-                Err(NetError::WouldBlock) => poll_fn(|c| self.poll_receive_ready(c)).await,
+                Err(NetError::WouldBlock) => {
+                    poll_fn(|c| self.poll_receive_ready(c)).await;
+                    // It may have been ready all the time.
+                    tokio::task::yield_now().await;
+                }
                 done => return done,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use krustlet_protocol::PodNetwork;
+
+    use super::*;
+
+    /// A socket bound to the wildcard, and where it is really.
+    fn bound() -> (UdpSocket, SocketAddr) {
+        let stack = Stack::default();
+        // Really there is no pod with this address; it is one that any machine has.
+        let addresses = vec![Family::V4.localhost()];
+        stack.set(PodNetwork { addresses, ..PodNetwork::default() });
+        let socket = stack.udp(Family::V4).unwrap();
+        let real = socket.real.as_ref().unwrap().local_addr().unwrap();
+        (socket, real)
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_what_is_not_wanted_is_thrown_away_in_turns() {
+        let (mut socket, real) = bound();
+        let [flood, remote] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.remote = Some(Way::Real(remote.local_addr().unwrap()));
+        for _ in 0..DISCARDS * 2 {
+            flood.send_to(b"x", real).unwrap();
+        }
+        remote.send_to(b"wanted", real).unwrap();
+        poll_fn(|context| socket.poll_receive_ready(context)).await;
+        let mut buffer = [0; 8];
+        for _ in 0..2 {
+            assert_eq!(socket.try_receive(&mut buffer).unwrap_err(), NetError::WouldBlock);
+            let noop = &mut Context::from_waker(std::task::Waker::noop());
+            assert!(socket.poll_receive_ready(noop).is_ready(), "there is more");
+        }
+        assert_eq!(socket.receive(&mut buffer).await.unwrap().0, 6);
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_within_the_pod_does_not_hear_the_network() {
+        let (mut socket, real) = bound();
+        let inside = "127.0.0.1:53".parse().unwrap();
+        socket.connect(Some(inside)).unwrap();
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", real).unwrap();
+        // The runtime has heard of it by then.
+        poll_fn(|context| socket.real.as_ref().unwrap().poll_recv_ready(context)).await.unwrap();
+        let noop = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(socket.poll_receive_ready(noop).is_pending());
+        let to = SocketAddr::new(inside.ip(), socket.address().port());
+        socket.stack.0.private.deliver(to, inside, b"wanted");
+        assert_eq!(socket.receive(&mut [0; 8]).await.unwrap(), (6, inside));
+    }
+
+    #[test]
+    fn flow_and_scope_do_not_make_another_address() {
+        let address = |port, flow, scope| {
+            std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), port, flow, scope).into()
+        };
+        assert!(is_same(address(1, 2, 3), address(1, 0, 0)));
+        assert!(!is_same(address(1, 0, 0), address(2, 0, 0)));
     }
 }
