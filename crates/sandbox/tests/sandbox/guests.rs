@@ -8,7 +8,7 @@ use std::{
 
 use krustlet_model::ContainerId;
 use krustlet_protocol::{
-    DescriptorName, ExecOutcome, Failure, SandboxEvent, SandboxReply, SandboxRequest,
+    DescriptorName, ExecOutcome, Failure, GuestKind, SandboxEvent, SandboxReply, SandboxRequest,
 };
 
 use crate::{
@@ -115,6 +115,62 @@ pub(crate) fn a_guest_that_copes_with_its_memory_limit_is_not() {
     // It asks until it is refused, and exits with the pages it got.
     let (_, exit) = sandbox.run(Make { memory: Some(20 << 16), ..Make::module("grow", &["x"]) });
     assert_eq!(exit.exit_code, 20, "{exit:?}");
+}
+
+/// Makes four million objects, and keeps the last or all of them.
+const OBJECTS: &str = r#"(module
+    (type $node (struct (field i32) (field (ref null $node))))
+    (memory (export "memory") 1)
+    (func (export "_start")
+        (local $count i32) (local $last (ref null $node))
+        (loop $more
+            (local.set $last (struct.new $node (local.get $count) KEPT))
+            (local.set $count (i32.add (local.get $count) (i32.const 1)))
+            (br_if $more (i32.lt_u (local.get $count) (i32.const 4000000))))
+        (if (i32.ne (struct.get $node 0 (local.get $last)) (i32.const 3999999))
+            (then (unreachable)))))"#;
+
+pub(crate) fn objects_that_nobody_has_any_more_are_not_counted() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let run = |kept: &str| {
+        let code = compiled_text(&OBJECTS.replace("KEPT", kept));
+        let make = Make::module("return", &["x"]).code(code);
+        sandbox.run(Make { memory: Some(64 << 20), ..make }).1
+    };
+    let exit = run("(ref.null $node)");
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (0, "Completed"), "{exit:?}");
+    let exit = run("(local.get $last)");
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (137, "OOMKilled"), "{exit:?}");
+    assert!(exit.message.contains("memory limit is 67108864 bytes"), "{}", exit.message);
+}
+
+/// Ends with what its global says: 1 for nothing called, 2 for made ready.
+const LIBRARY: &str = r#"(module
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (global $state (mut i32) (i32.const 1))
+    (func (export "_initialize") (global.set $state (i32.const 2)))
+    (func (export "_start") (call $exit (global.get $state)))
+    (func (export "work") (call $exit (i32.add (global.get $state) (i32.const 10)))))"#;
+
+fn run_export(text: &str, export: &str) -> i32 {
+    let zygote = Zygote::start();
+    let guest = GuestKind::Module { export: export.into() };
+    let make = Make { guest, ..Make::module("return", &["x"]).code(compiled_text(text)) };
+    zygote.sandbox().run(make).1.exit_code
+}
+
+pub(crate) fn a_module_is_entered_where_its_image_says() {
+    let text = LIBRARY.replace("_initialize", "unused");
+    assert_eq!(run_export(&text, "work"), 11);
+    assert_eq!(run_export(&text, "_start"), 1);
+}
+
+pub(crate) fn a_library_is_made_ready_before_it_is_entered() {
+    assert_eq!(run_export(LIBRARY, "work"), 12);
+    // A command does so itself.
+    assert_eq!(run_export(LIBRARY, "_start"), 1);
 }
 
 pub(crate) fn a_missing_import_is_named_before_the_start() {
