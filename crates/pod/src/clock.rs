@@ -5,6 +5,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+/// Some 68 years: sums with it fit whatever the clock says.
+const LONGEST: Duration = Duration::from_secs(1 << 31);
+
 /// Tells the time of day. Waits go through `tokio::time`; this is for what is
 /// written down, and tests have it follow the paused clock.
 #[derive(Clone)]
@@ -36,7 +39,7 @@ impl Clock {
     #[must_use]
     pub fn instant(&self, from: Timestamp, wait: Duration) -> Instant {
         let gone = Duration::try_from(self.now().duration_since(from)).unwrap_or_default();
-        Instant::now() + wait.saturating_sub(gone)
+        Instant::now() + wait.saturating_sub(gone).min(LONGEST)
     }
 }
 

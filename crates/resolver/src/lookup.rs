@@ -21,7 +21,7 @@ use crate::{
 
 /// The most addresses that a look-up gives. A Service has at most two; a
 /// headless one with more pods is served by any of these.
-const ADDRESSES: usize = 256;
+pub(crate) const ADDRESSES: usize = 256;
 
 /// Look-ups of one pod that are under way or wait.
 const WAITING: usize = 1024;
@@ -139,6 +139,8 @@ impl Resolver {
             match self.candidate(&candidate, names, families).await {
                 Tried::Found(mut addresses) => {
                     addresses.truncate(ADDRESSES);
+                    // Callers keep it, some of them for long.
+                    addresses.shrink_to_fit();
                     return Ok(addresses);
                 }
                 Tried::Bare | Tried::NoName => {}

@@ -120,7 +120,7 @@ fn addresses(packet: &Packet<'_>, name: &Name, kind: Kind) -> Verdict {
                 _ => continue,
             };
             holds = holds.min(life(record.ttl));
-            if !found.contains(&address) {
+            if found.len() < ADDRESSES && !found.contains(&address) {
                 found.push(address);
             }
         }

@@ -43,6 +43,11 @@ impl Bucket {
         Some(Self { millis, depth, level: depth, filled_at: now })
     }
 
+    /// Whether both are of one limit.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.millis == other.millis
+    }
+
     /// Takes out CPU time that was used, in nanoseconds.
     pub(crate) fn charge(&mut self, now: Instant, used: u64) {
         self.fill(now);

@@ -69,6 +69,8 @@ struct Server {
     linked: ProxyPre<ComponentState>,
     ticker: Arc<Ticker>,
     permits: Arc<Semaphore>,
+    /// Places for those who wait for a permit: each holds a request's head.
+    queue: Semaphore,
     time: Duration,
     idle_time: Duration,
     /// Bytes of a request's body.
@@ -89,11 +91,13 @@ pub(crate) async fn serve(
         Ok(listener) => listener,
         Err(why) => return Ending::not_started(&why),
     };
+    let at_once = (limits.max_concurrent.max(1) as usize).min(Semaphore::MAX_PERMITS);
     let server = Arc::new(Server {
         container: Arc::clone(container),
         linked: linked.clone(),
         ticker,
-        permits: Arc::new(Semaphore::new(limits.max_concurrent.max(1) as usize)),
+        permits: Arc::new(Semaphore::new(at_once)),
+        queue: Semaphore::new(at_once.saturating_mul(4).clamp(256, CONNECTIONS)),
         time: Duration::from_millis(limits.request_timeout_ms),
         idle_time: Duration::from_millis(limits.idle_timeout_ms),
         max_body: limits.max_body_bytes,
@@ -195,8 +199,15 @@ impl Server {
         }
         // Who waits for others does so no longer than one of them may take. The
         // semaphore is closed never: it lives as long as the server.
-        let permit = timeout(self.time, Arc::clone(&self.permits).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
+        let permit = match self.queue.try_acquire() {
+            Ok(_place) => {
+                let granted = timeout(self.time, Arc::clone(&self.permits).acquire_owned()).await;
+                granted.ok().and_then(Result::ok)
+            }
+            // As many as may wait do so already.
+            Err(_) => Arc::clone(&self.permits).try_acquire_owned().ok(),
+        };
+        let Some(permit) = permit else {
             return failed(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
         };
         let end = Instant::now() + self.time;

@@ -70,7 +70,14 @@ impl Usage {
             return Err(used);
         }
         self.most_memory.store(most, Ordering::Relaxed);
-        *self.bucket() = bucket(limits);
+        let new = bucket(limits);
+        let mut bucket = self.bucket();
+        // What it owes under a limit that stays is not forgiven.
+        let stays = matches!((&*bucket, &new), (Some(old), Some(new)) if old.is_like(new));
+        if !stays {
+            *bucket = new;
+        }
+        drop(bucket);
         Ok(())
     }
 
@@ -317,6 +324,8 @@ mod tests {
         assert_eq!(usage.cpu_wait(), None, "what was used before is its own");
         usage.charge_cpu(1 << 40);
         assert!(usage.cpu_wait().is_some());
+        usage.set_limits(&Limits { memory_bytes: Some(1 << 20), ..cpu(10) }).unwrap();
+        assert!(usage.cpu_wait().is_some(), "a limit that stays forgives nothing");
         usage.set_limits(&cpu(1000)).unwrap();
         assert_eq!(usage.cpu_wait(), None);
     }

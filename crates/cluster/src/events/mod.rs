@@ -235,11 +235,14 @@ impl EventsTask {
                 }
                 () = sleep_until(event.from) => {}
             }
-            // An event whose sending is given up half way is lost: the agent ends.
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                () = self.tell(event) => {}
+                // Maybe it was told already; its name is the same then.
+                () = stop.cancelled() => {
+                    held = Some(event);
+                    break;
+                }
+                () = self.tell(event.clone()) => {}
             }
         }
         self.queue.close();

@@ -128,6 +128,27 @@ async fn nothing_is_removed_before_the_source_has_told_everything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_deleted_has_its_last_status_before_it_is_removed() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.guests.insert("main".to_owned(), Guest::Stubborn));
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    bed.delete("u", 600);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let left = bed.kill().await;
+    // As after a restart of the machine.
+    left.shared.with(|world| world.sandboxes.clear());
+    let bed = left.next(false).await;
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert!(bed.shared.with(|world| world.deleted.is_empty()), "the source has not told yet");
+    bed.show();
+    bed.until("it is removed", |world| world.deleted == ["u"]).await;
+    let status = bed.shared.with(|world| world.last_status("u").unwrap().clone());
+    assert!(main_of(&status).state.as_ref().unwrap().terminated.is_some(), "{status:#?}");
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_that_nobody_knows_is_ended() {
     let mut bed = Bed::new().await;
     bed.put(one("Always"));

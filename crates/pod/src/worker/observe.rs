@@ -1,6 +1,6 @@
 //! What jobs and sandboxes tell, and what is taken note of.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
@@ -13,7 +13,10 @@ use krustlet_model::{
 };
 use krustlet_protocol::ExitReport;
 use krustlet_volume::Volumes;
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 
 use super::{Files, Removal, Sandbox, Worker, own_grace, stop::killed};
 use crate::{
@@ -27,6 +30,9 @@ use crate::{
     setup::SetUpError,
     words::{self, waiting},
 };
+
+/// The wait before a sandbox is asked again to stop a run that another replaces.
+const STOP_AGAIN: Duration = Duration::from_secs(10);
 
 /// What came of a job.
 pub(super) enum Done {
@@ -410,9 +416,21 @@ impl Worker {
 
     fn stop_asked(&mut self, index: usize, id: &ContainerId, result: Result<(), Refused>) {
         let Err(refused) = result else { return };
-        if refused.why == Why::Failed && self.slots[index].live() == Some(id) {
-            // It is ended with its sandbox when its time is over.
-            tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
+        if refused.why != Why::Failed || self.slots[index].live() != Some(id) {
+            return;
+        }
+        tracing::warn!(pod = %self.key, %refused, "cannot stop a container");
+        // That of a pod that ends is ended with its sandbox when its time is over.
+        if self.slots[index].is_being_replaced()
+            && matches!(self.phase, Phase::Starting | Phase::Running)
+        {
+            let (context, pod, id) = (Arc::clone(&self.context), self.uid.clone(), id.clone());
+            let grace = own_grace(&self.pod).duration();
+            self.jobs.spawn(async move {
+                sleep(STOP_AGAIN).await;
+                let asked = context.outside.runtime.stop_container(pod, id.clone(), grace);
+                Done::Stopped { index, id, result: asked.await }
+            });
         }
     }
 }

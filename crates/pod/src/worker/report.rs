@@ -74,6 +74,11 @@ impl Reported {
         self.is_open = is_open;
     }
 
+    /// Whether the source is known to have the pod.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     pub(super) fn wake(&self, lazily: Option<Instant>) -> impl Iterator<Item = Instant> {
         [Some(self.quiet_until), self.ends_by, lazily].into_iter().flatten()
     }

@@ -179,8 +179,8 @@ impl Worker {
                 self.touch_lazily();
             }
             Err(refused) => match refused.why {
-                // Its end comes as an event.
-                Why::Stopping | Why::Died => {}
+                // Its end comes as an event, and maybe not at once.
+                Why::Stopping | Why::Died => self.resizing.retry = Some(Instant::now() + RETRY),
                 Why::Failed => self.resize_failed(&refused.message),
             },
         }

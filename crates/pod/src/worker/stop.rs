@@ -128,7 +128,8 @@ impl Worker {
             Removal::NotAsked | Removal::Failed { .. } | Removal::Telling if is_gone => {
                 self.forget();
             }
-            Removal::NotAsked if is_deleted => self.tell_source(),
+            // A source that has not told of the pod does not take its last status.
+            Removal::NotAsked if is_deleted && self.reported.is_open() => self.tell_source(),
             Removal::Failed { from } if from <= now => self.tell_source(),
             Removal::Told => self.forget(),
             Removal::NotAsked

@@ -44,8 +44,14 @@ const STREAMS: u32 = 100;
 /// beyond that it is cut off (CVE-2023-44487).
 const RESETS: usize = 20;
 
-/// Bytes of a request's head in version 2; version 1's bound is hyper's.
-const HEAD: u32 = 64 << 10;
+/// Bytes of a request's head in version 2, as HPACK counts them; version 1's bound
+/// is hyper's. What holds a head takes several times as much.
+const HEAD: u32 = 16 << 10;
+
+/// Bytes of requests' bodies that may wait for the guest, for each stream of
+/// version 2 and for the connection.
+const RECEIVING: u32 = 64 << 10;
+const RECEIVING_TOGETHER: u32 = 256 << 10;
 
 /// Bytes of an answer that may wait for a slow client, for each stream.
 const SENDING: usize = 64 << 10;
@@ -105,21 +111,17 @@ async fn converse<I, F, B>(
     });
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    let is_idle = tokio::select! {
+    tokio::select! {
         biased;
         // What went wrong is the client's affair. The others may be dropped:
         // they only watch.
         _ = connection.as_mut() => return,
-        () = told_to_leave(&mut stop) => false,
-        () = idle(busy, idle_time) => true,
-    };
-    connection.as_mut().graceful_shutdown();
-    if !is_idle {
-        drop(connection.await);
-        return;
+        () = told_to_leave(&mut stop) => {}
+        () = idle(busy, idle_time) => {}
     }
+    connection.as_mut().graceful_shutdown();
     // A client of version 2 may take its time, or begin another request in the
-    // same moment.
+    // same moment; one of version 1 may never end the head that it began.
     while timeout(LEAVE_TIME, connection.as_mut()).await.is_err() {
         if busy.borrow().is_empty() {
             return;
@@ -141,6 +143,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESETS)
         .max_header_list_size(HEAD)
+        .initial_stream_window_size(RECEIVING)
+        .initial_connection_window_size(RECEIVING_TOGETHER)
         .max_send_buf_size(SENDING);
     builder
 }
@@ -359,6 +363,21 @@ mod tests {
         assert_eq!(text(response).await, "HTTP/2.0");
         while let Some(ended) = bed.tasks.join_next().await {
             ended.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_client_holds_up_the_end_without_a_request() {
+        // A head that is never ended; settings, and no answer to any ping.
+        let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        for begun in [&b"GET / HTTP/1.1\r\nHost: "[..], settings] {
+            let mut bed = served(None);
+            bed.client.write_all(begun).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+            bed.stop.send(true).unwrap();
+            let begin = Instant::now();
+            bed.tasks.join_next().await.unwrap().unwrap();
+            assert!(begin.elapsed() <= LEAVE_TIME);
         }
     }
 

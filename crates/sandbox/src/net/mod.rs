@@ -37,6 +37,7 @@ use std::{
 
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::{
     connection::{Connection, Stream},
@@ -68,8 +69,23 @@ struct Shared {
     sending: OnceLock<Sending>,
     /// Made by the first look-up.
     resolver: OnceLock<Resolver>,
-    /// Made by the first request.
-    outgoing: OnceLock<Outgoing>,
+    /// Made by the first request after each change of the rules: a connection
+    /// that is kept is not checked again.
+    outgoing: RwLock<Option<Arc<Outgoing>>>,
+    lookups: Lookups,
+}
+
+/// Look-ups whose addresses a pod's guests have not let go of, at most.
+const LOOKUPS: usize = 1024;
+
+/// Places for them.
+#[derive(Debug)]
+struct Lookups(Arc<Semaphore>);
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS)))
+    }
 }
 
 /// See [`Stack::downgrade`].
@@ -94,8 +110,13 @@ impl Stack {
     /// From now on it is like this. Connections that are open stay.
     pub(crate) fn set(&self, mut network: PodNetwork) {
         let names = Arc::new(std::mem::take(&mut network.names));
+        let is_other = *self.network() != network;
         let current = Current { network: Arc::new(network), names };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
+        if is_other {
+            // After the rules: what is made from now on is made by them.
+            *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Addresses, refused destinations and bounds, as they are now. Its `names`
@@ -118,8 +139,17 @@ impl Stack {
     }
 
     /// What sends the pod's http requests.
-    pub(crate) fn outgoing(&self) -> &Outgoing {
-        self.0.outgoing.get_or_init(|| Outgoing::new(self))
+    pub(crate) fn outgoing(&self) -> Arc<Outgoing> {
+        let made = self.0.outgoing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        made.unwrap_or_else(|| {
+            let mut made = self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(made.get_or_insert_with(|| Arc::new(Outgoing::new(self))))
+        })
+    }
+
+    /// The right to hold what a look-up found, if there are not too many.
+    pub(crate) fn lookup_handle(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.lookups.0).try_acquire_owned().ok()
     }
 
     /// Whether the pod has a network at all.

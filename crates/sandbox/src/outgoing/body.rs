@@ -1,7 +1,9 @@
-//! An answer's body, as it comes: not slower than the guest puts up with.
+//! Bodies, as they go and come: an answer's not slower than the guest puts up
+//! with, and each part of a request that is under way.
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,23 +14,27 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
-use wasmtime_wasi_http::Error as HttpError;
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use super::error;
 
 /// A year; sums with it fit whatever the clock says.
-const LONGEST: Duration = Duration::from_hours(24 * 365);
+pub(super) const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 pub(super) struct Timed {
     body: Incoming,
     between: Duration,
     end: Pin<Box<Sleep>>,
     /// The request is under way until this is gone.
-    _permit: OwnedSemaphorePermit,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Timed {
-    pub(super) fn new(body: Incoming, between: Duration, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        between: Duration,
+        permit: Arc<OwnedSemaphorePermit>,
+    ) -> Self {
         let between = between.min(LONGEST);
         Self { body, between, end: Box::pin(sleep(between)), _permit: permit }
     }
@@ -53,6 +59,38 @@ impl Body for Timed {
                 Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A request's body, which keeps the request under way.
+pub(super) struct Held {
+    body: WasiBody,
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    pub(super) fn new(body: WasiBody, permit: Arc<OwnedSemaphorePermit>) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::{CONNECT_TIME, PATIENCE, roots::Roots};
+use super::{CONNECTING, Connecting, PATIENCE, Stage, roots::Roots};
 use crate::net::{NetError, Options, Stack, Stream, WeakStack};
 
 /// Why there is no connection.
@@ -111,15 +111,17 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let time = CONNECT_TIME.try_with(|time| *time).unwrap_or(PATIENCE);
+        // Called while its request is polled, and maybe finished without it.
+        let asked = CONNECTING.try_with(Connecting::clone).ok();
         let connector = self.clone();
         Box::pin(async move {
             let now = Instant::now();
-            let end = now.checked_add(time).unwrap_or(now + PATIENCE);
-            match timeout_at(end, connector.connect(uri, end)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(ConnectError::Timeout),
-            }
+            let end = now + asked.as_ref().map_or(PATIENCE, |asked| asked.time);
+            let tell = |stage| asked.as_ref().map(|asked| asked.stage.send_replace(stage));
+            tell(Stage::Connection(now));
+            let connected = timeout_at(end, connector.connect(uri, end)).await;
+            tell(Stage::Answer(Instant::now()));
+            connected.unwrap_or(Err(ConnectError::Timeout))
         })
     }
 }

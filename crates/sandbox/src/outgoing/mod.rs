@@ -17,7 +17,7 @@ mod roots;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -25,11 +25,18 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until, timeout},
+};
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
 
 pub(crate) use self::roots::remember;
-use self::{body::Timed, connect::Connector, roots::Roots};
+use self::{
+    body::{Held, LONGEST, Timed},
+    connect::Connector,
+    roots::Roots,
+};
 use crate::net::Stack;
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -44,6 +51,11 @@ const REQUESTS: usize = 256;
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
+/// Bytes that may be on their way to a guest that does not read, and from it to
+/// a server that does not, for each stream of version 2; and for a connection.
+const WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+
 /// Bytes of an answer's head. What holds it is bounded by wasmtime (128 KiB of
 /// fields, counted with what they take in memory).
 const HEAD: usize = 64 << 10;
@@ -56,8 +68,24 @@ pub(crate) struct Outgoing {
 }
 
 tokio::task_local! {
-    /// How long the request at hand waits for its connection.
-    static CONNECT_TIME: Duration;
+    /// How long the request at hand waits for its connection, and how far it is.
+    static CONNECTING: Connecting;
+}
+
+/// What a request tells its connector, and hears from it.
+#[derive(Clone, Debug)]
+struct Connecting {
+    time: Duration,
+    stage: watch::Sender<Stage>,
+}
+
+/// What a request waits for, and since when.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// Its connection is being made.
+    Connection(Instant),
+    /// It has one, or shares one that others have.
+    Answer(Instant),
 }
 
 impl Outgoing {
@@ -74,6 +102,9 @@ impl Outgoing {
             .pool_idle_timeout(IDLE_TIME)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .http1_max_buf_size(HEAD)
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_send_buf_size(WINDOW as usize)
             .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
         let client = builder.build(Connector::new(stack, roots));
         Self { client, permits: Arc::new(Semaphore::new(REQUESTS)) }
@@ -89,16 +120,32 @@ impl Outgoing {
         request: Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>, HttpError> {
-        let connect = options.connect_timeout.unwrap_or(PATIENCE);
-        let first = options.first_byte_timeout.unwrap_or(PATIENCE);
+        let connect = options.connect_timeout.unwrap_or(PATIENCE).min(LONGEST);
+        let first = options.first_byte_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let between = options.between_bytes_timeout.unwrap_or(PATIENCE);
         // The semaphore is closed never: it lives as long as the client.
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
-        let sent = CONNECT_TIME.scope(connect, self.client.request(request));
-        // Two times in a row; the first of them the connector keeps.
-        let answer = timeout(connect.saturating_add(first), sent).await;
-        let answer = answer.map_err(|_| HttpError::ConnectionReadTimeout)?;
+        // Under way until both bodies are gone: one may outlive the other.
+        let permit = Arc::new(permit);
+        let request = request.map(|body| Held::new(body, Arc::clone(&permit)).boxed_unsync());
+        let stage = watch::Sender::new(Stage::Answer(Instant::now()));
+        let mut told = stage.subscribe();
+        let connecting = Connecting { time: connect, stage };
+        let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
+        let answer = loop {
+            let end = match *told.borrow_and_update() {
+                // Until then the connector gives up by itself.
+                Stage::Connection(since) => since + connect + first,
+                Stage::Answer(since) => since + first,
+            };
+            tokio::select! {
+                biased;
+                answer = sent.as_mut() => break answer,
+                Ok(()) = told.changed() => {}
+                () = sleep_until(end) => return Err(HttpError::ConnectionReadTimeout),
+            }
+        };
         let answer = answer.map_err(|failure| error::of_client(&failure))?;
         Ok(answer.map(|body| Timed::new(body, between, permit).boxed_unsync()))
     }

@@ -255,6 +255,12 @@ async fn who_keeps_a_guest_waiting_is_left() {
     let left = outgoing.send(request(&uri), all).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
+    let begun = Instant::now();
+    let first = RequestOptions { first_byte_timeout: Some(second), ..RequestOptions::default() };
+    let left = outgoing.send(request(&uri), first).await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
+    assert!(begun.elapsed() < PATIENCE, "the time for a connection is not added to it");
+
     let stalls = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
     let uri = format!("http://web.test:{}/", stalls.at.port());
     let answer = outgoing.send(request(&uri), all).await.unwrap();

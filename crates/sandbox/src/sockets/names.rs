@@ -8,6 +8,7 @@ use std::{
 };
 
 use krustlet_resolver::LookupError;
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Resource;
 use wasmtime_wasi::{
     async_trait,
@@ -26,7 +27,13 @@ type Found = Result<vec::IntoIter<IpAddr>, ErrorCode>;
 /// The addresses of a name, when they are found. Dropped before, the look-up
 /// ends.
 #[expect(unreachable_pub, reason = "the bindings re-export it")]
-pub enum Addresses {
+pub struct Addresses {
+    state: State,
+    /// What is found takes memory that no limit of the guest counts.
+    _permit: OwnedSemaphorePermit,
+}
+
+enum State {
     Sought(AbortOnDropJoinHandle<Found>),
     Found(Found),
 }
@@ -41,12 +48,13 @@ impl ip_name_lookup::Host for SocketsView<'_> {
         if !self.stack.is_up() {
             return Err(ErrorCode::AccessDenied.into());
         }
+        let permit = self.stack.lookup_handle().ok_or(ErrorCode::TemporaryResolverFailure)?;
         let stack = self.stack.clone();
         let sought = spawn(async move {
             let found = stack.lookup(&name).await;
             found.map(Vec::into_iter).map_err(|error| code(&error))
         });
-        Ok(self.table.push(Addresses::Sought(sought))?)
+        Ok(self.table.push(Addresses { state: State::Sought(sought), _permit: permit })?)
     }
 }
 
@@ -79,15 +87,15 @@ impl ip_name_lookup::HostResolveAddressStream for SocketsView<'_> {
 
 impl Addresses {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<&mut Found> {
-        if let Self::Sought(sought) = self {
+        if let State::Sought(sought) = &mut self.state {
             match Pin::new(sought).poll(context) {
-                Poll::Ready(found) => *self = Self::Found(found),
+                Poll::Ready(found) => self.state = State::Found(found),
                 Poll::Pending => return Poll::Pending,
             }
         }
-        match self {
-            Self::Found(found) => Poll::Ready(found),
-            Self::Sought(_) => Poll::Pending,
+        match &mut self.state {
+            State::Found(found) => Poll::Ready(found),
+            State::Sought(_) => Poll::Pending,
         }
     }
 }
