@@ -29,6 +29,10 @@ const (
 // firstNode is the last byte of the first node's address; .1 is the control plane's.
 const firstNode = 11
 
+// clusterDNS is the address of the cluster's name server by kubeadm's rule: the
+// tenth of the services' range.
+const clusterDNS = "10.96.0.10"
+
 // port of the nodes' HTTPS API: the kubelet's. Each node has its own address.
 const port = 10250
 
@@ -153,6 +157,9 @@ func (n *Node) configuration() map[string]any {
 		"address":    n.Address.String(),
 		"port":       n.Port,
 		"podLogsDir": n.Logs,
+		// Where nobody answers, unless a test starts a name server and says so.
+		"clusterDNS":    []string{clusterDNS},
+		"clusterDomain": Domain,
 		"authentication": object{
 			"anonymous": object{"enabled": false},
 			"webhook":   object{"enabled": true},
@@ -227,6 +234,10 @@ func (n *Node) WaitReady(t testing.TB) {
 		}
 		if condition := NodeCondition(node, corev1.NodeReady); condition.Status != corev1.ConditionTrue {
 			return fmt.Errorf("Ready is %q: %s: %s", condition.Status, condition.Reason, condition.Message)
+		}
+		// No pod would be scheduled, and each test would wait for its own in vain.
+		if pressure := NodeCondition(node, corev1.NodeDiskPressure); pressure.Status == corev1.ConditionTrue {
+			t.Fatalf("the disk that holds %s is nearly full: make room there, or set TMPDIR to a folder on another", n.Root)
 		}
 		lease, err := n.bed.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), n.Name, metav1.GetOptions{})
 		if err != nil {

@@ -4,13 +4,19 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 )
 
 // Difference is a field that two nodes show differently. An absent one is
 // [Absent].
-type Difference struct{ Case, Field, Kubelet, Krustlet string }
+type Difference struct {
+	Case, Field, Kubelet, Krustlet string
+	// Recurs says of a step that both nodes showed that state, after other
+	// numbers of restarts: the loop is the same, what was seen of it is not.
+	Recurs bool
+}
 
 // Absent stands for a field that a node does not show.
 const Absent = "(absent)"
@@ -30,11 +36,14 @@ type Allowed struct {
 	// status holds, or how often a thing was told in a while. One that is not
 	// by chance must occur.
 	Chance bool
+	// Recurs says that only steps are allowed that recur.
+	Recurs bool
 }
 
 // Fits tells whether it allows a difference.
 func (a Allowed) Fits(d Difference) bool {
-	return fits(a.Case, d.Case) && fits(a.Field, d.Field) && fits(a.Kubelet, d.Kubelet) && fits(a.Krustlet, d.Krustlet)
+	return fits(a.Case, d.Case) && fits(a.Field, d.Field) && fits(a.Kubelet, d.Kubelet) && fits(a.Krustlet, d.Krustlet) &&
+		(d.Recurs || !a.Recurs)
 }
 
 func fits(pattern, text string) bool {
@@ -87,7 +96,11 @@ func Compare(name string, kubelet, krustlet *Seen) ([]Difference, error) {
 		add(field, or(theirs, field), or(ours, field))
 	}
 	for _, step := range distinct(slices.Concat(kubelet.Steps, krustlet.Steps)) {
-		add("steps/"+step, times(kubelet.Steps, step), times(krustlet.Steps, step))
+		theirs, ours := times(kubelet.Steps, step), times(krustlet.Steps, step)
+		if theirs != ours {
+			recurs := hasState(kubelet.Steps, step) && hasState(krustlet.Steps, step)
+			found = append(found, Difference{name, "steps/" + step, theirs, ours, recurs})
+		}
 	}
 	// What both went through, they went through in one order.
 	common := func(steps, other []string) string {
@@ -144,6 +157,15 @@ func distinct(texts []string) []string {
 		}
 	}
 	return found
+}
+
+var restarts = regexp.MustCompile(`restarts=\d+`)
+
+// hasState tells whether a step is among these, whatever the numbers of restarts.
+func hasState(steps []string, step string) bool {
+	return slices.ContainsFunc(steps, func(other string) bool {
+		return restarts.ReplaceAllString(other, "") == restarts.ReplaceAllString(step, "")
+	})
 }
 
 func times(steps []string, step string) string {

@@ -11,7 +11,6 @@ import (
 func TestImagesComeByMirrorsAndAPrivateAuthority(t *testing.T) {
 	b := bed.Start(t)
 	shared := b.Node(t)
-	ns := b.Namespace(t)
 	secure := b.SecureRegistry(t)
 	file := bed.Guest(t, "hello.wasm")
 	trusting := b.RegistryFlagFor(t, object{"caFiles": []string{secure.Authority}})
@@ -28,6 +27,7 @@ func TestImagesComeByMirrorsAndAPrivateAuthority(t *testing.T) {
 			{"prefix": b.Registry() + "/renamed", "endpoints": []string{"https://" + secure.Host + "/nothing"}},
 		},
 	}))
+	ns := b.Namespace(t)
 	b.Image(t, "hello.wasm")
 	b.Push(t, file, b.Registry()+"/renamed/hello:1")
 	for name, image := range map[string]string{

@@ -14,8 +14,7 @@ import (
 func named(t *testing.T, b *bed.Bed, name string) *bed.Node {
 	t.Helper()
 	return b.StartNodeWith(t, name, map[string]any{
-		"clusterDNS":    []string{b.DNS(t).String()},
-		"clusterDomain": bed.Domain,
+		"clusterDNS": []string{b.DNS(t).String()},
 	})
 }
 

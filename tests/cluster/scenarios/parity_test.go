@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,12 +72,20 @@ func TestUsersSeeWhatTheKubeletShows(t *testing.T) {
 				t.Fatal(err)
 			}
 			var found []parity.Difference
-			test.look(t, b, images, node.Name, func(seen *parity.Seen) bool {
+			compare := func(seen *parity.Seen) []parity.Difference {
 				if found, err = parity.Compare(test.name, &recorded, seen); err != nil {
 					t.Fatal(err)
 				}
 				unlisted, _ := parity.Judge(found, allowedDifferences)
-				return len(unlisted) == 0
+				return unlisted
+			}
+			test.look(t, b, images, node.Name, patience{
+				described: func(seen *parity.Seen) bool {
+					return !slices.ContainsFunc(compare(seen), func(difference parity.Difference) bool {
+						return strings.HasPrefix(difference.Field, "described/")
+					})
+				},
+				all: func(seen *parity.Seen) bool { return len(compare(seen)) == 0 },
 			})
 			differences = append(differences, found...)
 		})
@@ -119,12 +128,15 @@ func TestRecordTheKubelet(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var last *parity.Seen
 			since := time.Now()
-			test.look(t, b, images, node.Name, func(seen *parity.Seen) bool {
-				if last == nil || len(last.Events) != len(seen.Events) {
-					since = time.Now()
-				}
-				last = seen
-				return time.Since(since) > settled
+			test.look(t, b, images, node.Name, patience{
+				described: func(*parity.Seen) bool { return true },
+				all: func(seen *parity.Seen) bool {
+					if last == nil || len(last.Events) != len(seen.Events) {
+						since = time.Now()
+					}
+					last = seen
+					return time.Since(since) > settled
+				},
 			})
 			write(test.name, last)
 		})
@@ -132,9 +144,19 @@ func TestRecordTheKubelet(t *testing.T) {
 	write("versions", node.Versions(t))
 }
 
+// describedWithin is how long events may take to be among what kubectl describes.
+// It is shorter than the third wait of a crash loop, in which that one is described.
+const describedWithin = 10 * time.Second
+
+// patience says when enough was seen of a pod. Some of it, such as events, comes late.
+type patience struct {
+	// described is asked before the pod is deleted, all after.
+	described, all func(*parity.Seen) bool
+}
+
 // look brings the pod to its moment, deletes it, and shows what was seen until it
-// is enough. Some of it, such as events, comes late.
-func (c parityCase) look(t *testing.T, b *bed.Bed, images parityImages, node string, enough func(*parity.Seen) bool) {
+// is enough.
+func (c parityCase) look(t *testing.T, b *bed.Bed, images parityImages, node string, enough patience) {
 	t.Helper()
 	ns := b.Namespace(t)
 	history := b.WatchPods(t, ns)
@@ -164,7 +186,12 @@ func (c parityCase) look(t *testing.T, b *bed.Bed, images parityImages, node str
 		seen.Logs[container] = names.Plain(logs(t, b, ns, pod.Name, "--container="+container))
 	}
 	c.owner(t, b, ns, names, seen)
-	seen.Described = names.Described(b.Kubectl(t, "--namespace="+ns, "describe", "pod", pod.Name))
+	for end := time.Now().Add(describedWithin); ; time.Sleep(time.Second / 2) {
+		seen.Described = names.Described(b.Kubectl(t, "--namespace="+ns, "describe", "pod", pod.Name))
+		if enough.described(seen) || time.Now().After(end) {
+			break
+		}
+	}
 
 	b.Kubectl(t, "--namespace="+ns, "delete", c.kind, c.object, "--cascade=foreground", "--timeout=60s")
 	awaitGone(t, b, pod)
@@ -186,7 +213,7 @@ func (c parityCase) look(t *testing.T, b *bed.Bed, images parityImages, node str
 			t.Fatal(err)
 		}
 		seen.Events = names.Events(events.Items)
-		if enough(seen) || time.Now().After(end) {
+		if enough.all(seen) || time.Now().After(end) {
 			return
 		}
 	}
