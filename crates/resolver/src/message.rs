@@ -7,7 +7,7 @@ use simple_dns::{
     TYPE, rdata::RData,
 };
 
-use crate::name::Name;
+use crate::{lookup::ADDRESSES, name::Name};
 
 /// Names in a row that each stand for the next. BIND gives up after 16.
 const ALIASES: usize = 16;

@@ -313,7 +313,7 @@ async fn no_more_requests_than_allowed_are_under_way() {
 async fn a_stack_is_not_kept_by_what_it_keeps() {
     let stack = stack();
     let _: IpAddr = stack.lookup("web.test").await.unwrap()[0];
-    let _ = ask(stack.outgoing(), "http://localhost:1/").await;
+    let _ = ask(&stack.outgoing(), "http://localhost:1/").await;
     let weak = stack.downgrade();
     drop(stack);
     assert!(weak.upgrade().is_none());

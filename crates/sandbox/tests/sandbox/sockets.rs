@@ -359,7 +359,7 @@ fn stalled_source(sandbox: &Sandbox) -> (ContainerId, TcpStream, u64) {
     wait_until(|| {
         let now = report(sandbox).sent_bytes;
         same.set(if now == sent.replace(now) { same.get() + 1 } else { 0 });
-        now % PIECE != 0 || now > 0 && same.get() > 1000
+        !now.is_multiple_of(PIECE) || now > 0 && same.get() > 1000
     });
     (source, stream, sent.get())
 }
@@ -368,7 +368,7 @@ fn stalled_source(sandbox: &Sandbox) -> (ContainerId, TcpStream, u64) {
 /// had not taken the last piece yet, or not whole.
 fn assert_is_whole(mut stream: TcpStream, taken: u64) {
     let length = 1 + std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
-    assert!(length > taken && length % PIECE == 0, "{length}, and before its end {taken}");
+    assert!(length > taken && length.is_multiple_of(PIECE), "{length}, and before its end {taken}");
 }
 
 pub(crate) fn what_a_guest_wrote_arrives_after_its_end() {
