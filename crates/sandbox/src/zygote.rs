@@ -156,12 +156,13 @@ impl Zygote {
     fn run(mut self) -> Result<(), ZygoteError> {
         while !(self.retiring && self.sandboxes.is_empty()) {
             let (reap, accept, agents) = step("wait", self.wait())?;
-            if reap {
-                self.reap();
-            }
-            // From the last to the first, because serving may remove one.
+            // From the last to the first, because serving may remove one; and
+            // before the rest, which may remove any.
             for agent in agents.into_iter().rev() {
                 self.serve(agent);
+            }
+            if reap {
+                self.reap();
             }
             if accept {
                 self.accept();

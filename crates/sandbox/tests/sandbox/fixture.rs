@@ -96,6 +96,11 @@ impl Zygote {
         ask_on(&self.socket, body, fds)
     }
 
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.process.borrow());
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// A second agent's connection.
     pub(crate) fn connect(&self) -> OwnedFd {
         socket::connect(&self.state.path().join("zygote.sock")).unwrap()

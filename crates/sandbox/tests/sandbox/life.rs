@@ -7,6 +7,7 @@ use krustlet_protocol::{
     DescriptorName, ExitReport, Failure, RunState, SandboxReply, SandboxRequest, VERSION,
     ZygoteMessage, ZygoteReply, ZygoteRequest,
 };
+use rustix::event::{PollFd, PollFlags};
 use serde::Serialize;
 
 use crate::{
@@ -192,6 +193,24 @@ pub(crate) fn wrong_descriptors_are_refused() {
     let request = ZygoteRequest::RunSandbox { id: "x".into(), uid: 1, gid: 1, groups: vec![] };
     let (reply, _) = zygote.ask(request, &[(DescriptorName::Status, null())]);
     assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
+}
+
+pub(crate) fn an_agent_may_leave_as_a_sandbox_ends() {
+    let zygote = Zygote::start();
+    let other = zygote.connect();
+    let (_, _): (ZygoteReply, _) = ask_on(&other, ZygoteRequest::List, &[]);
+    let sandbox = zygote.sandbox();
+    // Held, so that it hears of both at once.
+    zygote.signal(rustix::process::Signal::STOP);
+    rustix::process::pidfd_send_signal(&sandbox.pidfd, rustix::process::Signal::KILL).unwrap();
+    let mut ended = [PollFd::new(&sandbox.pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut ended, None).unwrap();
+    drop(other);
+    zygote.signal(rustix::process::Signal::CONT);
+    let news = receive::<ZygoteMessage>(&zygote.socket).0.body;
+    assert!(matches!(news, ZygoteMessage::Exited { .. }), "{news:?}");
+    let (reply, _) = zygote.ask(ZygoteRequest::List, &[]);
+    assert_eq!(reply, ZygoteReply::Sandboxes { running: vec![] });
 }
 
 pub(crate) fn a_killed_sandbox_is_reaped_and_told() {

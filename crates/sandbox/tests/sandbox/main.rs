@@ -87,6 +87,7 @@ const TESTS: &[Test] = tests! {
         a_verb_of_a_newer_version_is_refused_by_name,
         wrong_descriptors_are_refused,
         a_killed_sandbox_is_reaped_and_told,
+        an_agent_may_leave_as_a_sandbox_ends,
         a_zygote_that_retires_ends_with_its_last_sandbox,
         a_panic_of_the_host_ends_the_process_not_the_report;
     locks:
