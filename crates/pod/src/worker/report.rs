@@ -39,9 +39,9 @@ pub(super) struct Reported {
     /// Whether the source is known to have the pod.
     is_open: bool,
     quiet_until: Instant,
-    /// When the last container of a pod that is deleted had ended, and
-    /// [`QUIET`].
-    ends_by: Option<Instant>,
+    /// Until when the end of a pod that is deleted is not reported: whether its
+    /// containers have ended, and [`QUIET`] from then.
+    ending: Option<(bool, Instant)>,
     view: Option<Arc<PodView>>,
 }
 
@@ -52,7 +52,7 @@ impl Reported {
             again: true,
             is_open: false,
             quiet_until: now + QUIET,
-            ends_by: None,
+            ending: None,
             view: None,
         }
     }
@@ -80,7 +80,7 @@ impl Reported {
     }
 
     pub(super) fn wake(&self, lazily: Option<Instant>) -> impl Iterator<Item = Instant> {
-        [Some(self.quiet_until), self.ends_by, lazily].into_iter().flatten()
+        [Some(self.quiet_until), self.ending.map(|(_, until)| until), lazily].into_iter().flatten()
     }
 }
 
@@ -131,18 +131,22 @@ impl Worker {
             && self.slots.iter().all(|slot| waits(&slot.seen.state))
     }
 
-    /// Whether a pod that is deleted has only to be cleaned up: the status that
-    /// its deletion waits for is the one after that.
+    /// Whether the containers of a pod that is deleted have just been asked to
+    /// end, or nothing but cleaning up is left: the status that its deletion waits
+    /// for is the one after that.
     fn is_merely_ending(&mut self) -> bool {
+        let has_ended = self.phase == Phase::Terminated;
         let is_ending = self.pod.metadata.deletion_timestamp.is_some()
-            && self.phase == Phase::Terminated
+            && (has_ended || matches!(self.phase, Phase::Terminating(_)))
             && self.removal == super::Removal::NotAsked;
         if !is_ending {
-            self.reported.ends_by = None;
+            self.reported.ending = None;
             return false;
         }
         let now = Instant::now();
-        now < *self.reported.ends_by.get_or_insert(now + QUIET)
+        let ending = self.reported.ending.filter(|(ended, _)| *ended == has_ended);
+        let (_, until) = *self.reported.ending.insert(ending.unwrap_or((has_ended, now + QUIET)));
+        now < until
     }
 
     /// Lets the handle see the pod.
