@@ -59,7 +59,11 @@ pub fn engine_config() -> Config {
 ///
 /// If this machine is none that wasmtime compiles for.
 pub(crate) fn fingerprint() -> wasmtime::Result<String> {
-    let engine = Engine::new(&engine_config())?;
+    fingerprint_of(&engine_config())
+}
+
+fn fingerprint_of(config: &Config) -> wasmtime::Result<String> {
+    let engine = Engine::new(config)?;
     let mut hasher = Fingerprint(Sha256::new());
     hasher.write(FORMAT);
     engine.precompile_compatibility_hash().hash(&mut hasher);
@@ -122,5 +126,20 @@ mod tests {
         let first = fingerprint().unwrap();
         assert_eq!(first.len(), 64);
         assert_eq!(first, fingerprint().unwrap());
+    }
+
+    #[test]
+    fn another_configuration_or_processor_has_another_fingerprint() {
+        let first = fingerprint().unwrap();
+        let mut config = engine_config();
+        config.consume_fuel(true);
+        assert_ne!(first, fingerprint_of(&config).unwrap());
+        #[cfg(target_arch = "x86_64")]
+        {
+            // With a target it is that one's least, and not what this machine has.
+            let mut config = engine_config();
+            config.target("x86_64-unknown-linux-gnu").unwrap();
+            assert_ne!(first, fingerprint_of(&config).unwrap());
+        }
     }
 }

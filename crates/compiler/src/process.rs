@@ -270,6 +270,18 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_waits_for_ever_is_ended_by_the_clock() {
+        let command = ["/bin/sh", "-c", "exec /bin/sleep 1000"].map(OsString::from).to_vec();
+        let compiler = Compiler::new(command, CompileLimits::default()).unwrap();
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let digest = format!("sha256:{HEX}").parse().unwrap();
+        let job = Job { digest, module: null(), module_bytes: 0, output: null() };
+        let error = compiler.compile(job).await.unwrap_err();
+        assert!(matches!(error, CompileError::TimedOut { .. }), "{error:?}");
+        assert!(error.is_transient());
+    }
+
     #[test]
     fn a_kill_from_outside_is_not_the_modules_fault() {
         let error = judged(libc::SIGKILL, b"").unwrap_err();

@@ -57,3 +57,16 @@ impl Warm {
         Ok(Self { engine, modules, components })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sandbox_compiles() {
+        let warm = Warm::new().unwrap();
+        let empty = b"\0asm\x01\0\0\0";
+        let error = wasmtime::Module::new(&warm.engine, empty).unwrap_err();
+        assert!(format!("{error:#}").contains("compil"), "{error:#}");
+    }
+}

@@ -36,6 +36,8 @@ pub(crate) fn a_sandbox_has_its_user_and_no_rights() {
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert_eq!(status(thread, set), "0000000000000000", "{set}");
         }
+        // The zygote's two: without new privileges nothing can be had through it.
+        assert_eq!(status(thread, "CapBnd"), "00000000000000c0");
         assert_eq!(status(thread, "NoNewPrivs"), "1");
         assert_eq!(status(thread, "Seccomp"), "2");
         assert_eq!(status(thread, "Seccomp_filters"), "3");
