@@ -30,7 +30,7 @@ var (
 	seconds = flag.Int("seconds", 60, "idle: how long CPU time is counted")
 )
 
-func TestMain(m *testing.M) { os.Exit(bed.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(bed.Measure(m)) }
 
 // start gives the cluster and its node, and says what is measured and where.
 func start(b *testing.B) (*bed.Bed, *bed.Node) {
