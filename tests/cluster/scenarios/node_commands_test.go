@@ -107,7 +107,11 @@ func TestAPodThatIsStoppedOnItsNodeHasFailed(t *testing.T) {
 
 	node.Kill(t)
 	node.Start(t)
-	node.WaitReady(t)
+	// The Node has been Ready all the time.
+	b.WaitFor(t, "the next agent answers", limit, func() error {
+		_, err := node.Ask("ps")
+		return err
+	})
 	same(t, "row", psRow(t, node, ns, "bare")[2], "0/1")
 	check(t)
 	pod := get(t, b, ns, "bare")
