@@ -26,6 +26,7 @@ mod exec;
 mod exit;
 mod guests;
 mod heap;
+mod held;
 mod http;
 mod log;
 mod net;

@@ -7,17 +7,12 @@
 //!                   └──an answer is not sent in time, as of one who does not read──────┘
 //! ```
 
-use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{
-    body::{Body, Frame, Incoming, SizeHint},
+    body::{Body, Incoming},
     service::service_fn,
 };
 use hyper_util::{
@@ -29,6 +24,8 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+
+use crate::held::Held;
 
 /// How long a client may take to send a request's head. nginx's default.
 const HEAD_TIME: Duration = Duration::from_mins(1);
@@ -107,7 +104,7 @@ async fn converse<I, F, B>(
     let service = service_fn(|request| {
         let open = Open::new(busy);
         let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await.map(|body| Held { body, _open: open })) }
+        async move { Ok::<_, Infallible>(answered.await.map(|body| Held::new(body, open))) }
     });
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
@@ -206,36 +203,10 @@ impl Drop for Open {
     }
 }
 
-/// An answer's body, which keeps its request open.
-struct Held<B> {
-    body: B,
-    _open: Open,
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::{BodyExt, Empty, Full, StreamBody};
-    use hyper::client::conn;
+    use hyper::{body::Frame, client::conn};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
         sync::mpsc,

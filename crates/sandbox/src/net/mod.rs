@@ -102,7 +102,6 @@ impl WeakStack {
 struct Current {
     /// All but the names.
     network: Arc<PodNetwork>,
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     names: Arc<Names>,
 }
 
@@ -127,7 +126,6 @@ impl Stack {
     }
 
     /// How names are looked up, as it is now.
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     pub(crate) fn names(&self) -> Arc<Names> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current.names)

@@ -9,7 +9,7 @@ use std::{
 use futures::future::BoxFuture;
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
 
-use super::{Family, NetError, Options, Stack, Stream, UdpSocket, WeakStack};
+use super::{Family, NetError, Stack, UdpSocket, WeakStack};
 
 impl Stack {
     /// The addresses of a name, by the pod's hosts and servers. The resolver is
@@ -49,12 +49,9 @@ impl Network for Sockets {
     }
 
     fn stream(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn AnyStream>>> {
-        Box::pin(async move {
-            let stack = self.stack()?;
-            let permit = stack.permit()?;
-            let connection = stack.connect_tcp(permit, Options::default(), server).await?;
-            Ok(Box::new(Stream(Arc::new(connection))) as Box<dyn AnyStream>)
-        })
+        Box::pin(
+            async move { Ok(Box::new(self.stack()?.connect(server).await?) as Box<dyn AnyStream>) },
+        )
     }
 }
 

@@ -429,7 +429,6 @@ impl Stack {
     /// # Errors
     ///
     /// As [`connect_tcp`](Self::connect_tcp); [`NetError::NewSocketLimit`].
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     pub(crate) async fn connect(&self, to: SocketAddr) -> Result<super::Stream, NetError> {
         let permit = self.permit()?;
         let connection = self.connect_tcp(permit, Options::default(), to).await?;

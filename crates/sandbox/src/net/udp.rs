@@ -116,7 +116,6 @@ impl Stack {
     /// # Errors
     ///
     /// As [`bind_udp`](Self::bind_udp); [`NetError::NewSocketLimit`].
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     pub(crate) fn udp(&self, family: Family) -> Result<UdpSocket, NetError> {
         let address = SocketAddr::new(family.wildcard(), 0);
         self.bind_udp(self.permit()?, Options::default(), address)
@@ -311,7 +310,6 @@ impl UdpSocket {
     /// # Errors
     ///
     /// As [`try_send`](Self::try_send), but for `WouldBlock`.
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     pub(crate) async fn send(&self, bytes: &[u8], to: Option<SocketAddr>) -> Result<(), NetError> {
         loop {
             match self.try_send(bytes, to) {
@@ -326,7 +324,6 @@ impl UdpSocket {
     /// # Errors
     ///
     /// As [`try_receive`](Self::try_receive), but for `WouldBlock`.
-    #[allow(dead_code, reason = "for those who speak for a guest: names, outgoing http")]
     pub(crate) async fn receive(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), NetError> {
         loop {
             match self.try_receive(buffer) {

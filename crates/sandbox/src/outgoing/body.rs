@@ -1,5 +1,4 @@
-//! Bodies, as they go and come: an answer's not slower than the guest puts up
-//! with, and each part of a request that is under way.
+//! An answer's body, as it comes: not slower than the guest puts up with.
 
 use std::{
     pin::Pin,
@@ -14,7 +13,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
-use wasmtime_wasi_http::{Error as HttpError, WasiBody};
+use wasmtime_wasi_http::Error as HttpError;
 
 use super::error;
 
@@ -59,38 +58,6 @@ impl Body for Timed {
                 Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)))
             }
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A request's body, which keeps the request under way.
-pub(super) struct Held {
-    body: WasiBody,
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-impl Held {
-    pub(super) fn new(body: WasiBody, permit: Arc<OwnedSemaphorePermit>) -> Self {
-        Self { body, _permit: permit }
-    }
-}
-
-impl Body for Held {
-    type Data = Bytes;
-    type Error = HttpError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -33,11 +33,11 @@ use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpH
 
 pub(crate) use self::roots::remember;
 use self::{
-    body::{Held, LONGEST, Timed},
+    body::{LONGEST, Timed},
     connect::Connector,
     roots::Roots,
 };
-use crate::net::Stack;
+use crate::{held::Held, net::Stack};
 
 /// How long a guest waits for a connection or an answer if it names no time of
 /// its own, as with `wasmtime serve`.

@@ -318,3 +318,24 @@ async fn a_stack_is_not_kept_by_what_it_keeps() {
     drop(stack);
     assert!(weak.upgrade().is_none());
 }
+
+#[tokio::test]
+async fn no_connection_is_kept_for_other_rules() {
+    let stack = stack();
+    let first = stack.outgoing();
+    let mut network = (*stack.network()).clone();
+    stack.set(network.clone());
+    assert!(Arc::ptr_eq(&first, &stack.outgoing()), "nothing has changed");
+    network.limits.sockets += 1;
+    stack.set(network);
+    assert!(!Arc::ptr_eq(&first, &stack.outgoing()));
+}
+
+#[test]
+fn what_look_ups_found_is_bounded() {
+    let stack = stack();
+    let held: Vec<_> = (0..100_000).map_while(|_| stack.lookup_handle()).collect();
+    assert!(held.len() < 100_000);
+    drop(held);
+    assert!(stack.lookup_handle().is_some());
+}
