@@ -48,6 +48,7 @@ var steps = []step{
 			"k8s.io/kubernetes/cmd/kube-apiserver",
 			"k8s.io/kubernetes/cmd/kube-controller-manager",
 			"k8s.io/kubernetes/cmd/kube-scheduler",
+			"k8s.io/kubernetes/cmd/kube-proxy",
 			"k8s.io/kubernetes/cmd/kubectl",
 		},
 		ldflags: ldflags,

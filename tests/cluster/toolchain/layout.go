@@ -13,7 +13,7 @@ import (
 // Programs are what [Build] makes, by file name.
 var Programs = []string{
 	"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "registry",
-	"coredns",
+	"coredns", "kube-proxy",
 }
 
 // Root finds the top of the repository, going up from the working directory
