@@ -27,7 +27,7 @@ pub mod status;
 pub mod tokens;
 
 pub use connect::{Cluster, ConnectError, ConnectOptions};
-pub use events::{About, EventType, Events, EventsTask};
+pub use events::{About, EventRate, EventType, Events, EventsTask};
 pub use lease::LeaseTask;
 pub use node::{NodeConfig, NodeHealth, NodeTask};
 pub use nodes::{NodesTask, PeerNode, Peers};

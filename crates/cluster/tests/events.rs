@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use krustlet_cluster::events::{About, EventType, events};
+use krustlet_cluster::events::{About, EventRate, EventType, events};
 use serde_json::json;
 use support::{Running, Server};
 use tokio::time::sleep;
@@ -29,7 +29,7 @@ fn told(server: &Server) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn an_event_lets_the_status_go_first_and_none_is_lost_when_the_agent_stops() {
     let server = Server::new();
-    let (events, task) = events(&server.cluster(), "n");
+    let (events, task) = events(&server.cluster(), "n", EventRate::default());
     let mut running = Running::new();
     running.start(|stop| task.run(stop));
 
@@ -43,4 +43,29 @@ async fn an_event_lets_the_status_go_first_and_none_is_lost_when_the_agent_stops
     sleep(Duration::from_millis(1)).await;
     running.stop().await;
     assert_eq!(told(&server), ["Pulled", "Killing"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_many_pods_are_sent_no_faster_than_the_rate() {
+    let server = Server::new();
+    let rate = EventRate { per_second: 10, burst: 20 };
+    let (events, task) = events(&server.cluster(), "n", rate);
+    let mut running = Running::new();
+    running.start(|stop| task.run(stop));
+
+    // Of many objects: one alone would be cut off.
+    for number in 0..100 {
+        let name = format!("p-{number}");
+        let pod: Pod = serde_json::from_value(
+            json!({ "metadata": { "namespace": "ns", "name": name, "uid": name } }),
+        )
+        .unwrap();
+        events.record(&About::pod(&pod), EventType::Normal, "Pulled", "there".into());
+    }
+    sleep(Duration::from_secs(1)).await;
+    let soon = told(&server).len();
+    assert!((20..=30).contains(&soon), "{soon}");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(told(&server).len(), 100);
+    running.stop().await;
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, ti
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 use krustlet_cluster::{
-    NodeConfig, NodeHealth,
+    EventRate, NodeConfig, NodeHealth,
     events::events,
     lease::lease,
     node::{Cadence, EvictionThresholds, Machine, Reserved, node},
@@ -74,7 +74,7 @@ struct Started {
 fn start(server: &Server, health: NodeHealth) -> Started {
     let cluster = server.cluster();
     let health = watch::Sender::new(health);
-    let (events, events_task) = events(&cluster, "n");
+    let (events, events_task) = events(&cluster, "n", EventRate::default());
     let (node, task) = node(&cluster, config(), machine(), health.subscribe(), events);
     let mut running = Running::new();
     running.start(|stop| events_task.run(stop));

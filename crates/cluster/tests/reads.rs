@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use krustlet_cluster::{
-    About, EventType, Events, Objects, Reviews, TokenRequest, Tokens, events::events,
+    About, EventRate, EventType, Events, Objects, Reviews, TokenRequest, Tokens, events::events,
     objects::objects, reviews::Access, services::services,
 };
 use krustlet_model::{ContainerName, PodUid, observed::ContainerKind};
@@ -259,7 +259,9 @@ fn pod() -> Pod {
 }
 
 fn with_events(server: &Server) -> (Running, Events) {
-    let (events, task) = events(&server.cluster(), "n");
+    // How fast they may be sent has a test of its own.
+    let rate = EventRate { per_second: 0, burst: 0 };
+    let (events, task) = events(&server.cluster(), "n", rate);
     let mut running = Running::new();
     running.start(|stop| task.run(stop));
     (running, events)
@@ -291,16 +293,16 @@ async fn events_wait_for_the_server_in_their_order_up_to_a_bound() {
     let server = Server::new();
     server.set_down(true);
     let (running, events) = with_events(&server);
-    for n in 0..1500 {
+    for n in 0..5000 {
         let pod: Pod = serde_json::from_value(
-            json!({ "metadata": { "namespace": "ns", "name": format!("p{n:04}"), "uid": n.to_string() } }),
+            json!({ "metadata": { "namespace": "ns", "name": format!("p{n:05}"), "uid": n.to_string() } }),
         )
         .unwrap();
         events.record(&About::pod(&pod), EventType::Normal, "Started", "x".to_owned());
     }
-    assert!(events.dropped() >= 499);
+    assert!(events.dropped() >= 900);
     server.set_down(false);
-    let sent = 1500 - usize::try_from(events.dropped()).unwrap();
+    let sent = 5000 - usize::try_from(events.dropped()).unwrap();
     server.until("all are there", |server| server.all("events").len() == sent).await;
     let told: Vec<_> = server
         .asked()

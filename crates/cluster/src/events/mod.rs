@@ -2,11 +2,12 @@
 //!
 //! Recording never waits; when the queue is full the event is dropped and
 //! counted. Events are sent one after the other, so that they arrive in their
-//! order. [`correlate`] decides which are told at all, and which only count up
+//! order, and no faster than [`EventRate`] says. [`correlate`] decides which are told at all, and which only count up
 //! an earlier one. Written as core/v1 by component `kubelet`, as the kubelet
 //! does: tools look for that.
 
 mod correlate;
+mod pace;
 
 use std::{
     sync::{
@@ -37,10 +38,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{Cluster, RequestError, request::LIMIT, retry::Backoff};
 
 use correlate::{Correlator, Say, Told};
+pub use pace::EventRate;
+use pace::Pace;
 
-/// Events that may wait, as for a server that is away. Source: client-go,
-/// `maxQueuedEvents` in `tools/record/event.go`.
-const QUEUE: usize = 1000;
+/// Events that may wait, as for a server that is away or because there is a
+/// bound on the rate: those of a thousand pods that start at once. (The kubelet
+/// keeps 1000: client-go, `maxQueuedEvents` in `tools/record/event.go`.)
+const QUEUE: usize = 4096;
 
 /// Bytes of the longest message; a trap's backtrace has as many.
 const LONGEST_MESSAGE: usize = 4096;
@@ -162,11 +166,12 @@ pub struct EventsTask {
     queue: mpsc::Receiver<Recorded>,
     dropped: Arc<AtomicU64>,
     correlator: Correlator,
+    pace: Pace,
 }
 
-/// The events of the node of this name.
+/// The events of the node of this name, sent no faster than `rate`.
 #[must_use]
-pub fn events(cluster: &Cluster, node_name: &str) -> (Events, EventsTask) {
+pub fn events(cluster: &Cluster, node_name: &str, rate: EventRate) -> (Events, EventsTask) {
     let (queue, recorded) = mpsc::channel(QUEUE);
     let dropped = Arc::new(AtomicU64::new(0));
     let task = EventsTask {
@@ -175,6 +180,7 @@ pub fn events(cluster: &Cluster, node_name: &str) -> (Events, EventsTask) {
         queue: recorded,
         dropped: Arc::clone(&dropped),
         correlator: Correlator::default(),
+        pace: Pace::new(rate, Instant::now()),
     };
     (Events { queue, dropped }, task)
 }
@@ -233,7 +239,7 @@ impl EventsTask {
                     held = Some(event);
                     break;
                 }
-                () = sleep_until(event.from) => {}
+                () = sleep_until(event.from.max(self.pace.next())) => {}
             }
             tokio::select! {
                 biased;
@@ -264,6 +270,7 @@ impl EventsTask {
         let Some(mut say) = self.correlator.decide(&event, Instant::now()) else {
             return;
         };
+        self.pace.sent(Instant::now());
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             let (told, result) = match &say {

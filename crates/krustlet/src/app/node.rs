@@ -92,7 +92,7 @@ async fn wire(
     };
     let cluster = cluster::connect::connect(kubeconfig, options).await?;
 
-    let (events, task) = cluster::events::events(&cluster, &settings.name);
+    let (events, task) = cluster::events::events(&cluster, &settings.name, settings.events);
     core.supervisor.start("events", |stop| task.run(stop));
 
     let (health, is_healthy) = watch::channel(NodeHealth::default());

@@ -77,6 +77,11 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) cluster_domain: Option<String>,
     /// The node's resolv.conf; empty text is none. By default the system's.
     pub(crate) resolv_conf: Option<String>,
+    /// Events sent per second in the long run, 50 by default; 0 is no bound.
+    #[serde(rename = "eventRecordQPS")]
+    pub(crate) event_record_qps: Option<u32>,
+    /// Events sent at once, 100 by default.
+    pub(crate) event_burst: Option<u32>,
     /// Images pulled at once; at least 1.
     pub(crate) max_parallel_image_pulls: Option<u32>,
     /// Which images that are here pods get without their credentials being

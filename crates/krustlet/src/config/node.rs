@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
-use krustlet_cluster::node::EvictionThresholds;
+use krustlet_cluster::{EventRate, node::EvictionThresholds};
 use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, PodRanges};
 use krustlet_pod::NamesConfig;
@@ -71,6 +71,8 @@ pub(crate) struct NodeSettings {
     pub(crate) log_max_files: usize,
     /// What the node adds to its pods' names.
     pub(crate) names: NamesConfig,
+    /// How fast events are sent.
+    pub(crate) events: EventRate,
     /// Images pulled at once.
     pub(crate) parallel_pulls: usize,
     /// Which images pods get without being verified.
@@ -160,6 +162,10 @@ pub(crate) fn settings(
         log_max_bytes,
         log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
         names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf)?,
+        events: EventRate {
+            per_second: file.event_record_qps.unwrap_or(EventRate::default().per_second),
+            burst: file.event_burst.unwrap_or(EventRate::default().burst),
+        },
         parallel_pulls: file.max_parallel_image_pulls.unwrap_or(3) as usize,
         verification,
     })
