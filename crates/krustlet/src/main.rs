@@ -14,13 +14,20 @@ mod paths;
 mod standalone;
 mod supervise;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
 use krustlet_model::Chain;
 use tracing_subscriber::EnvFilter;
+
+/// Threads that wait for files. All such work is short, and more threads make no
+/// disk faster: hundreds of pods that start at once would begin hundreds.
+const FILE_THREADS: usize = 16;
+
+/// How long what threads still do when a command has ended is waited for.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // The children come before everything else: a zygote must not have begun a
@@ -46,9 +53,12 @@ fn run(command: Command) -> Result<ExitCode> {
     let is_agent = matches!(command, Command::Node(_) | Command::Agent(_));
     log_to_stderr(if is_agent { "info" } else { "warn" });
     let threads = if is_agent { 2 } else { 1 };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-    runtime.block_on(async {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(FILE_THREADS)
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(async {
         match command {
             Command::Node(args) => app::node::run(args).await?,
             Command::Agent(args) => standalone::agent::run(args).await?,
@@ -73,7 +83,11 @@ fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // A thread may be stuck for good, such as one that writes to a pipe which
+    // nobody reads.
+    runtime.shutdown_timeout(LAST_WORK);
+    code
 }
 
 /// `KRUSTLET_LOG` takes the directives of `tracing_subscriber::EnvFilter`.

@@ -32,7 +32,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     Grace, PodKey, PodUid,
     observed::{PodFailure, PodObserved, ResizePending},
-    resize::keep_resources,
+    resize::{is_resized, keep_resources},
     status::{EPHEMERAL_MESSAGE, EPHEMERAL_REASON, ephemeral_containers},
     time::from_api_time,
 };
@@ -83,6 +83,14 @@ impl Wanted {
         self.wish = pod;
         self.pending = None;
         self.is_known = true;
+    }
+
+    /// Whether `pod`, which the source has now, is to have other resources than
+    /// were allotted. Pods are looked at often and change seldom: one that was
+    /// taken as it is is not compared again.
+    pub(crate) fn is_to_be_resized(&self, pod: &Arc<Pod>) -> bool {
+        let is_as_taken = Arc::ptr_eq(pod, &self.wish) && Arc::ptr_eq(pod, &self.pod);
+        !is_as_taken && is_resized(&self.pod, pod)
     }
 
     /// Takes what the source says now, but for the resources: those stay.

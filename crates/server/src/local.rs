@@ -39,8 +39,9 @@ use crate::{
     routes::{self, Queries},
 };
 
-/// Commands served at once.
-const MAX_CONNECTIONS: usize = 100;
+/// Requests served at once. Each log that somebody follows is one of them, so
+/// that a `krustlet run` of many containers needs as many.
+const MAX_CONNECTIONS: usize = 1000;
 
 /// How long answers that were begun may take when the task is stopped: the
 /// command that stopped the last pod of an agent is to hear of it, and one that

@@ -6,10 +6,14 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use http::Method;
 use krustlet_model::{Chain, PodKey};
-use tokio::{io::AsyncWriteExt as _, sync::oneshot, task::JoinSet};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
+};
 
 use super::{follow::RunLog, manifest::Bundle};
 use crate::{
@@ -17,10 +21,15 @@ use crate::{
     output::{self, Prefixer},
 };
 
+/// Pieces of logs that wait to be written.
+const PIECES: usize = 16;
+
 /// Prints logs to standard output.
 #[derive(Debug)]
 pub(super) struct Printer {
     local: Local,
+    out: mpsc::Sender<Vec<u8>>,
+    writer: JoinHandle<io::Result<()>>,
     prefixes: Prefixes,
     /// Dropped when the newest run's log of a container has been printed.
     printed: BTreeMap<(PodKey, String), oneshot::Receiver<()>>,
@@ -31,7 +40,9 @@ impl Printer {
     /// Prints logs of this agent's pods, with the prefixes that the bundle asks for.
     pub(super) fn new(local: Local, bundle: &Bundle) -> Self {
         let prefixes = Prefixes::new(bundle);
-        Self { local, prefixes, printed: BTreeMap::new(), logs: JoinSet::new() }
+        let (out, pieces) = mpsc::channel(PIECES);
+        let writer = tokio::spawn(write(pieces));
+        Self { local, out, writer, prefixes, printed: BTreeMap::new(), logs: JoinSet::new() }
     }
 
     /// Prints a run's log until it ends. That of a later run of the container
@@ -40,9 +51,9 @@ impl Printer {
         let (done, printed) = oneshot::channel();
         let before = self.printed.insert((run.pod.clone(), run.container.clone()), printed);
         let prefixer = self.prefixes.prefixer(&run.pod, &run.container);
-        let local = self.local.clone();
+        let (local, out) = (self.local.clone(), self.out.clone());
         self.logs.spawn(async move {
-            let result = print(local, &run, before, prefixer).await;
+            let result = print(local, &run, before, prefixer, out).await;
             drop(done);
             result
         });
@@ -57,7 +68,23 @@ impl Printer {
                 Err(error) => say(&format!("a log was not printed whole: {error}")),
             }
         }
+        drop(self.out);
+        if let Ok(Err(error)) = self.writer.await {
+            say(&format!("cannot write to standard output: {error}"));
+        }
     }
+}
+
+/// Writes what comes. One for all logs: each write takes a thread, and a reader
+/// that pauses must neither hold up the agent in this process nor take all of
+/// its threads.
+async fn write(mut pieces: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+    let mut stdout = tokio::io::stdout();
+    while let Some(piece) = pieces.recv().await {
+        stdout.write_all(&piece).await?;
+        stdout.flush().await?;
+    }
+    Ok(())
 }
 
 async fn print(
@@ -65,6 +92,7 @@ async fn print(
     run: &RunLog,
     before: Option<oneshot::Receiver<()>>,
     mut prefixer: Prefixer,
+    out: mpsc::Sender<Vec<u8>>,
 ) -> Result<()> {
     let path = client::path(&["logs", &run.pod.namespace, &run.pod.name, &run.container]);
     let path = format!("{path}?follow=true&restarts={}", run.restarts);
@@ -80,15 +108,21 @@ async fn print(
         format!("cannot print the log of container {container} of pod {pod}, restart {restarts}")
     };
     let mut log = log.with_context(lost)?;
-    // Written by a thread of its own: a reader that pauses must not hold up
-    // the agent in this process.
-    let mut stdout = tokio::io::stdout();
-    while let Some(piece) = log.piece().await.with_context(lost)? {
-        stdout.write_all(&prefixer.apply(&piece)).await.with_context(lost)?;
-        stdout.flush().await.with_context(lost)?;
+    loop {
+        let piece = log.piece().await.with_context(lost)?;
+        let is_over = piece.is_none();
+        let text = match piece {
+            Some(piece) => prefixer.apply(&piece),
+            None => prefixer.end_line().to_vec(),
+        };
+        if out.send(text).await.is_err() {
+            // What the system said of it is said once, for all logs.
+            bail!("{}: nobody reads it", lost());
+        }
+        if is_over {
+            return Ok(());
+        }
     }
-    stdout.write_all(prefixer.end_line()).await.with_context(lost)?;
-    stdout.flush().await.with_context(lost)
 }
 
 /// Says something besides the logs.

@@ -146,19 +146,36 @@ async fn start_in_background(args: &RunArgs, root: &Root) -> Result<()> {
 }
 
 async fn foreground(local: &Local, bundle: &Bundle) -> Result<ExitCode> {
+    let mut interrupts = Interrupts::new()?;
     // The watch comes first, so that no event is missed.
     let news = local.send(Method::GET, "/v1/watch", client::empty()).await?;
     let keys = apply(local, bundle).await?;
     let printer = Printer::new(local.clone(), bundle);
-    let followed = follow(local, news, &keys, printer).await;
+    let followed = follow(local, news, &keys, printer, &mut interrupts).await;
     // Whatever happened, nothing is left behind.
-    for key in &keys {
-        if let Err(error) = stop(local, key, None).await {
-            tracing::debug!(%error, "the pod is gone already");
-        }
-    }
+    leave_nothing(local, &keys, &mut interrupts).await;
     let code = followed?;
     Ok(ExitCode::from(code.to_le_bytes()[0]))
+}
+
+/// Stops what is still there. An interrupt takes the pods their grace period,
+/// another one ends the wait: the agent ends them without us.
+async fn leave_nothing(local: &Local, keys: &[PodKey], interrupts: &mut Interrupts) {
+    for grace in [None, Some(0)] {
+        let all = async {
+            for key in keys {
+                if let Err(error) = stop(local, key, grace).await {
+                    tracing::debug!(%error, "the pod is gone already");
+                }
+            }
+        };
+        tokio::select! {
+            // Both are cancel-safe: what was asked of the agent goes on there.
+            () = all => return,
+            () = interrupts.next() => {}
+        }
+    }
+    say("not every pod was seen to end");
 }
 
 async fn stop(local: &Local, key: &PodKey, grace: Option<u64>) -> Result<()> {
@@ -176,13 +193,12 @@ async fn follow(
     mut news: Answer,
     keys: &[PodKey],
     mut printer: Printer,
+    interrupts: &mut Interrupts,
 ) -> Result<i32> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let mut following = Following::new(keys);
     let mut lines = Vec::new();
     let mut stops = JoinSet::new();
-    let mut interrupts = 0;
+    let mut count = 0;
     while !following.is_over() {
         tokio::select! {
             // All are cancel-safe: a piece of news is taken whole or not.
@@ -201,13 +217,13 @@ async fn follow(
                     }
                 }
             }
-            () = either(&mut interrupt, &mut terminate) => {
-                interrupts += 1;
-                if interrupts == 1 {
+            () = interrupts.next() => {
+                count += 1;
+                if count == 1 {
                     say_progress("stopping; press Ctrl-C again to end at once");
                 }
                 // The first asks the pods to end, a second one does not wait.
-                let grace = (interrupts > 1).then_some(0);
+                let grace = (count > 1).then_some(0);
                 for key in following.waiting() {
                     let (local, key) = (local.clone(), key.clone());
                     stops.spawn(async move { stop(&local, &key, grace).await });
@@ -221,16 +237,35 @@ async fn follow(
             }
         }
     }
-    // What was written before the end is printed before we end.
-    printer.finish().await;
+    // What was written before the end is printed before we end, unless nobody
+    // reads it any more.
+    tokio::select! {
+        // Both are cancel-safe: what is not printed then, nobody wants.
+        () = printer.finish() => {}
+        () = interrupts.next() => say("the log was not printed whole"),
+    }
     Ok(following.exit_code())
 }
 
-/// Waits for one of two signals.
-async fn either(one: &mut Signal, other: &mut Signal) {
-    tokio::select! {
-        // Both are cancel-safe.
-        _ = one.recv() => {}
-        _ = other.recv() => {}
+/// What people and service managers end a program with.
+#[derive(Debug)]
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            // Both are cancel-safe.
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

@@ -103,6 +103,31 @@ spec:
 }
 
 #[tokio::test]
+async fn an_interrupt_ends_the_wait_for_a_reader() {
+    let machine = Machine::new();
+    let manifest = machine.manifest(
+        r"
+apiVersion: v1
+kind: Pod
+metadata: {name: talker}
+spec:
+  restartPolicy: Never
+  containers: [{name: app, image: hello, args: [log-lines, '10000']}]
+",
+    );
+    let mut child = machine.command(&["run", &manifest]).spawn().unwrap();
+    machine.until(&["ps", "-a"], "Completed").await;
+    // Its standard output is full, and stays so. The first interrupt may come
+    // before it has heard that the pod has ended.
+    krustlet_testkit::eventually("it ends", LIMIT, async || {
+        interrupt(&child);
+        matches!(child.try_wait(), Ok(Some(_)))
+    })
+    .await;
+    assert_eq!(end(&mut child).await, 0);
+}
+
+#[tokio::test]
 async fn pods_started_beside_this_one_outlive_it() {
     let machine = Machine::new();
     let ticker = machine.manifest(crate::background::TICKER);
