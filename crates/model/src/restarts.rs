@@ -91,6 +91,18 @@ pub fn after_exit(policy: RestartPolicy, kind: ContainerKind, exit_code: i32) ->
     }
 }
 
+/// Whether a container of the pod may end and never be run again. Of any other
+/// pod nothing is lost if it is forgotten that it ran: it runs anyway.
+///
+/// Init containers do not count: they may be run again at any time.
+#[must_use]
+pub fn may_end_for_good(pod: &Pod) -> bool {
+    containers(pod).any(|(kind, container)| {
+        kind == ContainerKind::App
+            && RestartPolicy::of_container(pod, container) != RestartPolicy::Always
+    })
+}
+
 /// The waits between a container's restarts, or between tries at its image.
 ///
 /// The first restart is immediate; then the waits are ten seconds, doubling up

@@ -1,13 +1,14 @@
 //! What the next agent must know of a pod.
 //!
 //! ```text
-//! <pods>/<uid>/checkpoint.json      replaced whole: written, fsynced, renamed
+//! <pods>/<uid>/checkpoint.json      replaced whole: written, renamed
 //! <pods>/<uid>/volumes/…            the volumes'
 //! ```
 //!
 //! A run's id and number are on disk before its guest is entered, and its end
 //! is before the sandbox forgets it. So a run that was begun is never taken for
-//! one that was not: a pod that must not run twice does not.
+//! one that was not: a pod that must not run twice does not. For such a pod that
+//! holds over a power failure too, at the price of waiting for the disk.
 
 use std::{
     fs::{self, File},
@@ -18,7 +19,11 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use krustlet_model::{PodUid, observed::PodObserved, restarts::Backoff};
+use krustlet_model::{
+    PodUid,
+    observed::PodObserved,
+    restarts::{self, Backoff},
+};
 use krustlet_volume::MessagePlace;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +59,14 @@ pub struct Checkpoint {
     /// What else is to be known of each container, in the order of
     /// [`PodObserved::containers`].
     pub containers: Vec<ContainerNote>,
+}
+
+impl Checkpoint {
+    /// Whether it must outlive a power failure. What it says of a pod that is
+    /// run again anyway need not: the pod starts afresh.
+    fn is_durable(&self) -> bool {
+        restarts::may_end_for_good(&self.pod) || self.observed.failure.is_some()
+    }
 }
 
 /// What a container's task keeps beside what was seen.
@@ -216,9 +229,15 @@ fn write(directory: &Path, path: &Path, checkpoint: &Checkpoint) -> io::Result<(
     let mut options = File::options();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&serde_json::to_vec(checkpoint)?)?;
-    file.sync_all()?;
+    let is_durable = checkpoint.is_durable();
+    if is_durable {
+        file.sync_all()?;
+    }
     fs::rename(&new, path)?;
-    File::open(directory)?.sync_all()
+    if is_durable {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// What every version's checkpoint has.

@@ -16,7 +16,7 @@ use krustlet_model::{
     Chain, Grace, PodKey, PodUid,
     admission::{NodeFacts, Rejection, admit, room_for_resize},
     observed::PodFailure,
-    resize,
+    restarts,
     status::Phase,
 };
 use krustlet_volume::{VolumeOwner, Volumes};
@@ -277,7 +277,7 @@ impl PodsTask {
             let pod = wanted.pods.get(uid);
             if let Some(pod) = pod
                 && entry.is_admitted
-                && resize::is_resized(&entry.wanted.borrow().pod, pod)
+                && entry.wanted.borrow().is_to_be_resized(pod)
             {
                 resized.push((uid.clone(), Arc::clone(pod)));
                 continue;
@@ -341,6 +341,10 @@ impl PodsTask {
     /// What a new pod begins with, and whether it takes room. None: it has to
     /// wait until the node is known.
     fn start_of(&mut self, uid: &PodUid, pod: &Arc<Pod>) -> Option<(Start, bool)> {
+        // One that is run again anyway loses nothing but the count of its restarts.
+        if !restarts::may_end_for_good(pod) {
+            self.damaged.remove(uid);
+        }
         if self.damaged.contains(uid) {
             let failure = PodFailure {
                 reason: "CheckpointLost".to_owned(),

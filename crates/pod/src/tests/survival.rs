@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bed::{Bed, Call, Guest, is_ready, main_of, one};
+use super::bed::{Bed, Call, Guest, World, is_ready, main_of, one};
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_goes_on_without_its_agent() {
@@ -167,7 +167,7 @@ async fn a_sandbox_that_nobody_knows_is_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_damaged_checkpoint_fails_its_pod_alone() {
     let mut bed = Bed::new().await;
-    bed.put(one("Always"));
+    bed.put(one("OnFailure"));
     bed.until_phase("u", "Running").await;
     let left = bed.kill().await;
     std::fs::write(left.home_path().join("pods/u/checkpoint.json"), "{").unwrap();
@@ -177,6 +177,25 @@ async fn a_damaged_checkpoint_fails_its_pod_alone() {
         .await;
     assert_eq!(status.reason.as_deref(), Some("CheckpointLost"));
     assert!(bed.shared.with(|world| world.sandboxes.is_empty()));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_checkpoint_of_a_pod_that_runs_for_ever_does_it_no_harm() {
+    let mut bed = Bed::new().await;
+    bed.put(one("Always"));
+    bed.until_phase("u", "Running").await;
+    let left = bed.kill().await;
+    // As after a power failure: made, and never written.
+    std::fs::write(left.home_path().join("pods/u/checkpoint.json"), "").unwrap();
+    left.shared.with(|world| world.sandboxes.clear());
+    let bed = left.next(true).await;
+    let starts = |world: &World| world.count(&Call::Start("main".to_owned()));
+    bed.until("it runs in a new one", |world| starts(world) == 2).await;
+    let left = bed.kill().await;
+    let bed = left.next(true).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bed.shared.with(|world| assert_eq!(starts(world), 2, "it goes on"));
     bed.stop().await;
 }
 
