@@ -20,6 +20,7 @@ pub mod qos;
 pub mod quantity;
 pub mod resize;
 pub mod restarts;
+pub mod services;
 pub mod status;
 pub mod termination;
 pub mod time;

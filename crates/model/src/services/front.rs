@@ -1,0 +1,181 @@
+//! A Service, as those who connect to it need it.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+
+use super::{ServiceKey, Transport};
+
+/// Another proxy looks after a Service with this label. Source: kube-proxy,
+/// `LabelServiceProxyName` in `pkg/proxy/apis/well_known_labels.go`.
+const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Nobody leads to a Service with this label. Source: `IsHeadlessService` in
+/// `staging/src/k8s.io/api/core/v1/annotation_key_constants.go`.
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// How long a client keeps its endpoint if nothing else is said. Source:
+/// `DefaultClientIPServiceAffinitySeconds` in `pkg/apis/core/types.go`.
+const AFFINITY: Duration = Duration::from_secs(10_800);
+
+/// Ports of one Service that are led to; others are as if they were not there.
+/// Services of hundreds of ports are rare: an object has room for some thousand.
+const PORTS: usize = 256;
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// Whose it is.
+    pub key: ServiceKey,
+    /// Where it is reached; empty if nobody is to be led to it.
+    pub addresses: BTreeMap<IpAddr, Kind>,
+    /// Its ports, at most 256.
+    pub ports: Vec<FrontPort>,
+    /// How long a client is led to the same endpoint, if at all.
+    pub affinity: Option<Duration>,
+    /// `internalTrafficPolicy: Local`.
+    pub is_local: bool,
+    /// `loadBalancerSourceRanges`; empty for everybody.
+    pub sources: Vec<Range>,
+    /// What its name stands for.
+    pub naming: Naming,
+}
+
+/// What an address is to a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// The cluster gave it to this Service alone.
+    Cluster,
+    /// The Service names it (`externalIPs`); others may too.
+    External,
+    /// A load balancer's.
+    Balanced,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontPort {
+    /// Its name; may be empty.
+    pub name: String,
+    /// How it is spoken to.
+    pub transport: Transport,
+    /// Its number.
+    pub port: u16,
+}
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// An address of the range.
+    pub address: IpAddr,
+    /// Bits that its addresses share.
+    pub prefix: u8,
+}
+
+/// What a Service's name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Its own addresses.
+    Addresses(Vec<IpAddr>),
+    /// Those of its endpoints.
+    Endpoints,
+    /// What another name stands for.
+    Elsewhere(String),
+}
+
+impl Front {
+    /// Reads a Service. None if it has no name, or no address yet.
+    #[must_use]
+    pub fn of(service: &Service) -> Option<Self> {
+        let metadata = &service.metadata;
+        let key = ServiceKey::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?);
+        let spec = service.spec.as_ref()?;
+        let own = cluster_addresses(spec);
+        let naming = match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
+            (Some("ExternalName"), _) => Naming::Elsewhere(spec.external_name.clone()?),
+            (_, Some("None")) => Naming::Endpoints,
+            _ if own.is_empty() => return None,
+            _ => Naming::Addresses(own.clone()),
+        };
+        let has = |label: &str| metadata.labels.as_ref().is_some_and(|all| all.contains_key(label));
+        let is_led_to =
+            matches!(naming, Naming::Addresses(_)) && !has(OTHER_PROXY) && !has(HEADLESS);
+        let addresses = if is_led_to { addresses(service, spec, &own) } else { BTreeMap::new() };
+        let ports = spec.ports.iter().flatten().filter_map(|port| {
+            Some(FrontPort {
+                name: port.name.clone().unwrap_or_default(),
+                transport: Transport::parse(port.protocol.as_deref())?,
+                port: u16::try_from(port.port).ok().filter(|port| *port > 0)?,
+            })
+        });
+        Some(Self {
+            key,
+            addresses,
+            ports: ports.take(PORTS).collect(),
+            affinity: affinity(spec),
+            is_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            sources: spec
+                .load_balancer_source_ranges
+                .iter()
+                .flatten()
+                .filter_map(|text| range(text))
+                .collect(),
+            naming,
+        })
+    }
+}
+
+fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let one = spec.cluster_ip.iter();
+    let many = spec.cluster_ips.iter().flatten();
+    let mut all = Vec::new();
+    for address in many.chain(one).filter_map(|text| address(text)) {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
+/// Source: kube-proxy, `newBaseServiceInfo` in `pkg/proxy/serviceport.go`.
+fn addresses(service: &Service, spec: &ServiceSpec, own: &[IpAddr]) -> BTreeMap<IpAddr, Kind> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    // A balancer of another mode takes packets apart itself.
+    let balanced = ingress
+        .filter(|one| one.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
+        .filter_map(|one| address(one.ip.as_deref()?));
+    let external = spec.external_ips.iter().flatten().filter_map(|text| address(text));
+    let mut all = BTreeMap::new();
+    let named = own.iter().map(|address| (*address, Kind::Cluster));
+    let named = named.chain(external.map(|address| (address, Kind::External)));
+    for (address, kind) in named.chain(balanced.map(|address| (address, Kind::Balanced))) {
+        all.entry(address).or_insert(kind);
+    }
+    all
+}
+
+fn affinity(spec: &ServiceSpec) -> Option<Duration> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let seconds = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let given = seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|s| *s > 0);
+    Some(given.map_or(AFFINITY, Duration::from_secs))
+}
+
+/// An address that one can connect to, IPv4 never in IPv6's clothes.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    let address = text.parse::<IpAddr>().ok()?.to_canonical();
+    let is_odd = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    (!is_odd).then_some(address)
+}
+
+fn range(text: &str) -> Option<Range> {
+    let (address, prefix) = text.trim().split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= most)?;
+    Some(Range { address, prefix })
+}
