@@ -2,7 +2,7 @@
 //!
 //! The agent hears of pods ([`pods`]), reports what became of them
 //! ([`status`]), keeps its Node and its lease ([`node`], [`lease`]), reads what
-//! pods refer to ([`objects`], [`tokens`], [`services`]), writes events
+//! pods refer to ([`objects`], [`tokens`], [`services`], [`endpoints`]), writes events
 //! ([`events`]) and asks who may use its own API ([`reviews`]). This crate is
 //! the only one that names the Kubernetes client, and it decides nothing about
 //! pods: `pod` does.
@@ -12,6 +12,7 @@
 //! one per pod, events are a bounded queue, and watches carry the newest state.
 
 pub mod connect;
+pub mod endpoints;
 pub mod events;
 mod feed;
 pub mod lease;
@@ -27,6 +28,7 @@ pub mod status;
 pub mod tokens;
 
 pub use connect::{Cluster, ConnectError, ConnectOptions};
+pub use endpoints::{Endpoints, EndpointsTask};
 pub use events::{About, EventRate, EventType, Events, EventsTask};
 pub use lease::LeaseTask;
 pub use node::{NodeConfig, NodeHealth, NodeTask};
