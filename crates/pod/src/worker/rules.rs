@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Done, Sandbox, Worker, observe::later};
+use super::{Done, Sandbox, Worker, observe::later, start::add_names};
 use crate::{
     outside::{Refused, Why},
     place,
@@ -70,13 +70,20 @@ impl Worker {
         }
         // What changes from now on is told after this.
         self.reached_at.borrow_and_update();
-        let network = place::rules(&self.context.outside.network, &self.pod, place);
+        let mut network = place::rules(&self.context.outside.network, &self.pod, place);
         self.rules_told += 1;
         let number = self.rules_told;
         self.rules = Rules::Telling { number, failures };
-        let runtime = Arc::clone(&self.context.outside.runtime);
-        let told = runtime.set_pod_network(self.uid.clone(), network);
-        self.jobs.spawn(async move { Done::Rules { number, result: told.await } });
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        let uid = self.uid.clone();
+        self.jobs.spawn(async move {
+            // People heard of what is odd about them when the sandbox was made.
+            let result = match add_names(Arc::clone(&context), pod, &mut network).await {
+                Ok(_) => context.outside.runtime.set_pod_network(uid, network).await,
+                Err(refused) => Err(refused),
+            };
+            Done::Rules { number, result }
+        });
     }
 
     pub(super) fn rules_were_told(&mut self, number: u64, result: Result<(), Refused>) {

@@ -15,6 +15,7 @@ use krustlet_model::{
     resize::ContainerResources,
     restarts,
 };
+use krustlet_protocol::PodNetwork;
 use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Done, Files, Sandbox, Worker, rules::Rules};
@@ -48,26 +49,35 @@ const QUIET_REFUSALS: u32 = 2;
 /// The wait after such a refusal.
 const REFUSED_RETRY: Duration = Duration::from_millis(100);
 
+/// Says how the pod looks names up, and what people should hear of that.
+pub(super) async fn add_names(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    network: &mut PodNetwork,
+) -> Result<Vec<NamesWarning>, Refused> {
+    let failed = |message| Refused { message, why: Why::Failed };
+    let addresses = network.addresses.clone();
+    let names = spawn_blocking(move || {
+        let node = context.node(None);
+        let at = (node.name.as_str(), context.outside.network.node_addresses());
+        names::of_pod(&context.config.names, &pod, at, &addresses)
+    });
+    let names = names.await.map_err(|error| failed(error.to_string()))?;
+    let (names, warnings) = names.map_err(|error| failed(Chain(&error).to_string()))?;
+    network.names = names;
+    Ok(warnings)
+}
+
 /// Makes a sandbox, once it is known how the pod looks names up.
 async fn make_sandbox(
     context: Arc<Context>,
     pod: Arc<Pod>,
     mut sandbox: PodSandbox,
 ) -> Result<PodEvents, Refused> {
-    let failed = |message| Refused { message, why: Why::Failed };
-    let addresses = sandbox.network.addresses.clone();
-    let (read, of) = (Arc::clone(&context), Arc::clone(&pod));
-    let names = spawn_blocking(move || {
-        let node = read.node(None);
-        let at = (node.name.as_str(), read.outside.network.node_addresses());
-        names::of_pod(&read.config.names, &of, at, &addresses)
-    });
-    let names = names.await.map_err(|error| failed(error.to_string()))?;
-    let (names, warnings) = names.map_err(|error| failed(Chain(&error).to_string()))?;
+    let warnings = add_names(Arc::clone(&context), Arc::clone(&pod), &mut sandbox.network).await?;
     for NamesWarning { reason, message } in warnings {
         context.outside.events.record(About::Pod(&pod), EventType::Warning, reason, message);
     }
-    sandbox.network.names = names;
     context.outside.runtime.run_pod_sandbox(sandbox).await
 }
 
