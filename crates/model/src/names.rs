@@ -46,6 +46,9 @@ pub struct NodeNames {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain, such as `cluster.local`; empty if it has none.
     pub cluster_domain: String,
+    /// Whether names below that are known here, so that no server is needed for
+    /// them.
+    pub knows_cluster: bool,
     /// The node's own resolver; none if the node is configured to have none.
     pub resolv_conf: Option<ResolvConf>,
     /// The node's addresses.
@@ -57,6 +60,8 @@ pub struct NodeNames {
 /// How a pod asks servers for names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolver {
+    /// The domain whose names are known without a server; empty if none is.
+    pub known_domain: String,
     /// Servers as written, asked in this order.
     pub servers: Vec<String>,
     /// Domains that are tried after a name.
@@ -161,6 +166,7 @@ pub fn resolver(pod: &Pod, node: &NodeNames) -> Resolver {
         Some("None") => Resolver::default(),
         Some("Default") => of_host(node),
         Some("ClusterFirst") if on_host => of_host(node),
+        _ if node.cluster_dns.is_empty() && node.knows_cluster => of_known_cluster(pod, node),
         _ if node.cluster_dns.is_empty() => without_cluster(pod, node),
         _ => of_cluster(pod, node),
     };
@@ -207,8 +213,16 @@ fn of_host(node: &NodeNames) -> Resolver {
         servers: conf.servers.clone(),
         searches: conf.searches.clone(),
         options: conf.options.clone(),
-        warnings: Vec::new(),
+        ..Resolver::default()
     }
+}
+
+/// As with the cluster's servers, but that the node's are asked for names of
+/// elsewhere.
+fn of_known_cluster(pod: &Pod, node: &NodeNames) -> Resolver {
+    let host = of_host(node);
+    let known_domain = node.cluster_domain.clone();
+    Resolver { known_domain, servers: host.servers, ..of_cluster(pod, node) }
 }
 
 fn of_cluster(pod: &Pod, node: &NodeNames) -> Resolver {
@@ -225,7 +239,7 @@ fn of_cluster(pod: &Pod, node: &NodeNames) -> Resolver {
         servers: node.cluster_dns.iter().map(ToString::to_string).collect(),
         searches,
         options: [("ndots".to_owned(), "5".to_owned())].into(),
-        warnings: Vec::new(),
+        ..Resolver::default()
     }
 }
 

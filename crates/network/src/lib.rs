@@ -14,7 +14,9 @@
 //! the task that keeps links and routes as they should be. A node without the
 //! right to do that, or without a podCIDR, lets its pods share its address.
 //!
-//! What the links and routes are is said in [`plan`].
+//! What the links and routes are is said in [`plan`]. Where pods are led to when
+//! they call a Service is another matter: [`services`] writes it into files that
+//! sandboxes read.
 
 mod addresses;
 mod allowed;
@@ -29,6 +31,7 @@ pub mod plan;
 mod ranges;
 mod remembered;
 mod routes;
+pub mod services;
 mod sysctl;
 mod task;
 

@@ -27,6 +27,8 @@ pub struct NamesConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain; kubelet's `clusterDomain`. May be empty.
     pub cluster_domain: String,
+    /// Whether sandboxes know the names below that.
+    pub knows_cluster: bool,
     /// The node's own resolv.conf; kubelet's `resolvConf`. None: it has none.
     pub resolv_conf: Option<PathBuf>,
     /// The node's own hosts file.
@@ -49,6 +51,7 @@ impl NamesConfig {
         Self {
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
+            knows_cluster: false,
             resolv_conf: Some(resolv_conf),
             hosts: PathBuf::from("/etc/hosts"),
         }
@@ -84,6 +87,7 @@ impl NamesConfig {
             name: name.to_owned(),
             cluster_dns: self.cluster_dns.clone(),
             cluster_domain: self.cluster_domain.clone(),
+            knows_cluster: self.knows_cluster,
             resolv_conf,
             addresses: addresses.to_vec(),
             hosts,
@@ -130,6 +134,7 @@ pub(crate) fn of_pod(
     let hosts = names::hosts(pod, addresses, &node);
     let names = Names {
         hosts: hosts.into_iter().map(host).collect(),
+        cluster_domain: resolver.known_domain.clone(),
         // What is no address, the C library passes over.
         servers: resolver
             .servers
@@ -174,6 +179,7 @@ mod tests {
         let config = NamesConfig {
             cluster_dns: vec!["10.0.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
+            knows_cluster: false,
             resolv_conf: Some(home.path().join("resolv.conf")),
             hosts: home.path().join("hosts"),
         };

@@ -23,6 +23,7 @@ pub mod connection;
 pub mod messages;
 pub mod network;
 pub mod process;
+pub mod services;
 pub mod socket;
 pub mod spec;
 
@@ -34,13 +35,14 @@ pub use messages::{
 };
 pub use network::{Destinations, Host, Names, PodNetwork, SocketLimits};
 pub use process::PidFd;
+pub use services::{NamedAddress, ServiceAddress, ServiceName, ServicePort};
 pub use socket::{Packet, ParseError};
 pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimits, Preopen};
 
 /// The protocol's version. Goes up when a verb or field is added.
 ///
 /// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`, `SetPodNetwork`,
-/// `UpdateContainer`.
+/// `UpdateContainer`, `Complained`.
 pub const VERSION: u32 = 2;
 
 /// The version from which on an agent understands a message in a memfd.

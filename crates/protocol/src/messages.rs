@@ -48,6 +48,8 @@ pub enum DescriptorName {
     PidFd,
     /// A memfd with the JSON of a [`PodNetwork`](crate::PodNetwork).
     Network,
+    /// A detached, read-only mount of the directory of [`services`](crate::services).
+    Services,
 }
 
 /// Agent to zygote.
@@ -123,8 +125,8 @@ pub enum SandboxRequest {
         version: u32,
     },
     /// Says what a pod's sockets may do, before its first container is created
-    /// and whenever it changes. Descriptor: `Network`. A sandbox forgets it with
-    /// `StopPod`.
+    /// and whenever it changes. Descriptors: `Network`, then `Services` if
+    /// the pod is led to Services here. A sandbox forgets it with `StopPod`.
     SetPodNetwork {
         /// Which pod.
         pod: PodUid,
@@ -336,6 +338,11 @@ pub enum SandboxEvent {
     LogRotated {
         /// Which run.
         id: ContainerId,
+    },
+    /// Something of the node's is not as it should be. Said at most once a minute.
+    Complained {
+        /// What, for people.
+        what: String,
     },
 }
 

@@ -48,6 +48,10 @@ pub struct Destinations {
 pub struct Names {
     /// Names that need no server, each with its addresses' text as written.
     pub hosts: Vec<Host>,
+    /// The domain whose names are those of the Services that the sandbox was
+    /// handed ([`services`](crate::services)); empty if servers are asked for
+    /// them.
+    pub cluster_domain: String,
     /// Servers, asked in this order.
     pub servers: Vec<SocketAddr>,
     /// Domains tried after a name with fewer dots than `ndots`, or before.

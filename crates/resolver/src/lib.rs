@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! lookup.rs: literal? ─▶ hosts? ─▶ localhost? ─▶ candidates.rs (search list)
+//!                                                  ├▶ cluster.rs (names of Services)
 //!                                                  └▶ cache.rs ─▶ ask.rs ─▶ message.rs
 //!                                                                  └▶ network.rs (sockets)
 //! ```
@@ -14,6 +15,7 @@
 mod ask;
 mod cache;
 mod candidates;
+mod cluster;
 mod lookup;
 mod message;
 mod name;

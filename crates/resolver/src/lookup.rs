@@ -14,6 +14,7 @@ use crate::{
     ask::{Answer, Failure, Servers, ask},
     cache::{Cache, Known},
     candidates::candidates,
+    cluster::{Question, Told, question},
     message::Kind,
     name::Name,
     network::Network,
@@ -25,6 +26,10 @@ pub(crate) const ADDRESSES: usize = 256;
 
 /// Look-ups of one pod that are under way or wait.
 const WAITING: usize = 1024;
+
+/// Names that stand for others, one after the other, before they are taken for a
+/// circle.
+const ALIASES: usize = 8;
 
 /// Kinds of addresses that are of use to who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +97,8 @@ enum Tried {
     Bare,
     NoName,
     Failed(Failure),
+    /// It would be a server's to know, and there is none.
+    NoServers,
 }
 
 impl Resolver {
@@ -128,7 +135,7 @@ impl Resolver {
         if let Some(known) = without_servers(&name, names, families) {
             return Ok(known);
         }
-        if names.servers.is_empty() {
+        if names.servers.is_empty() && names.cluster_domain.is_empty() {
             return Err(LookupError::NoServers);
         }
         let _place = self.queue.try_acquire().map_err(|_| LookupError::Busy)?;
@@ -150,13 +157,45 @@ impl Resolver {
                 }
                 // Others would not be heard of either.
                 Tried::Failed(Failure::Silence) => return Err(LookupError::Silence),
+                Tried::NoServers => failed = Some(LookupError::NoServers),
             }
         }
         Err(failed.unwrap_or(LookupError::NotFound))
     }
 
-    /// Both kinds at the same time.
+    /// By the cluster's own names or by the servers, as the name wants it.
     async fn candidate(&self, name: &Name, names: &Names, families: Families) -> Tried {
+        let mut name = name.clone();
+        for _ in 0..ALIASES {
+            let Some(question) = question(name.text(), &names.cluster_domain) else {
+                if names.servers.is_empty() {
+                    return Tried::NoServers;
+                }
+                return self.of_servers(&name, names, families).await;
+            };
+            let told = match question {
+                Question::Nothing => Ok(None),
+                Question::Service { namespace, name }
+                | Question::Endpoint { namespace, name, .. } => {
+                    self.network.service(namespace, name)
+                }
+            };
+            // It is not known what Services there are.
+            let Ok(service) = told else { break };
+            match question.answer(service) {
+                Told::NoName => return Tried::NoName,
+                Told::Addresses(addresses) => return of_use(addresses, families),
+                Told::Alias(target) => match Name::parse(&target) {
+                    Some(target) => name = target.whole(),
+                    None => return Tried::NoName,
+                },
+            }
+        }
+        Tried::Failed(Failure::Failed(RCODE::ServerFailure))
+    }
+
+    /// Both kinds at the same time.
+    async fn of_servers(&self, name: &Name, names: &Names, families: Families) -> Tried {
         let of = async |kind: Kind, wanted: bool| {
             if wanted { self.record(name, kind, names).await } else { Ok(Known::Addresses(vec![])) }
         };
@@ -198,6 +237,21 @@ impl Resolver {
     fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Those of a Service's addresses that are of use, the first kind first; of
+/// several of one kind each has its turn at the beginning, as with name servers.
+fn of_use(addresses: Vec<IpAddr>, families: Families) -> Tried {
+    let mut found: Vec<IpAddr> = addresses.into_iter().filter(|ip| families.has(*ip)).collect();
+    if found.is_empty() {
+        return Tried::Bare;
+    }
+    // Without luck the order is as it is.
+    let random = usize::try_from(getrandom::u32().unwrap_or_default()).unwrap_or_default();
+    let first = random % found.len();
+    found.rotate_left(first);
+    found.sort_by_key(|ip| ip.is_ipv6() != families.v6_first);
+    Tried::Found(found)
 }
 
 /// The registry's name for a code (RFC 6895, 2.3).

@@ -3,6 +3,7 @@
 use std::{fmt::Debug, io, net::SocketAddr};
 
 use futures::future::BoxFuture;
+use krustlet_protocol::ServiceName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Makes the sockets. One stands for the pod's sockets, another in tests for
@@ -14,6 +15,10 @@ pub trait Network: Debug + Send + Sync {
 
     /// A new connection to this server.
     fn stream(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Stream>>>;
+
+    /// What the name of a Service stands for; None if there is no such Service.
+    /// Asked only for names below [`Names::cluster_domain`](krustlet_protocol::Names).
+    fn service(&self, namespace: &str, name: &str) -> io::Result<Option<ServiceName>>;
 }
 
 /// A datagram socket with one peer.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use krustlet_protocol::{Host, Names};
+use krustlet_protocol::{Host, NamedAddress, Names, ServiceName};
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream};
 use simple_dns::{
     CLASS, Name, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE,
@@ -46,6 +46,23 @@ impl Network for Direct {
     fn stream(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
         self.streams.fetch_add(1, SeqCst);
         Box::pin(async move { Ok(Box::new(TcpStream::connect(server).await?) as Box<dyn Stream>) })
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> io::Result<Option<ServiceName>> {
+        let known = match (namespace, name) {
+            ("n", "web") => ServiceName::Addresses(vec![ip("10.96.0.7"), ip("fd00::7")]),
+            ("n", "db") => {
+                let one = |address, name: &str| NamedAddress { address, name: name.into() };
+                let endpoints = [one(ip("10.1.0.2"), "db-0"), one(ip("10.1.0.3"), "db-1")];
+                ServiceName::Endpoints(endpoints.to_vec())
+            }
+            ("n", "other") => ServiceName::Elsewhere("web.n.svc.cluster.local".into()),
+            ("n", "outside") => ServiceName::Elsewhere("outside.example".into()),
+            ("n", "circle") => ServiceName::Elsewhere("circle.n.svc.cluster.local".into()),
+            ("n", "broken") => return Err(io::ErrorKind::InvalidData.into()),
+            _ => return Ok(None),
+        };
+        Ok(Some(known))
     }
 }
 
@@ -187,6 +204,10 @@ const BOTH: Families = Families { v4: true, v6: true, v6_first: false };
 fn resolver() -> (Arc<Direct>, Resolver) {
     let network = Arc::new(Direct::default());
     (Arc::clone(&network), Resolver::new(network, 4))
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
 }
 
 fn address(last: u8) -> IpAddr {
@@ -441,4 +462,43 @@ async fn only_so_many_look_ups_wait() {
         assert_eq!(tasks.join_next().await.unwrap().unwrap(), Err(LookupError::Busy));
     }
     assert_eq!(tasks.len(), 1024);
+}
+
+#[tokio::test]
+async fn names_of_services_need_no_server() {
+    let server = Server::start(|question, _| knows(question, 1)).await;
+    let (network, resolver) = resolver();
+    let searches = ["n.svc.cluster.local", "svc.cluster.local", "cluster.local"];
+    let names = Names {
+        cluster_domain: "cluster.local".into(),
+        searches: searches.map(str::to_owned).to_vec(),
+        ndots: 5,
+        ..names(&[&server])
+    };
+    let found = async |name| resolver.lookup(name, &names, BOTH).await;
+    let web = Ok(vec![ip("10.96.0.7"), ip("fd00::7")]);
+    for name in ["web", "web.n", "web.n.svc", "web.n.svc.cluster.local", "other.n", "WEB.N.svc"] {
+        assert_eq!(found(name).await, web, "{name}");
+    }
+    assert_eq!(resolver.lookup("web", &names, V4).await, Ok(vec![ip("10.96.0.7")]));
+    let mut all = found("db").await.unwrap();
+    all.sort();
+    assert_eq!(all, [ip("10.1.0.2"), ip("10.1.0.3")]);
+    assert_eq!(found("db-1.db").await, Ok(vec![ip("10.1.0.3")]));
+    for none in ["none.n.svc.cluster.local.", "db-2.db.n.svc.cluster.local.", "cluster.local."] {
+        assert_eq!(found(none).await, Err(LookupError::NotFound), "{none}");
+    }
+    let failed = Err(LookupError::Failed { code: "SERVFAIL".to_owned() });
+    for bad in ["circle.n.svc.cluster.local.", "broken.n.svc.cluster.local."] {
+        assert_eq!(found(bad).await, failed, "{bad}");
+    }
+    assert_eq!(network.datagrams.load(SeqCst), 0, "no server was asked");
+
+    // All else is the servers' to know.
+    for elsewhere in ["outside.n", "a.example"] {
+        assert_eq!(found(elsewhere).await, Ok(vec![address(1)]), "{elsewhere}");
+    }
+    let alone = Names { servers: Vec::new(), ..names.clone() };
+    assert_eq!(resolver.lookup("web", &alone, BOTH).await, web);
+    assert_eq!(resolver.lookup("a.example", &alone, BOTH).await, Err(LookupError::NoServers));
 }

@@ -23,6 +23,9 @@ pub enum OpenError {
 
     #[error("cannot start the zygote")]
     Zygote(#[source] StartError),
+
+    #[error("cannot hand the Services to sandboxes")]
+    Services(#[from] MountError),
 }
 
 /// Why a verb was not carried out.

@@ -1,6 +1,6 @@
 //! What the rest of the agent asks the runtime.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{ExecOutcome, Limits, PodNetwork, StatsReport};
@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Adopted, ExecStreams, Handover, Launch, OpenError, PodEvents, RuntimeError, RuntimeTask,
+    mounts::{self, Use},
     record::{State, is_file_name},
     sandbox::Common,
     work::blocking,
@@ -34,14 +35,25 @@ pub struct RuntimeConfig {
     /// A file that is the network namespace of pods with addresses of their
     /// own; none if there are no such pods.
     pub pod_namespace: Option<PathBuf>,
+    /// The directory of Services that pods are led to, which exists; none if
+    /// they are not led by their sandboxes.
+    pub services: Option<PathBuf>,
 }
 
 impl RuntimeConfig {
     /// The usual: detached mounts, five log files for each container (kubelet's
-    /// `containerLogMaxFiles`), and all pods in the node's network.
+    /// `containerLogMaxFiles`), all pods in the node's network, and nobody led to
+    /// Services.
     #[must_use]
     pub fn new(state: PathBuf, zygote: Vec<OsString>) -> Self {
-        Self { state, zygote, handover: Handover::Detached, log_files: 5, pod_namespace: None }
+        Self {
+            state,
+            zygote,
+            handover: Handover::Detached,
+            log_files: 5,
+            pod_namespace: None,
+            services: None,
+        }
     }
 }
 
@@ -178,7 +190,8 @@ pub(crate) enum Command {
 pub async fn open(
     config: RuntimeConfig,
 ) -> Result<(Runtime, RuntimeTask, Vec<Adopted>), OpenError> {
-    let RuntimeConfig { state: root, zygote, handover, log_files, pod_namespace } = config;
+    let RuntimeConfig { state: root, zygote, handover, log_files, pod_namespace, services } =
+        config;
     let path = root.clone();
     let failed = |source| OpenError::State { path, source };
     let prepared = blocking(move || {
@@ -195,7 +208,9 @@ pub async fn open(
     };
     let node = nursery(None)?;
     let pods = pod_namespace.map(|path| nursery(Some(path))).transpose()?;
-    let common = Common { state, handover, log_files };
+    // Once: a thousand sandboxes are handed the same mount.
+    let services = services.map(|path| mounts::open(&path, Use::Read, handover)).transpose()?;
+    let common = Common { state, handover, log_files, services: services.map(Arc::new) };
     let (commands, requests) = mpsc::channel(QUEUE);
     let (task, adopted) = RuntimeTask::open(common, (node, pods), requests, lock).await?;
     let healthy = task.healthy();

@@ -12,6 +12,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -68,6 +69,8 @@ pub(crate) struct Common {
     pub(crate) handover: Handover,
     /// Log files of a container, the current one included.
     pub(crate) log_files: usize,
+    /// The directory of Services, if pods are led to them.
+    pub(crate) services: Option<Arc<OwnedFd>>,
 }
 
 /// A sandbox process, living or dead.
@@ -495,6 +498,7 @@ pub(crate) async fn ask_early(
 fn size(news: &SandboxEvent) -> usize {
     let text = match news {
         SandboxEvent::Exited { exit, .. } => exit.reason.len() + exit.message.len(),
+        SandboxEvent::Complained { what } => what.len(),
         SandboxEvent::Running { .. } | SandboxEvent::LogRotated { .. } => 0,
     };
     size_of::<SandboxEvent>() + text

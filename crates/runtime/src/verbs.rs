@@ -238,7 +238,8 @@ impl Sandbox {
         self.done(SandboxRequest::NextLog { id }, given, ANSWER_LIMIT).await
     }
 
-    /// Says what a pod's sockets may do.
+    /// Says what a pod's sockets may do, and hands it the Services if it is led
+    /// to them.
     ///
     /// A sandbox of the version before does not know the verb: it makes no
     /// socket, so that there is nothing to be said.
@@ -250,7 +251,11 @@ impl Sandbox {
         let text =
             serde_json::to_vec(&network).map_err(|error| RuntimeError::Spec(error.into()))?;
         let text = memfd(&text).map_err(RuntimeError::Spec)?;
-        let given = vec![(DescriptorName::Network, text)];
+        let mut given = vec![(DescriptorName::Network, text)];
+        if let Some(services) = &self.common.services {
+            let services = services.try_clone().map_err(RuntimeError::Spec)?;
+            given.push((DescriptorName::Services, services));
+        }
         let request = SandboxRequest::SetPodNetwork { pod: pod.clone() };
         match self.done(request, given, ANSWER_LIMIT).await {
             Err(RuntimeError::Refused(Failure::UnknownVerb)) => Ok(()),

@@ -47,6 +47,13 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOSSES: u32 = 10;
 const LOSS_PERIOD: Duration = Duration::from_mins(1);
 
+/// Between two complaints of a sandbox that are passed on: as often as one says
+/// something that is true.
+const COMPLAINTS: Duration = Duration::from_mins(1);
+
+/// The longest that is passed on, in characters.
+const COMPLAINT: usize = 512;
+
 /// The exit code of a container whose process left no word.
 const UNKNOWN: i32 = 137;
 
@@ -130,11 +137,13 @@ struct Watcher {
     /// holds it. It then has none to go on with, so there is never more news
     /// than that, unless it lies.
     turning: HashMap<ContainerId, bool>,
+    /// When the sandbox last complained of something.
+    complained: Option<Instant>,
 }
 
 impl Watcher {
     fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox, chores: JoinSet::new(), turning: HashMap::new() }
+        Self { sandbox, chores: JoinSet::new(), turning: HashMap::new(), complained: None }
     }
 
     /// Takes what comes until the connection is lost.
@@ -243,7 +252,23 @@ impl Watcher {
                 self.reached(&id, Reached::Ended, event);
             }
             SandboxEvent::LogRotated { id } => self.rotate(id),
+            SandboxEvent::Complained { what } => {
+                self.complain(&what);
+            }
         }
+    }
+
+    /// Passes a complaint on to people, as often and as long as one may be: the
+    /// sandbox may lie. Says whether it did.
+    fn complain(&mut self, what: &str) -> bool {
+        let now = Instant::now();
+        if self.complained.is_some_and(|last| now < last + COMPLAINTS) {
+            return false;
+        }
+        self.complained = Some(now);
+        let words: String = what.chars().take(COMPLAINT).collect();
+        tracing::error!(sandbox = self.sandbox.id, pid = self.sandbox.pid, "{words:?}");
+        true
     }
 
     /// Tells the pod, unless it knows: a sandbox repeats itself to an agent
@@ -504,13 +529,12 @@ mod tests {
         sandbox::{Common, Container},
     };
 
-    #[tokio::test]
-    async fn a_sandbox_that_lies_about_its_logs_has_one_rotation_at_a_time() {
-        let home = tempfile::tempdir().unwrap();
+    fn sandbox(home: &tempfile::TempDir) -> Arc<Sandbox> {
         let common = Common {
             state: State::open(home.path().join("rt")).unwrap(),
             handover: Handover::Plain,
             log_files: 5,
+            services: None,
         };
         let record = SandboxRecord {
             pid: 1,
@@ -520,7 +544,24 @@ mod tests {
             user: PodUser { uid: 1, gid: 1, groups: vec![] },
             network: NetworkKind::Node,
         };
-        let sandbox = Arc::new(Sandbox::found_dead("1".into(), record, common));
+        Arc::new(Sandbox::found_dead("1".into(), record, common))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_that_complains_without_end_is_heard_once_a_minute() {
+        let mut watcher = Watcher::new(sandbox(&tempfile::tempdir().unwrap()));
+        let mut heard = 0;
+        for _ in 0..300 {
+            heard += usize::from(watcher.complain(&"\n".repeat(1 << 20)));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(heard, 5);
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_that_lies_about_its_logs_has_one_rotation_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let sandbox = sandbox(&home);
         let ids = [ContainerId::from_bytes([1; 32]), ContainerId::from_bytes([2; 32])];
         for id in &ids {
             let container = Container {

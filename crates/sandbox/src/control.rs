@@ -33,7 +33,7 @@ use crate::{
     exit::{Ending, KILLED, STOPPED},
     guests::{Guests, Order, panic_text},
     heap,
-    net::Stack,
+    net::{Directory, Stack},
     news::{News, RequestId, Teller, Wake},
     program::Programs,
     sandbox::HOST_FAILED,
@@ -76,6 +76,8 @@ pub(crate) struct Control<'a> {
     table: Table,
     /// What the sockets of pods go through.
     networks: HashMap<PodUid, Stack>,
+    /// Where Services lead, as it was handed over last.
+    services: Option<Directory>,
     /// `StopPod` requests that wait for the pod's last container.
     leaving: Vec<(PodUid, RequestId)>,
     /// Whether something was done since memory was given back.
@@ -118,6 +120,7 @@ impl<'a> Control<'a> {
             programs: Programs::default(),
             table: Table::default(),
             networks: HashMap::new(),
+            services: None,
             leaving: Vec::new(),
             untidy: true,
             alone_until: Some(Instant::now() + ALONE),
@@ -275,9 +278,17 @@ impl<'a> Control<'a> {
                 Ok(Answer::Now(SandboxReply::Hello { version: VERSION, pid }))
             }
             SandboxRequest::SetPodNetwork { pod } => {
-                let [file] = exactly([DescriptorName::Network], names, fds)?;
-                let network = pod_network(file)?;
-                self.networks.entry(pod).or_default().set(network);
+                let (network, services) = if names.len() == 1 {
+                    let [network] = exactly([DescriptorName::Network], names, fds)?;
+                    (network, None)
+                } else {
+                    let wanted = [DescriptorName::Network, DescriptorName::Services];
+                    let [network, services] = exactly(wanted, names, fds)?;
+                    (network, Some(services))
+                };
+                let network = pod_network(network)?;
+                let services = services.map(|files| self.directory(files));
+                self.networks.entry(pod).or_default().set(network, services);
                 done
             }
             SandboxRequest::CreateContainer => {
@@ -341,6 +352,18 @@ impl<'a> Control<'a> {
                 self.end_all(&Ending::stopped(KILLED));
                 self.end = Some(0);
                 Ok(Answer::Later)
+            }
+        }
+    }
+
+    /// The directory of Services, of which one descriptor is kept however many
+    /// pods it was handed for.
+    fn directory(&mut self, files: OwnedFd) -> Directory {
+        match &self.services {
+            Some(kept) if kept.is(&files) => kept.clone(),
+            Some(_) | None => {
+                let directory = Directory::new(files, self.teller.clone());
+                self.services.insert(directory).clone()
             }
         }
     }
@@ -417,6 +440,7 @@ impl<'a> Control<'a> {
                 }
                 News::Exited { id, exit } => self.ended(id, exit),
                 News::LogRotated { id } => self.tell(SandboxEvent::LogRotated { id }),
+                News::Complaint { what } => self.tell(SandboxEvent::Complained { what }),
                 News::ExecEnded { request, outcome } => {
                     let RequestId { connection, frame } = request;
                     self.reply(connection, frame, SandboxReply::Exec(outcome));

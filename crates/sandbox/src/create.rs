@@ -60,7 +60,8 @@ impl Handed {
                 | DescriptorName::Stdout
                 | DescriptorName::Stderr
                 | DescriptorName::PidFd
-                | DescriptorName::Network => {
+                | DescriptorName::Network
+                | DescriptorName::Services => {
                     return Err(malformed(format!("create-container has no use for a {name:?}")));
                 }
             };

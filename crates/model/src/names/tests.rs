@@ -16,6 +16,7 @@ fn node() -> NodeNames {
         name: "node".into(),
         cluster_dns: vec!["10.0.0.10".parse().unwrap()],
         cluster_domain: "cluster.local".into(),
+        knows_cluster: false,
         resolv_conf: Some(
             ResolvConf::parse("nameserver 192.0.2.1\nsearch corp.example\noptions timeout:3\n")
                 .unwrap(),
@@ -102,6 +103,30 @@ fn a_node_without_cluster_dns_says_so_and_lends_its_own() {
         "pod: \"p_n(u)\". kubelet does not have ClusterDNS IP configured and cannot create Pod \
          using \"ClusterFirst\" policy. Falling back to \"Default\" policy.",
     );
+}
+
+#[test]
+fn a_node_that_knows_the_cluster_needs_no_server_for_it() {
+    let node = NodeNames { cluster_dns: Vec::new(), knows_cluster: true, ..node() };
+    let of = |spec: serde_json::Value| resolver(&pod(spec), &node);
+    for policy in [json!({}), json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true})]
+    {
+        let given = of(policy);
+        assert_eq!(given.known_domain, "cluster.local");
+        assert_eq!(given.servers, ["192.0.2.1"]);
+        assert_eq!(given.searches, CLUSTER);
+        assert_eq!((given.ndots(), given.warnings), (5, vec![]));
+    }
+    for policy in [
+        json!({"dnsPolicy": "Default"}),
+        json!({"dnsPolicy": "None"}),
+        json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true}),
+    ] {
+        assert_eq!(of(policy.clone()).known_domain, "", "{policy}");
+    }
+    let node = NodeNames { cluster_dns: vec!["10.0.0.10".parse().unwrap()], ..node.clone() };
+    let given = resolver(&pod(json!({})), &node);
+    assert_eq!((given.known_domain.as_str(), &*given.servers[0]), ("", "10.0.0.10"));
 }
 
 #[test]

@@ -261,6 +261,7 @@ fn sandbox_message() -> impl Strategy<Value = SandboxMessage> {
         (id(), any::<i64>()).prop_map(|(id, at)| SandboxEvent::Running { id, at }),
         (id(), exit()).prop_map(|(id, exit)| SandboxEvent::Exited { id, exit }),
         id().prop_map(|id| SandboxEvent::LogRotated { id }),
+        any::<String>().prop_map(|what| SandboxEvent::Complained { what }),
     ];
     prop_oneof![reply.prop_map(SandboxMessage::Reply), event.prop_map(SandboxMessage::Event),]
 }

@@ -32,13 +32,29 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 enum Link {
-    Tcp(TcpStream),
-    Pipe { end: PipeEnd, local: SocketAddr, remote: SocketAddr },
+    Tcp {
+        stream: TcpStream,
+        /// The address of a Service at which the guest believes to be.
+        led_by: Option<SocketAddr>,
+    },
+    Pipe {
+        end: PipeEnd,
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
 }
 
 impl Connection {
     pub(super) fn tcp(stream: TcpStream, permit: Permit, port: Option<Reservation>) -> Self {
-        Self { link: Link::Tcp(stream), permit, _port: port }
+        Self { link: Link::Tcp { stream, led_by: None }, permit, _port: port }
+    }
+
+    /// Says that an address of a Service led here.
+    pub(super) fn led_by(mut self, address: SocketAddr) -> Self {
+        if let Link::Tcp { led_by, .. } = &mut self.link {
+            *led_by = Some(address);
+        }
+        self
     }
 
     pub(super) fn private(
@@ -57,7 +73,7 @@ impl Connection {
     /// `WouldBlock` if nothing is there yet; what the network reported.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.link {
-            Link::Tcp(stream) => {
+            Link::Tcp { stream, .. } => {
                 let read = stream.try_read(buffer)?;
                 Counters::add(&self.permit.counters().received, read);
                 Ok(read)
@@ -73,7 +89,7 @@ impl Connection {
     /// As there.
     pub(crate) fn try_peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.link {
-            Link::Tcp(stream) => stream.try_io(Interest::READABLE, || {
+            Link::Tcp { stream, .. } => stream.try_io(Interest::READABLE, || {
                 let (read, _) = rustix::net::recv(stream, buffer, rustix::net::RecvFlags::PEEK)?;
                 Ok(read)
             }),
@@ -89,7 +105,7 @@ impl Connection {
     /// network reported.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match &self.link {
-            Link::Tcp(stream) => {
+            Link::Tcp { stream, .. } => {
                 let written = stream.try_write(bytes)?;
                 Counters::add(&self.permit.counters().sent, written);
                 Ok(written)
@@ -101,7 +117,7 @@ impl Connection {
     /// Bytes that can be read at once.
     pub(crate) fn waiting(&self) -> u64 {
         match &self.link {
-            Link::Tcp(stream) => rustix::io::ioctl_fionread(stream).unwrap_or(0),
+            Link::Tcp { stream, .. } => rustix::io::ioctl_fionread(stream).unwrap_or(0),
             Link::Pipe { end, .. } => end.waiting(),
         }
     }
@@ -124,7 +140,7 @@ impl Connection {
     /// Ready when [`try_read`](Self::try_read) may do something.
     pub(crate) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.link {
-            Link::Tcp(stream) => stream.poll_read_ready(context).map(drop),
+            Link::Tcp { stream, .. } => stream.poll_read_ready(context).map(drop),
             Link::Pipe { end, .. } => end.poll_read_ready(context),
         }
     }
@@ -132,7 +148,7 @@ impl Connection {
     /// Ready when [`try_write`](Self::try_write) may do something.
     pub(crate) fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.link {
-            Link::Tcp(stream) => stream.poll_write_ready(context).map(drop),
+            Link::Tcp { stream, .. } => stream.poll_write_ready(context).map(drop),
             Link::Pipe { end, .. } => end.poll_write_ready(context),
         }
     }
@@ -140,7 +156,7 @@ impl Connection {
     /// Ends one direction or both, in order.
     pub(crate) fn shutdown(&self, how: Shutdown) {
         match &self.link {
-            Link::Tcp(stream) => {
+            Link::Tcp { stream, .. } => {
                 let how = match how {
                     Shutdown::Read => rustix::net::Shutdown::Read,
                     Shutdown::Write => rustix::net::Shutdown::Write,
@@ -167,19 +183,20 @@ impl Connection {
     /// What the system said.
     pub(crate) fn local(&self) -> io::Result<SocketAddr> {
         match &self.link {
-            Link::Tcp(stream) => stream.local_addr(),
+            Link::Tcp { stream, .. } => stream.local_addr(),
             Link::Pipe { local, .. } => Ok(*local),
         }
     }
 
-    /// The other side's address.
+    /// The other side's address, as the guest knows it.
     ///
     /// # Errors
     ///
     /// What the system said, as when the connection is gone.
     pub(crate) fn remote(&self) -> io::Result<SocketAddr> {
         match &self.link {
-            Link::Tcp(stream) => stream.peer_addr(),
+            // Also where a Service led to: one that is gone is nowhere.
+            Link::Tcp { stream, led_by } => stream.peer_addr().map(|real| led_by.unwrap_or(real)),
             Link::Pipe { remote, .. } => Ok(*remote),
         }
     }
@@ -192,7 +209,7 @@ impl Connection {
     /// The system's socket, if there is one.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match &self.link {
-            Link::Tcp(stream) => Some(stream.as_fd()),
+            Link::Tcp { stream, .. } => Some(stream.as_fd()),
             Link::Pipe { .. } => None,
         }
     }

@@ -6,6 +6,7 @@
 //!        │
 //!        ▼
 //!      Stack ── place.rs: whose address is it, may one go there ──▶ refused
+//!        │      route.rs, services.rs, flows.rs: where a Service's address leads
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs: what the agent bound for a container's port
@@ -17,6 +18,7 @@
 
 mod connection;
 mod error;
+mod flows;
 mod handed;
 mod memory;
 mod names;
@@ -25,8 +27,12 @@ mod permit;
 mod pipe;
 mod place;
 mod private;
+mod route;
 mod sending;
+mod services;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod udp;
 
 use std::{
@@ -48,10 +54,13 @@ pub(crate) use self::{
     permit::Permit,
     place::Family,
     sending::Left,
+    services::Directory,
     tcp::{BoundTcp, Listener},
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
-use self::{handed::Handed, permit::Counters, private::Private, sending::Sending};
+use self::{
+    handed::Handed, permit::Counters, private::Private, sending::Sending, services::Affinity,
+};
 use crate::outgoing::Outgoing;
 
 /// One pod's network. Clones are the same one. Before a [`PodNetwork`] is set,
@@ -73,6 +82,7 @@ struct Shared {
     /// that is kept is not checked again.
     outgoing: RwLock<Option<Arc<Outgoing>>>,
     lookups: Lookups,
+    affinity: Affinity,
 }
 
 /// Look-ups whose addresses a pod's guests have not let go of, at most.
@@ -103,14 +113,16 @@ struct Current {
     /// All but the names.
     network: Arc<PodNetwork>,
     names: Arc<Names>,
+    /// Where Services lead, if the pod is led to them here.
+    services: Option<Directory>,
 }
 
 impl Stack {
     /// From now on it is like this. Connections that are open stay.
-    pub(crate) fn set(&self, mut network: PodNetwork) {
+    pub(crate) fn set(&self, mut network: PodNetwork, services: Option<Directory>) {
         let names = Arc::new(std::mem::take(&mut network.names));
         let is_other = *self.network() != network;
-        let current = Current { network: Arc::new(network), names };
+        let current = Current { network: Arc::new(network), names, services };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         if is_other {
             // After the rules: what is made from now on is made by them.
@@ -129,6 +141,12 @@ impl Stack {
     pub(crate) fn names(&self) -> Arc<Names> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current.names)
+    }
+
+    /// Where Services lead, if the pod is led to them here.
+    fn services(&self) -> Option<Directory> {
+        let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.services.clone()
     }
 
     /// A handle that does not keep it alive: what the stack owns holds this.

@@ -7,6 +7,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use krustlet_model::services::ServiceKey;
+use krustlet_protocol::ServiceName;
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
 
 use super::{Family, NetError, Stack, UdpSocket, WeakStack};
@@ -52,6 +54,11 @@ impl Network for Sockets {
         Box::pin(
             async move { Ok(Box::new(self.stack()?.connect(server).await?) as Box<dyn AnyStream>) },
         )
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> io::Result<Option<ServiceName>> {
+        let directory = self.stack()?.services().ok_or(io::ErrorKind::NotFound)?;
+        directory.name(&ServiceKey::new(namespace, name)).map_err(io::Error::other)
     }
 }
 

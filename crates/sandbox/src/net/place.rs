@@ -155,6 +155,12 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Whether two addresses are one socket's. Flow and scope, which those of IPv6
+/// have besides, are no part of what a guest was told.
+pub(super) fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip(), one.port()) == (other.ip(), other.port())
+}
+
 /// Whether datagrams to it are for all who listen: what a node hears of these
 /// comes from whoever its programs trust.
 fn is_for_many(ip: IpAddr) -> bool {
@@ -162,7 +168,7 @@ fn is_for_many(ip: IpAddr) -> bool {
 }
 
 /// Whether a destination lies in a range.
-fn contains(range: &Destinations, to: SocketAddr) -> bool {
+pub(super) fn contains(range: &Destinations, to: SocketAddr) -> bool {
     if range.port.is_some_and(|port| port != to.port()) {
         return false;
     }
@@ -189,6 +195,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn flow_and_scope_do_not_make_another_address() {
+        let address = |port, flow, scope| {
+            std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), port, flow, scope).into()
+        };
+        assert!(is_same(address(1, 2, 3), address(1, 0, 0)));
+        assert!(!is_same(address(1, 0, 0), address(2, 0, 0)));
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

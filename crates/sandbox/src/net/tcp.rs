@@ -5,8 +5,10 @@ use std::{
     os::fd::AsRawFd,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use krustlet_model::services::Transport;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -18,13 +20,18 @@ use super::{
     handed::Listening,
     permit::Counters,
     pipe,
-    place::{self, Binding, Family, Way},
+    place::{self, Binding, Family},
     private::{Arrival, Reservation},
+    route::{Destination, Route},
 };
 
 /// How often another port is tried that is free both on the network and within
 /// the pod.
 const TRIES: usize = 16;
+
+/// How long one waits for an answer who hears nothing: Linux's six repetitions
+/// of the first packet (tcp(7), `tcp_syn_retries`).
+const SILENCE: Duration = Duration::from_secs(127);
 
 /// A socket bound to an address of the pod, as yet unconnected.
 #[derive(Debug)]
@@ -130,28 +137,29 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// As [`place::way`]; what the network said.
+    /// As [`Stack::destination`]; what the network said.
     pub(crate) async fn connect_tcp(
         &self,
         permit: Permit,
         options: Options,
         to: SocketAddr,
     ) -> Result<Connection, NetError> {
-        let network = self.network();
-        match place::way(&network, to).inspect_err(|error| self.note(*error))? {
-            Way::Private(to) => {
+        match self.destination(Transport::Tcp, to, None)? {
+            Destination::Private(to) => {
                 let from = Family::of(to.ip()).localhost();
                 let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
                 self.connect_private(permit, port.at(), to, Some(port)).await
             }
-            Way::Real(to) => {
-                let family = Family::of(to.ip());
-                let from = place::own(&network, family).ok_or(NetError::RemoteUnreachable)?;
+            Destination::Real(route) => {
+                let family = Family::of(route.real.ip());
+                let from = place::own(&self.network(), family);
+                let from = from.ok_or(NetError::RemoteUnreachable)?;
                 let socket = socket(family)?;
                 choose_port_late(&socket);
                 socket.bind(SocketAddr::new(from, 0))?;
-                self.connect_real(permit, options, socket, to, None).await
+                self.connect_real(permit, options, socket, (route, None)).await
             }
+            Destination::Nobody { is_silent, .. } => Err(no_answer(is_silent).await),
         }
     }
 
@@ -160,17 +168,17 @@ impl Stack {
         permit: Permit,
         options: Options,
         socket: TcpSocket,
-        to: SocketAddr,
-        port: Option<Reservation>,
+        (route, port): (Route, Option<Reservation>),
     ) -> Result<Connection, NetError> {
-        options.apply(&socket, Family::of(to.ip()))?;
-        let connected = socket.connect(to).await.map_err(|error| match error.into() {
+        options.apply(&socket, Family::of(route.real.ip()))?;
+        let connected = socket.connect(route.real).await.map_err(|error| match error.into() {
             // No port is left for this destination (connect(2)).
             NetError::AddressNotBindable => NetError::AddressInUse,
             error => error,
         });
         Counters::add(&self.0.counters.opened, usize::from(connected.is_ok()));
-        Ok(Connection::tcp(connected?, permit, port))
+        let connection = Connection::tcp(connected?, permit, port);
+        Ok(if route.is_led() { connection.led_by(route.asked) } else { connection })
     }
 
     async fn connect_private(
@@ -187,6 +195,15 @@ impl Stack {
         door.send(arrival).await.map_err(|_| NetError::ConnectionRefused)?;
         Ok(Connection::private(end, [from, to], permit, port))
     }
+}
+
+/// What becomes of a connection to a Service that leads to nobody.
+async fn no_answer(is_silent: bool) -> NetError {
+    if !is_silent {
+        return NetError::ConnectionRefused;
+    }
+    tokio::time::sleep(SILENCE).await;
+    NetError::Timeout
 }
 
 impl BoundTcp {
@@ -207,19 +224,19 @@ impl BoundTcp {
         to: SocketAddr,
     ) -> Result<Connection, NetError> {
         let Self { stack, address, real, private } = self;
-        let network = stack.network();
-        match place::way(&network, to).inspect_err(|error| stack.note(*error))? {
-            Way::Private(to) => {
+        match stack.destination(Transport::Tcp, to, None)? {
+            Destination::Private(to) => {
                 // A wildcard is the loopback there, as routes would have it.
                 let ip = address.ip();
                 let from = if ip.is_unspecified() { Family::of(ip).localhost() } else { ip };
                 let from = SocketAddr::new(from, address.port());
                 stack.connect_private(permit, from, to, private).await
             }
-            Way::Real(to) => {
+            Destination::Real(route) => {
                 let socket = real.ok_or(NetError::RemoteUnreachable)?;
-                stack.connect_real(permit, options, socket, to, private).await
+                stack.connect_real(permit, options, socket, (route, private)).await
             }
+            Destination::Nobody { is_silent, .. } => Err(no_answer(is_silent).await),
         }
     }
 
@@ -447,7 +464,7 @@ mod tests {
         let stack = Stack::default();
         let address: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let addresses = vec![address.ip()];
-        stack.set(PodNetwork { addresses, is_host: true, ..PodNetwork::default() });
+        stack.set(PodNetwork { addresses, is_host: true, ..PodNetwork::default() }, None);
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _claim = stack.hand(vec![(80, socket)]).unwrap();
         let bound = [(); 2].map(|()| stack.bind_tcp(address).unwrap());

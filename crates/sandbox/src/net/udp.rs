@@ -4,10 +4,12 @@ use std::{
     future::poll_fn,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Instant,
 };
 
+use krustlet_model::services::Transport;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
@@ -18,9 +20,11 @@ use tokio::io::Interest;
 
 use super::{
     NetError, Options, Permit, Stack,
+    flows::Flows,
     permit::Counters,
-    place::{self, Binding, Family, Way},
+    place::{self, Binding, Family, is_same},
     private::{Mailbox, Reservation},
+    route::{Destination, Route},
 };
 
 /// The longest datagram in bytes, headers included.
@@ -32,12 +36,6 @@ const TRIES: usize = 16;
 /// Unwanted datagrams that one call throws away; then others have their turn.
 const DISCARDS: usize = 64;
 
-/// Whether two addresses are one socket's. Flow and scope, which those of IPv6
-/// have besides, are no part of what a guest was told.
-fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
-    (one.ip(), one.port()) == (other.ip(), other.port())
-}
-
 /// A bound socket.
 #[derive(Debug)]
 pub(crate) struct UdpSocket {
@@ -47,8 +45,36 @@ pub(crate) struct UdpSocket {
     real: Option<tokio::net::UdpSocket>,
     private: Option<(Reservation, Arc<Mailbox>)>,
     /// Where it is connected to.
-    remote: Option<Way>,
+    remote: Option<Remote>,
+    led: Mutex<Led>,
     permit: Permit,
+}
+
+/// Where a socket is connected to, as its guest knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remote {
+    /// On the private loopback.
+    Private(SocketAddr),
+    /// On the network, and really there.
+    Real(SocketAddr),
+    /// At an address of a Service, which may lead elsewhere with each datagram.
+    Service(SocketAddr),
+}
+
+impl Remote {
+    fn address(self) -> SocketAddr {
+        match self {
+            Self::Private(address) | Self::Real(address) | Self::Service(address) => address,
+        }
+    }
+}
+
+/// Where datagrams really go.
+#[derive(Debug, Default)]
+pub(super) struct Led {
+    pub(super) flows: Flows,
+    /// What the system's socket is connected to.
+    connected: Option<SocketAddr>,
 }
 
 fn bind_real(ip: IpAddr, port: u16) -> Result<tokio::net::UdpSocket, NetError> {
@@ -106,6 +132,7 @@ impl Stack {
                 real,
                 private,
                 remote: None,
+                led: Mutex::default(),
                 permit,
             });
         }
@@ -127,20 +154,18 @@ impl UdpSocket {
     /// that is used.
     pub(crate) fn address(&self) -> SocketAddr {
         match self.remote {
-            Some(Way::Real(_)) => {
+            Some(Remote::Real(_) | Remote::Service(_)) => {
                 let real = self.real.as_ref().and_then(|real| real.local_addr().ok());
                 real.unwrap_or(self.address)
             }
-            Some(Way::Private(_)) => self.private_source(),
+            Some(Remote::Private(_)) => self.private_source(),
             None => self.address,
         }
     }
 
-    /// Where it is connected to.
+    /// Where it is connected to, as the guest knows it.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
-        self.remote.map(|way| match way {
-            Way::Real(to) | Way::Private(to) => to,
-        })
+        self.remote.map(Remote::address)
     }
 
     /// The system's socket, if there is one.
@@ -159,18 +184,45 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// As [`place::way`]; [`NetError::RemoteUnreachable`].
+    /// As [`Stack::destination`]; [`NetError::RemoteUnreachable`].
     pub(crate) fn connect(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
-        let way = to.map(|to| self.way(to)).transpose()?;
-        if let Some(Way::Real(_)) = self.remote {
+        let stack = &self.stack;
+        let destination = to.map(|to| stack.destination(Transport::Udp, to, None)).transpose()?;
+        let was_connected = std::mem::take(&mut *self.led()).connected.is_some();
+        if was_connected {
             self.disconnect_real()?;
         }
         self.remote = None;
-        if let Some(Way::Real(to)) = way {
+        self.remote = match destination {
+            None => None,
+            Some(Destination::Private(to)) => Some(Remote::Private(to)),
+            Some(Destination::Real(route)) => {
+                let mut led = self.led();
+                led.flows.put(route, Instant::now());
+                self.connect_real(&mut led, route.real)?;
+                let asked = route.asked;
+                Some(if route.is_led() { Remote::Service(asked) } else { Remote::Real(asked) })
+            }
+            Some(Destination::Nobody { asked, .. }) => {
+                // Somebody may be there later.
+                self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+                Some(Remote::Service(asked))
+            }
+        };
+        Ok(())
+    }
+
+    pub(super) fn led(&self) -> MutexGuard<'_, Led> {
+        self.led.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects the system's socket, if it is not connected there.
+    fn connect_real(&self, led: &mut Led, to: SocketAddr) -> Result<(), NetError> {
+        if led.connected != Some(to) {
             let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
             rustix::net::connect(real, &to)?;
+            led.connected = Some(to);
         }
-        self.remote = way;
         Ok(())
     }
 
@@ -186,8 +238,22 @@ impl UdpSocket {
         Ok(())
     }
 
-    fn way(&self, to: SocketAddr) -> Result<Way, NetError> {
-        place::way(&self.stack.network(), to).inspect_err(|error| self.stack.note(*error))
+    /// Where a datagram to an address goes now.
+    fn lead(&self, led: &mut Led, to: SocketAddr) -> Result<Destination, NetError> {
+        let (to, now) = (place::canonical(to), Instant::now());
+        let known = led.flows.to(to, now);
+        if let Some((route, true)) = known {
+            self.stack.may_go(route).inspect_err(|error| self.stack.note(*error))?;
+            return Ok(Destination::Real(route));
+        }
+        let before = known.map(|(route, _)| route.real);
+        let destination = self.stack.destination(Transport::Udp, to, before)?;
+        match destination {
+            Destination::Real(route) => led.flows.put(route, now),
+            Destination::Nobody { asked, .. } => led.flows.end(asked),
+            Destination::Private(_) => {}
+        }
+        Ok(destination)
     }
 
     /// Sends one datagram; to where it is connected, or to `to`.
@@ -196,19 +262,30 @@ impl UdpSocket {
     ///
     /// `WouldBlock`; [`NetError::InvalidArgument`] without a destination or with
     /// another than it is connected to; [`NetError::DatagramTooLarge`]; as
-    /// [`place::way`]; what the network said.
+    /// [`Stack::destination`]; what the network said.
     pub(crate) fn try_send(&self, bytes: &[u8], to: Option<SocketAddr>) -> Result<(), NetError> {
         if bytes.len() > LONGEST {
             return Err(NetError::DatagramTooLarge);
         }
-        let way = match (self.remote, to) {
-            (Some(way), None) => way,
-            (Some(_), Some(to)) if self.is_wanted(to) => self.way(to)?,
-            (None, Some(to)) => self.way(to)?,
+        let to = match (self.remote(), to) {
+            (Some(remote), None) => remote,
+            (Some(remote), Some(to)) if is_same(remote, place::canonical(to)) => remote,
+            (None, Some(to)) => to,
             (Some(_), Some(_)) | (None, None) => return Err(NetError::InvalidArgument),
         };
-        match way {
-            Way::Private(to) => {
+        let mut led = self.led();
+        let destination = match self.remote {
+            Some(Remote::Private(to)) => Destination::Private(to),
+            Some(Remote::Real(to)) => {
+                let route = Route { asked: to, real: to };
+                // A policy may have come since it was connected.
+                self.stack.may_go(route).inspect_err(|error| self.stack.note(*error))?;
+                Destination::Real(route)
+            }
+            Some(Remote::Service(_)) | None => self.lead(&mut led, to)?,
+        };
+        match destination {
+            Destination::Private(to) => {
                 let heard = self.stack.0.private.deliver(to, self.private_source(), bytes);
                 // As the kernel tells a connected socket of a closed port.
                 if heard || self.remote.is_none() {
@@ -217,13 +294,14 @@ impl UdpSocket {
                     Err(NetError::ConnectionRefused)
                 }
             }
-            Way::Real(to) => {
-                // A policy may have come since it was connected.
-                self.way(to)?;
+            Destination::Real(route) => {
                 let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+                if self.remote.is_some() {
+                    self.connect_real(&mut led, route.real)?;
+                }
                 let attempt = || match self.remote {
                     Some(_) => rustix::net::send(real, bytes, SendFlags::empty()),
-                    None => rustix::net::sendto(real, bytes, SendFlags::empty(), &to),
+                    None => rustix::net::sendto(real, bytes, SendFlags::empty(), &route.real),
                 };
                 // At once first: see `can_send`.
                 let sent = match attempt() {
@@ -233,6 +311,11 @@ impl UdpSocket {
                 Counters::add(&self.permit.counters().sent, sent);
                 Ok(())
             }
+            // As with a closed port; and who is not connected is never told.
+            Destination::Nobody { is_silent: false, .. } if self.remote.is_some() => {
+                Err(NetError::ConnectionRefused)
+            }
+            Destination::Nobody { .. } => Ok(()),
         }
     }
 
@@ -247,7 +330,7 @@ impl UdpSocket {
     pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), NetError> {
         if let Some((_, mailbox)) = &self.private {
             while let Some((from, bytes)) = mailbox.take() {
-                if self.is_wanted(from) {
+                if let Some(from) = self.sender(from) {
                     let length = bytes.len().min(buffer.len());
                     buffer[..length].copy_from_slice(&bytes[..length]);
                     return Ok((length, from));
@@ -258,7 +341,7 @@ impl UdpSocket {
         for _ in 0..DISCARDS {
             let (length, from) = real.try_recv_from(buffer)?;
             // Some may have come before it was connected.
-            if self.is_wanted(from) {
+            if let Some(from) = self.sender(from) {
                 Counters::add(&self.permit.counters().received, length);
                 return Ok((length, from));
             }
@@ -266,13 +349,23 @@ impl UdpSocket {
         Err(NetError::WouldBlock)
     }
 
-    fn is_wanted(&self, from: SocketAddr) -> bool {
-        self.remote().is_none_or(|remote| is_same(remote, from))
+    /// Who sent something, as the guest knows him. None if it wants nothing from
+    /// there.
+    fn sender(&self, from: SocketAddr) -> Option<SocketAddr> {
+        match self.remote {
+            Some(Remote::Private(remote) | Remote::Real(remote)) => {
+                is_same(remote, from).then_some(from)
+            }
+            Some(Remote::Service(asked)) => {
+                self.led().connected.filter(|real| is_same(*real, from)).map(|_| asked)
+            }
+            None => Some(self.led().flows.sender(from, Instant::now)),
+        }
     }
 
     /// The system's socket, unless nothing that comes there is wanted.
     fn heard(&self) -> Option<&tokio::net::UdpSocket> {
-        self.real.as_ref().filter(|_| !matches!(self.remote, Some(Way::Private(_))))
+        self.real.as_ref().filter(|_| !matches!(self.remote, Some(Remote::Private(_))))
     }
 
     /// Ready when something may have come.
@@ -349,7 +442,7 @@ mod tests {
         let stack = Stack::default();
         // Really there is no pod with this address; it is one that any machine has.
         let addresses = vec![Family::V4.localhost()];
-        stack.set(PodNetwork { addresses, ..PodNetwork::default() });
+        stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
         let socket = stack.udp(Family::V4).unwrap();
         let real = socket.real.as_ref().unwrap().local_addr().unwrap();
         (socket, real)
@@ -359,7 +452,7 @@ mod tests {
     async fn a_flood_of_what_is_not_wanted_is_thrown_away_in_turns() {
         let (mut socket, real) = bound();
         let [flood, remote] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-        socket.remote = Some(Way::Real(remote.local_addr().unwrap()));
+        socket.remote = Some(Remote::Real(remote.local_addr().unwrap()));
         for _ in 0..DISCARDS * 2 {
             flood.send_to(b"x", real).unwrap();
         }
@@ -387,14 +480,5 @@ mod tests {
         let to = SocketAddr::new(inside.ip(), socket.address().port());
         socket.stack.0.private.deliver(to, inside, b"wanted");
         assert_eq!(socket.receive(&mut [0; 8]).await.unwrap(), (6, inside));
-    }
-
-    #[test]
-    fn flow_and_scope_do_not_make_another_address() {
-        let address = |port, flow, scope| {
-            std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), port, flow, scope).into()
-        };
-        assert!(is_same(address(1, 2, 3), address(1, 0, 0)));
-        assert!(!is_same(address(1, 0, 0), address(2, 0, 0)));
     }
 }

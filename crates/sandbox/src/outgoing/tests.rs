@@ -34,7 +34,7 @@ fn stack() -> Stack {
         names: vec![name.to_owned()],
     };
     let stack = Stack::default();
-    stack.set(PodNetwork {
+    let network = PodNetwork {
         addresses: vec!["192.0.2.1".parse().unwrap()],
         refused: vec![Destinations {
             address: "169.254.0.0".parse().unwrap(),
@@ -46,7 +46,8 @@ fn stack() -> Stack {
             ..Names::default()
         },
         ..PodNetwork::default()
-    });
+    };
+    stack.set(network, None);
     stack
 }
 
@@ -324,10 +325,10 @@ async fn no_connection_is_kept_for_other_rules() {
     let stack = stack();
     let first = stack.outgoing();
     let mut network = (*stack.network()).clone();
-    stack.set(network.clone());
+    stack.set(network.clone(), None);
     assert!(Arc::ptr_eq(&first, &stack.outgoing()), "nothing has changed");
     network.limits.sockets += 1;
-    stack.set(network);
+    stack.set(network, None);
     assert!(!Arc::ptr_eq(&first, &stack.outgoing()));
 }
 

@@ -262,6 +262,15 @@ impl Sandbox {
         assert_eq!(reply, SandboxReply::Done);
     }
 
+    /// As [`network`](Self::network), and hands it the Services.
+    pub(crate) fn led_network(&self, pod: &str, network: &PodNetwork, services: &Path) {
+        let file = socket::memfd(&serde_json::to_vec(network).unwrap()).unwrap();
+        let request = SandboxRequest::SetPodNetwork { pod: PodUid::new(pod) };
+        let given =
+            [(DescriptorName::Network, file), (DescriptorName::Services, detached(services))];
+        assert_eq!(self.connection.ask(request, &given), SandboxReply::Done);
+    }
+
     /// Creates a container; its id, or why not.
     pub(crate) fn create(&self, make: Make) -> Result<ContainerId, Failure> {
         let number = self.next.replace(self.next.get() + 1);
@@ -331,6 +340,14 @@ impl Sandbox {
     pub(crate) fn exit(&self, id: &ContainerId) -> ExitReport {
         self.connection.event(|event| match event {
             SandboxEvent::Exited { id: of, exit } if of == id => Some(exit.clone()),
+            _ => None,
+        })
+    }
+
+    /// What the sandbox says is not as it should be.
+    pub(crate) fn complaint(&self) -> String {
+        self.connection.event(|event| match event {
+            SandboxEvent::Complained { what } => Some(what.clone()),
             _ => None,
         })
     }

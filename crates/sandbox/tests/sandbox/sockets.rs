@@ -2,15 +2,17 @@
 
 use std::{
     cell::Cell,
+    fs,
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::fs::PermissionsExt,
     thread,
 };
 
-use krustlet_model::ContainerId;
+use krustlet_model::{ContainerId, services::Transport};
 use krustlet_protocol::{
-    Destinations, GuestKind, HttpLimits, ListenPort, NetworkReport, PodNetwork, SandboxReply,
-    SandboxRequest, SocketLimits,
+    Destinations, GuestKind, HttpLimits, ListenPort, Names, NetworkReport, PodNetwork,
+    SandboxReply, SandboxRequest, ServiceAddress, ServiceName, ServicePort, SocketLimits, services,
 };
 
 use crate::{
@@ -454,4 +456,91 @@ pub(crate) fn a_port_of_an_http_guest_that_is_in_use_is_named() {
     let (_, exit) = sandbox.run(http(8080));
     assert_eq!(exit.reason, "StartError");
     assert!(exit.message.contains("port 8080 of 10.77.0.1 is in use"), "{}", exit.message);
+}
+
+/// A directory in which 10.96.0.7 is the Service `n/web`, which leads its port 80
+/// to these.
+fn services_of(endpoints: &[(Transport, &str)]) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    // For the sandbox's user.
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let service = "10.96.0.7".parse().unwrap();
+    let ports = endpoints.iter().map(|(transport, endpoint)| ServicePort {
+        transport: *transport,
+        port: 80,
+        of: "n/web:".into(),
+        endpoints: vec![endpoint.parse().unwrap()],
+        is_silent: false,
+        affinity_s: 0,
+        sources: vec![],
+    });
+    let address = ServiceAddress { is_only: true, ports: ports.collect() };
+    let write = |path: String, bytes: Vec<u8>| {
+        let path = home.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    write(services::address_file(service), serde_json::to_vec(&address).unwrap());
+    let name = ServiceName::Addresses(vec![service]);
+    write(format!("{}/n.web", services::NAMES), serde_json::to_vec(&name).unwrap());
+    write(services::COMPLETE.into(), Vec::new());
+    home
+}
+
+pub(crate) fn pods_are_led_to_services_by_the_one_directory_they_were_handed() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let home =
+        services_of(&[(Transport::Tcp, "10.77.0.1:8080"), (Transport::Udp, "10.77.0.1:8080")]);
+    sandbox.led_network("one", &network(&["10.77.0.1"]), home.path());
+    serve(&sandbox, "one", &["tcp-echo", "8080"]);
+    serve(&sandbox, "one", &["udp-echo", "8080"]);
+    let open = || {
+        let all = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap();
+        let of = all.filter_map(|entry| fs::metadata(entry.unwrap().path()).ok());
+        of.filter(fs::Metadata::is_dir).count()
+    };
+    let before = open();
+    sandbox.led_network("two", &network(&["10.77.0.2"]), home.path());
+    sandbox.led_network("one", &network(&["10.77.0.1"]), home.path());
+    assert_eq!(open(), before, "one descriptor is enough for all");
+    // Also to oneself.
+    for pod in ["one", "two"] {
+        assert_eq!(run(&sandbox, pod, &["tcp-get", "10.96.0.7", "80", "x"]), "x");
+        assert_eq!(run(&sandbox, pod, &["udp-get", "10.96.0.7", "80", "x"]), "x");
+        let said = run(&sandbox, pod, &["connect", "10.96.0.7", "80"]);
+        assert!(said.ends_with("remote 10.96.0.7:80"), "{said}");
+        assert_eq!(run(&sandbox, pod, &["connect", "10.96.0.7", "81"]), "connection-refused");
+    }
+    fs::write(home.path().join("addresses/10.96.0.7"), "damaged").unwrap();
+    assert_eq!(run(&sandbox, "two", &["connect", "10.96.0.7", "80"]), "remote-unreachable");
+    assert!(sandbox.complaint().contains("addresses/10.96.0.7"));
+    // One that is not led any more goes there itself, where nobody is.
+    sandbox.network("two", &network(&["10.77.0.2"]));
+    let said = run(&sandbox, "two", &["connect", "10.77.0.1", "8080"]);
+    assert!(said.ends_with("remote 10.77.0.1:8080"), "{said}");
+}
+
+pub(crate) fn a_guest_asks_a_service_for_a_page_by_its_name() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let listener = TcpListener::bind("10.77.0.9:0").unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let home = services_of(&[(Transport::Tcp, &at)]);
+    let names = Names { cluster_domain: "c".into(), attempts: 1, ..Names::default() };
+    let network = PodNetwork { names, ..network(&["10.77.0.1"]) };
+    sandbox.led_network("pod", &network, home.path());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut asked = [0; 4096];
+        let length = stream.read(&mut asked).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes").unwrap();
+        String::from_utf8_lossy(&asked[..length]).into_owned()
+    });
+    let url = "http://web.n.svc.c/page";
+    let make = Make { pod: "pod".into(), ..Make::command("fetch.wasm", &["fetch", url]) };
+    let (id, _) = sandbox.run(make);
+    assert_eq!(sandbox.output(&id).trim(), "200\nyes");
+    assert!(server.join().unwrap().contains("host: web.n.svc.c"));
 }

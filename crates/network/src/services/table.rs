@@ -1,0 +1,369 @@
+//! What the files of Services should hold. Pure.
+//!
+//! Kept from one look to the next, so that a change costs what it changes: a
+//! Service is gone through again only if it or its endpoints are others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Service;
+use krustlet_model::services::{
+    Front, Here, Kind, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
+};
+use krustlet_protocol::{
+    Destinations, NamedAddress, ServiceAddress, ServiceName, ServicePort,
+    services::{address_file, name_file},
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    here: Here,
+    known: BTreeMap<ServiceKey, Known>,
+    /// What each Service says of an address.
+    addresses: BTreeMap<IpAddr, BTreeMap<ServiceKey, Share>>,
+    names: BTreeMap<ServiceKey, ServiceName>,
+    /// What is to be written anew.
+    due: BTreeSet<File>,
+}
+
+/// A file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum File {
+    Address(IpAddr),
+    Name(ServiceKey),
+}
+
+impl File {
+    /// Where it is in the directory. None for names that no file can have.
+    pub(super) fn path(&self) -> Option<String> {
+        match self {
+            Self::Address(address) => Some(address_file(*address)),
+            Self::Name(key) => name_file(key),
+        }
+    }
+}
+
+/// What a Service was when it was gone through.
+#[derive(Debug)]
+struct Known {
+    version: Option<String>,
+    slices: Vec<Arc<Slice>>,
+    addresses: Vec<IpAddr>,
+}
+
+/// What one Service says of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Share {
+    kind: Kind,
+    ports: Vec<ServicePort>,
+}
+
+impl Known {
+    fn is(&self, service: &Service, slices: &[Arc<Slice>]) -> bool {
+        let version = &service.metadata.resource_version;
+        version.is_some()
+            && self.version == *version
+            && self.slices.len() == slices.len()
+            && self.slices.iter().zip(slices).all(|(old, new)| Arc::ptr_eq(old, new))
+    }
+}
+
+impl Table {
+    /// Takes in what the cluster is now, as seen from this node.
+    pub(super) fn update(&mut self, services: &[Service], slices: &Slices, here: &Here) {
+        let is_elsewhere = self.here != *here;
+        self.here.clone_from(here);
+        let mut gone: BTreeSet<ServiceKey> = self.known.keys().cloned().collect();
+        for service in services {
+            let metadata = &service.metadata;
+            let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else {
+                continue;
+            };
+            let key = ServiceKey::new(namespace, name);
+            let of = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
+            gone.remove(&key);
+            if is_elsewhere || !self.known.get(&key).is_some_and(|known| known.is(service, of)) {
+                self.put(key, service, of);
+            }
+        }
+        for key in gone {
+            self.remove(&key);
+        }
+    }
+
+    fn put(&mut self, key: ServiceKey, service: &Service, slices: &[Arc<Slice>]) {
+        let front = Front::of(service);
+        let shares = front.iter().flat_map(|front| shares(front, slices, &self.here));
+        let shares: BTreeMap<IpAddr, Share> = shares.collect();
+        let known = Known {
+            version: service.metadata.resource_version.clone(),
+            slices: slices.to_vec(),
+            addresses: shares.keys().copied().collect(),
+        };
+        let before = self.known.insert(key.clone(), known).map(|known| known.addresses);
+        for address in before.into_iter().flatten().filter(|one| !shares.contains_key(one)) {
+            self.let_go(address, &key);
+        }
+        for (address, share) in shares {
+            let all = self.addresses.entry(address).or_default();
+            if all.get(&key) != Some(&share) {
+                all.insert(key.clone(), share);
+                self.due.insert(File::Address(address));
+            }
+        }
+        match front.map(|front| name(front, slices)) {
+            Some(name) if self.names.get(&key) == Some(&name) => {}
+            Some(name) => {
+                self.due.insert(File::Name(key.clone()));
+                self.names.insert(key, name);
+            }
+            None => self.forget_name(key),
+        }
+    }
+
+    fn remove(&mut self, key: &ServiceKey) {
+        for address in self.known.remove(key).into_iter().flat_map(|known| known.addresses) {
+            self.let_go(address, key);
+        }
+        self.forget_name(key.clone());
+    }
+
+    fn let_go(&mut self, address: IpAddr, key: &ServiceKey) {
+        if let Some(all) = self.addresses.get_mut(&address) {
+            all.remove(key);
+            if all.is_empty() {
+                self.addresses.remove(&address);
+            }
+            self.due.insert(File::Address(address));
+        }
+    }
+
+    fn forget_name(&mut self, key: ServiceKey) {
+        if self.names.remove(&key).is_some() {
+            self.due.insert(File::Name(key));
+        }
+    }
+
+    /// What is to be written anew.
+    pub(super) fn due(&self) -> impl Iterator<Item = &File> {
+        self.due.iter()
+    }
+
+    /// That it was.
+    pub(super) fn is_written(&mut self, file: &File) {
+        self.due.remove(file);
+    }
+
+    /// All files that there should be.
+    pub(super) fn paths(&self) -> BTreeSet<String> {
+        let addresses = self.addresses.keys().map(|address| address_file(*address));
+        addresses.chain(self.names.keys().filter_map(name_file)).collect()
+    }
+
+    /// What a file should hold; None if it should not be there.
+    ///
+    /// # Errors
+    ///
+    /// None that can come of these values.
+    pub(super) fn contents(&self, file: &File) -> Result<Option<Vec<u8>>, serde_json::Error> {
+        match file {
+            File::Address(address) => {
+                let merged = self.addresses.get(address).map(merge);
+                merged.map(|merged| serde_json::to_vec(&merged)).transpose()
+            }
+            File::Name(key) => self.names.get(key).map(serde_json::to_vec).transpose(),
+        }
+    }
+}
+
+/// What a Service says of each of its addresses.
+fn shares(
+    front: &Front,
+    slices: &[Arc<Slice>],
+    here: &Here,
+) -> impl Iterator<Item = (IpAddr, Share)> {
+    let share = |(address, kind): (&IpAddr, &Kind)| {
+        let (address, kind) = (*address, *kind);
+        let sources = front
+            .sources
+            .iter()
+            .filter(|range| kind == Kind::Balanced && range.address.is_ipv6() == address.is_ipv6());
+        let sources: Vec<Destinations> = sources
+            .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
+            .collect();
+        let ports = leads(front, slices, kind, address.is_ipv6(), here);
+        let ports = ports.into_iter().map(|lead| ServicePort {
+            transport: lead.transport,
+            port: lead.port,
+            of: format!("{}:{}", front.key, lead.name),
+            endpoints: lead.endpoints,
+            is_silent: lead.otherwise == Otherwise::Dropped,
+            affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
+            sources: sources.clone(),
+        });
+        (address, Share { kind, ports: ports.collect() })
+    };
+    front.addresses.iter().map(share).collect::<Vec<_>>().into_iter()
+}
+
+/// What an address is, of all Services that have it. Where the cluster gave it to
+/// one, others that name it too have no say; else the first in the order of their
+/// names has a port that several want.
+fn merge(all: &BTreeMap<ServiceKey, Share>) -> ServiceAddress {
+    let is_only = all.values().any(|share| share.kind == Kind::Cluster);
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for share in all.values().filter(|share| !is_only || share.kind == Kind::Cluster) {
+        for port in &share.ports {
+            if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
+                ports.push(port.clone());
+            }
+        }
+    }
+    ServiceAddress { is_only, ports }
+}
+
+fn name(front: Front, slices: &[Arc<Slice>]) -> ServiceName {
+    match front.naming {
+        Naming::Addresses(addresses) => ServiceName::Addresses(addresses),
+        Naming::Elsewhere(name) => ServiceName::Elsewhere(name),
+        Naming::Endpoints => {
+            let named = named_endpoints(slices).into_iter();
+            let named = named.map(|one| NamedAddress { address: one.address, name: one.hostname });
+            ServiceName::Endpoints(named.collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Service and who answers for it, as small as the rules need.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct One {
+        name: u8,
+        version: u8,
+        address: Option<u8>,
+        external: Option<u8>,
+        port: u16,
+    }
+
+    fn service(one: &One) -> Service {
+        let external: Vec<_> = one.external.iter().map(|n| format!("192.0.2.{n}")).collect();
+        serde_json::from_value(json!({
+            "metadata": {
+                "namespace": "n", "name": format!("s{}", one.name),
+                "resourceVersion": format!("{one:?}"),
+            },
+            "spec": {
+                "clusterIP": one.address.map_or("None".to_owned(), |n| format!("192.0.2.{n}")),
+                "externalIPs": external,
+                "ports": [{"port": one.port}],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn services() -> impl Strategy<Value = Vec<One>> {
+        let some = || prop::option::weighted(0.6, 1_u8..5);
+        let one = (0_u8..4, 0_u8..2, some(), some(), 80_u16..83);
+        let one = one.prop_map(|(name, version, address, external, port)| One {
+            name,
+            version,
+            address,
+            external,
+            port,
+        });
+        prop::collection::vec(one, 0..6).prop_map(|mut all| {
+            all.sort_by_key(|one| one.name);
+            all.dedup_by_key(|one| one.name);
+            all
+        })
+    }
+
+    /// Files as someone who writes what is due would have them.
+    fn follow(table: &mut Table, files: &mut HashMap<String, Vec<u8>>) {
+        for file in table.due().cloned().collect::<Vec<_>>() {
+            let path = file.path().unwrap();
+            match table.contents(&file).unwrap() {
+                Some(contents) => files.insert(path, contents),
+                None => files.remove(&path),
+            };
+            table.is_written(&file);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_due_makes_the_files_of_one_who_sees_it_for_the_first_time(
+            steps in prop::collection::vec((services(), any::<bool>()), 1..6)
+        ) {
+            let mut table = Table::default();
+            let mut files = HashMap::new();
+            for (all, is_here) in steps {
+                let all: Vec<Service> = all.iter().map(service).collect();
+                let here = Here { node: "n".into(), zone: if is_here { "a" } else { "b" }.into() };
+                table.update(&all, &Slices::new(), &here);
+                follow(&mut table, &mut files);
+                let (mut fresh, mut expected) = (Table::default(), HashMap::new());
+                fresh.update(&all, &Slices::new(), &here);
+                follow(&mut fresh, &mut expected);
+                prop_assert_eq!(&files, &expected);
+                let paths: BTreeSet<String> = files.keys().cloned().collect();
+                prop_assert_eq!(table.paths(), paths);
+                table.update(&all, &Slices::new(), &here);
+                prop_assert_eq!(table.due().count(), 0, "nothing has changed");
+            }
+        }
+
+        #[test]
+        fn nobody_takes_an_address_that_the_cluster_gave_to_another(all in services()) {
+            let mut table = Table::default();
+            let objects: Vec<Service> = all.iter().map(service).collect();
+            table.update(&objects, &Slices::new(), &Here::default());
+            for (address, shares) in &table.addresses {
+                let merged = merge(shares);
+                let owners: Vec<&ServiceKey> =
+                    shares.iter().filter(|(_, s)| s.kind == Kind::Cluster).map(|(k, _)| k).collect();
+                prop_assert_eq!(merged.is_only, !owners.is_empty(), "{}", address);
+                for port in merged.ports {
+                    let is_owners = owners.iter().any(|key| port.of.starts_with(&format!("{key}:")));
+                    prop_assert!(owners.is_empty() || is_owners, "{} at {}", port.of, address);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_sources_of_a_balancer_are_told_for_its_addresses_alone() {
+        let service = serde_json::from_value(json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {
+                "clusterIP": "10.96.0.7", "ports": [{"name": "web", "port": 80}],
+                "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/8"],
+            },
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}},
+        }))
+        .unwrap();
+        let mut table = Table::default();
+        table.update(&[service], &Slices::new(), &Here::default());
+        let port = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            merge(&table.addresses[&address]).ports.remove(0)
+        };
+        assert!(port("10.96.0.7").sources.is_empty());
+        let balanced = port("192.0.2.1");
+        assert_eq!(balanced.of, "n/s:web");
+        let range = Destinations { address: "10.0.0.0".parse().unwrap(), prefix: 8, port: None };
+        assert_eq!(balanced.sources, [range]);
+    }
+}

@@ -1,0 +1,199 @@
+//! Where what a guest sends to an address really goes: the one place that all
+//! ways to connect and to send share.
+//!
+//! ```text
+//! asked ── place::way ──▶ the pod's loopback
+//!             │
+//!             ▼
+//!          Services ──▶ nobody (refused, or silence)
+//!             │ an endpoint, or the address itself
+//!             ▼
+//!          place::way once more ──▶ Route { asked, real }
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+
+use krustlet_model::services::Transport;
+
+use super::{
+    NetError, Stack,
+    place::{self, Way},
+    services::{Asked, Lead},
+};
+
+/// A way on the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Where the guest wants to go, and believes to be: maybe a Service's address.
+    pub(super) asked: SocketAddr,
+    /// Where packets go and come from.
+    pub(super) real: SocketAddr,
+}
+
+impl Route {
+    /// Whether a Service leads there.
+    pub(super) fn is_led(self) -> bool {
+        self.asked != self.real
+    }
+}
+
+/// Where a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// On the pod's private loopback.
+    Private(SocketAddr),
+    /// On the network.
+    Real(Route),
+    /// A Service's that leads to nobody now.
+    Nobody {
+        asked: SocketAddr,
+        /// Whether who goes there hears nothing; else that it is refused.
+        is_silent: bool,
+    },
+}
+
+impl Stack {
+    /// Where a destination is, and whether a guest may go there. Of several
+    /// endpoints of a Service it is `before`, if that is one of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`place::way`], also for the endpoint of a Service;
+    /// [`NetError::RemoteUnreachable`] if it is not known what Services there
+    /// are.
+    pub(super) fn destination(
+        &self,
+        transport: Transport,
+        to: SocketAddr,
+        before: Option<SocketAddr>,
+    ) -> Result<Destination, NetError> {
+        let found = self.find(transport, to, before);
+        found.inspect_err(|error| self.note(*error))
+    }
+
+    fn find(
+        &self,
+        transport: Transport,
+        to: SocketAddr,
+        before: Option<SocketAddr>,
+    ) -> Result<Destination, NetError> {
+        let network = self.network();
+        let asked = match place::way(&network, to)? {
+            Way::Private(to) => return Ok(Destination::Private(to)),
+            Way::Real(to) => to,
+        };
+        let lead = self.lead(&network.addresses, transport, asked, before)?;
+        let real = match lead {
+            Lead::Itself => asked,
+            Lead::Endpoint(endpoint) => endpoint,
+            Lead::Refused => return Ok(Destination::Nobody { asked, is_silent: false }),
+            Lead::Silence => return Ok(Destination::Nobody { asked, is_silent: true }),
+        };
+        let route = Route { asked, real };
+        self.may_go(route)?;
+        Ok(Destination::Real(route))
+    }
+
+    fn lead(
+        &self,
+        from: &[IpAddr],
+        transport: Transport,
+        to: SocketAddr,
+        before: Option<SocketAddr>,
+    ) -> Result<Lead, NetError> {
+        let Some(directory) = self.services() else { return Ok(Lead::Itself) };
+        let asked = Asked { transport, to, from, before };
+        // The agent has heard why.
+        self.0.affinity.lead(&directory, asked).map_err(|_| NetError::RemoteUnreachable)
+    }
+
+    /// Whether a guest may go, or go on, by a route under the rules as they are
+    /// now.
+    ///
+    /// # Errors
+    ///
+    /// As [`place::way`]; [`NetError::AccessDenied`] where a Service leads to
+    /// what is no machine on the network.
+    pub(super) fn may_go(&self, route: Route) -> Result<(), NetError> {
+        let network = self.network();
+        for to in [route.asked, route.real] {
+            // No Service leads into the pod's own loopback.
+            if place::way(&network, to)? != Way::Real(to) {
+                return Err(NetError::AccessDenied);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use krustlet_protocol::{Destinations, PodNetwork, services::COMPLETE};
+
+    use super::*;
+    use crate::net::services::tests::{directory, port, write};
+
+    fn stack(home: &Path) -> Stack {
+        let address = |text: &str| text.parse().unwrap();
+        let stack = Stack::default();
+        let refused = Destinations { address: address("169.254.0.0"), prefix: 16, port: None };
+        let network = PodNetwork {
+            addresses: vec![address("10.1.0.7")],
+            refused: vec![refused],
+            ..PodNetwork::default()
+        };
+        let (directory, _) = directory(home);
+        stack.set(network, Some(directory));
+        stack
+    }
+
+    fn lead_to(home: &Path, endpoint: &str) {
+        write(home, "10.96.0.7", port(Transport::Tcp, &[endpoint.parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_service_leads_nowhere_that_the_pod_may_not_go_itself() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let stack = stack(home);
+        fs::write(home.join(COMPLETE), "").unwrap();
+        let asked: SocketAddr = "10.96.0.7:80".parse().unwrap();
+        let destination = || stack.destination(Transport::Tcp, asked, None);
+        lead_to(home, "10.1.0.9:8080");
+        let real = "10.1.0.9:8080".parse().unwrap();
+        assert_eq!(destination(), Ok(Destination::Real(Route { asked, real })));
+        let before = stack.report().refused;
+        for secret in ["169.254.169.254:80", "127.0.0.1:80", "224.0.0.1:80", "255.255.255.255:80"] {
+            lead_to(home, secret);
+            assert_eq!(destination(), Err(NetError::AccessDenied), "{secret}");
+        }
+        assert_eq!(stack.report().refused, before + 4);
+        // A route that was good is bad under other rules.
+        let network = PodNetwork {
+            addresses: vec!["10.1.0.7".parse().unwrap()],
+            refused: vec![Destinations { address: real.ip(), prefix: 32, port: None }],
+            ..PodNetwork::default()
+        };
+        stack.set(network, None);
+        assert_eq!(stack.may_go(Route { asked, real }), Err(NetError::AccessDenied));
+    }
+
+    #[test]
+    fn nothing_is_gone_to_while_it_is_not_known_what_is_a_services() {
+        let home = tempfile::tempdir().unwrap();
+        let stack = stack(home.path());
+        let asked: SocketAddr = "10.96.0.7:80".parse().unwrap();
+        let destination = || stack.destination(Transport::Tcp, asked, None);
+        assert_eq!(destination(), Err(NetError::RemoteUnreachable));
+        fs::write(home.path().join(COMPLETE), "").unwrap();
+        assert_eq!(destination(), Ok(Destination::Real(Route { asked, real: asked })));
+        fs::write(home.path().join("addresses/10.96.0.7"), "damaged").unwrap();
+        assert_eq!(destination(), Err(NetError::RemoteUnreachable));
+        // The pod's own loopback is no Service's.
+        let inside = "127.0.0.1:80".parse().unwrap();
+        let private = stack.destination(Transport::Tcp, inside, None);
+        assert_eq!(private, Ok(Destination::Private(inside)));
+    }
+}

@@ -1,0 +1,201 @@
+//! Services on a network: a namespace in which every address of 10.77.0.0/16 is
+//! the machine's own.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, UdpSocket as Bare},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use krustlet_model::services::Transport;
+use krustlet_protocol::{PodNetwork, services::COMPLETE};
+use tokio::time::timeout;
+
+use super::{
+    Family, NetError, Options, Stack, UdpSocket,
+    services::tests::{directory, port, write},
+};
+
+/// The address of the Service in all of these tests.
+const SERVICE: &str = "10.96.0.7";
+
+/// Longer than anything takes that is not about time.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs a test on a thread with a network of its own.
+fn on_a_network(test: impl AsyncFnOnce(&Path, Stack) + Send) {
+    let run = || {
+        // SAFETY: it is this thread that leaves the process's network, for good.
+        let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(left, 0, "needs root: {}", std::io::Error::last_os_error());
+        for words in ["link set lo up", "route add local 10.77.0.0/16 dev lo"] {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let home = tempfile::tempdir().unwrap();
+        let (directory, _news) = directory(home.path());
+        fs::write(home.path().join(COMPLETE), "").unwrap();
+        let stack = Stack::default();
+        let addresses = vec!["10.77.0.1".parse().unwrap()];
+        let network = PodNetwork { addresses, ..PodNetwork::default() };
+        stack.set(network, Some(directory));
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(async {
+            timeout(LIMIT, test(home.path(), stack)).await.expect("it hangs");
+        });
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+fn service(port: u16) -> SocketAddr {
+    SocketAddr::new(SERVICE.parse().unwrap(), port)
+}
+
+fn lead_to(home: &Path, transport: Transport, endpoints: &[SocketAddr]) {
+    write(home, SERVICE, port(transport, endpoints));
+}
+
+/// Somebody who answers datagrams.
+fn answerer(address: &str) -> (Bare, SocketAddr) {
+    let socket = Bare::bind((address, 0)).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let at = socket.local_addr().unwrap();
+    (socket, at)
+}
+
+/// What was sent to the answerer, and his answer as it was heard.
+async fn exchange(socket: &UdpSocket, answerer: &Bare) -> (SocketAddr, SocketAddr) {
+    let mut buffer = [0; 8];
+    let (length, from) = answerer.recv_from(&mut buffer).unwrap();
+    answerer.send_to(&buffer[..length], from).unwrap();
+    (from, socket.receive(&mut buffer).await.unwrap().1)
+}
+
+#[test]
+fn a_connection_to_a_service_is_one_to_its_endpoint() {
+    on_a_network(async |home, stack| {
+        let listener = TcpListener::bind("10.77.0.2:0").unwrap();
+        let real = listener.local_addr().unwrap();
+        lead_to(home, Transport::Tcp, &[real]);
+        let connect = async |to| {
+            let permit = stack.permit().unwrap();
+            stack.connect_tcp(permit, Options::default(), to).await
+        };
+        let connection = connect(service(80)).await.unwrap();
+        assert_eq!(connection.remote().unwrap(), service(80));
+        assert_eq!(connection.local().unwrap().ip().to_string(), "10.77.0.1");
+        let (mut other, from) = listener.accept().unwrap();
+        assert_eq!(from, connection.local().unwrap());
+        other.write_all(b"x").unwrap();
+        std::future::poll_fn(|context| connection.poll_readable(context)).await;
+        assert_eq!(connection.try_read(&mut [0; 8]).unwrap(), 1);
+        connection.try_write(b"y").unwrap();
+        assert_eq!(other.read(&mut [0; 8]).unwrap(), 1);
+
+        // Also from a port that the guest chose.
+        let bound = stack.bind_tcp("0.0.0.0:7070".parse().unwrap()).unwrap();
+        let permit = stack.permit().unwrap();
+        let connection = bound.connect(permit, Options::default(), service(80)).await.unwrap();
+        assert_eq!(connection.remote().unwrap(), service(80));
+        assert_eq!(listener.accept().unwrap().1.to_string(), "10.77.0.1:7070");
+
+        assert_eq!(connect(service(81)).await.unwrap_err(), NetError::ConnectionRefused);
+        let direct = connect(real).await.unwrap();
+        assert_eq!(direct.remote().unwrap(), real);
+        lead_to(home, Transport::Tcp, &[]);
+        assert_eq!(connect(service(80)).await.unwrap_err(), NetError::ConnectionRefused);
+        fs::write(home.join("addresses").join(SERVICE), "{").unwrap();
+        assert_eq!(connect(service(80)).await.unwrap_err(), NetError::RemoteUnreachable);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_dropped_waits_as_long_as_linux_does() {
+    let home = tempfile::tempdir().unwrap();
+    let (directory, _news) = directory(home.path());
+    let mut silent = port(Transport::Tcp, &[]);
+    silent.is_silent = true;
+    write(home.path(), SERVICE, silent);
+    let stack = Stack::default();
+    let addresses = vec!["10.77.0.1".parse().unwrap()];
+    stack.set(PodNetwork { addresses, ..PodNetwork::default() }, Some(directory));
+    let permit = stack.permit().unwrap();
+    let begun = tokio::time::Instant::now();
+    let connected = stack.connect_tcp(permit, Options::default(), service(80)).await;
+    assert_eq!(connected.unwrap_err(), NetError::Timeout);
+    assert_eq!(begun.elapsed(), Duration::from_secs(127));
+    assert_eq!(stack.report().sockets, 0);
+}
+
+#[test]
+fn answers_to_datagrams_seem_to_come_from_the_service() {
+    on_a_network(async |home, stack| {
+        let (one, at_one) = answerer("10.77.0.2");
+        let (two, at_two) = answerer("10.77.0.3");
+        lead_to(home, Transport::Udp, &[at_one]);
+        let socket = stack.udp(Family::V4).unwrap();
+        let send = |to| socket.try_send(b"x", Some(to));
+        send(service(80)).unwrap();
+        let (from, heard) = exchange(&socket, &one).await;
+        assert_eq!((from.ip().to_string(), heard), ("10.77.0.1".to_owned(), service(80)));
+
+        // To whom it goes on, though there are others, until he is gone.
+        lead_to(home, Transport::Udp, &[at_one, at_two]);
+        for _ in 0..16 {
+            socket.led().flows.age(Duration::from_secs(2));
+            send(service(80)).unwrap();
+            assert_eq!(exchange(&socket, &one).await.1, service(80));
+        }
+        lead_to(home, Transport::Udp, &[at_two]);
+        socket.led().flows.age(Duration::from_secs(2));
+        send(service(80)).unwrap();
+        assert_eq!(exchange(&socket, &two).await.1, service(80));
+
+        // Himself he is where he is called himself.
+        send(at_two).unwrap();
+        assert_eq!(exchange(&socket, &two).await.1, at_two);
+        send(service(81)).unwrap();
+        lead_to(home, Transport::Udp, &[]);
+        send(service(80)).unwrap();
+    });
+}
+
+#[test]
+fn a_connected_socket_stays_at_the_service_wherever_that_leads() {
+    on_a_network(async |home, stack| {
+        let (one, at_one) = answerer("10.77.0.2");
+        let (two, at_two) = answerer("10.77.0.3");
+        lead_to(home, Transport::Udp, &[at_one]);
+        let mut socket = stack.udp(Family::V4).unwrap();
+        socket.connect(Some(service(80))).unwrap();
+        assert_eq!(socket.remote(), Some(service(80)));
+        let local = socket.address();
+        socket.try_send(b"x", None).unwrap();
+        let (from, heard) = exchange(&socket, &one).await;
+        assert_eq!((from, heard), (local, service(80)));
+        assert_eq!(socket.try_send(b"x", Some(at_one)), Err(NetError::InvalidArgument));
+
+        lead_to(home, Transport::Udp, &[at_two]);
+        socket.led().flows.age(Duration::from_secs(2));
+        socket.try_send(b"x", Some(service(80))).unwrap();
+        assert_eq!(exchange(&socket, &two).await, (local, service(80)));
+        // Who was left is not heard any more.
+        one.send_to(b"late", local).unwrap();
+        socket.try_send(b"x", None).unwrap();
+        assert_eq!(exchange(&socket, &two).await.1, service(80));
+
+        lead_to(home, Transport::Udp, &[]);
+        socket.led().flows.age(Duration::from_secs(2));
+        assert_eq!(socket.try_send(b"x", None), Err(NetError::ConnectionRefused));
+        lead_to(home, Transport::Udp, &[at_one]);
+        socket.try_send(b"x", None).unwrap();
+        assert_eq!(exchange(&socket, &one).await.1, service(80));
+
+        socket.connect(None).unwrap();
+        assert_eq!((socket.remote(), socket.address().port()), (None, local.port()));
+        socket.try_send(b"x", Some(at_two)).unwrap();
+        assert_eq!(exchange(&socket, &two).await.1, at_two);
+    });
+}
