@@ -96,6 +96,11 @@ pub(crate) struct NodeArgs {
     /// deploy/network-rbac.yaml
     #[arg(long)]
     pub(crate) node_routes: bool,
+    /// Who leads pods to Services: `none` of us, for a node with a kube-proxy, or
+    /// their sandboxes (`builtin`), without one; needs the rights of
+    /// deploy/network-rbac.yaml
+    #[arg(long, value_name = "WHO", default_value = "none")]
+    pub(crate) service_proxy: ServiceProxy,
     /// Directory for the serving certificate
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
@@ -154,6 +159,15 @@ pub(crate) enum PodNetworkMode {
     Own,
     /// The node's.
     Host,
+}
+
+/// Who leads pods to Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServiceProxy {
+    /// Nobody of ours.
+    None,
+    /// Their sandboxes.
+    Builtin,
 }
 
 impl From<PodNetworkMode> for krustlet_network::Mode {

@@ -76,6 +76,11 @@ impl Root {
         self.runtime().join("netns")
     }
 
+    /// Where the addresses and names of Services lead, for sandboxes.
+    pub(crate) fn services(&self) -> PathBuf {
+        self.runtime().join("services")
+    }
+
     /// Checkpoints and volumes of pods.
     pub(crate) fn pods(&self) -> PathBuf {
         self.directory.join("pods")

@@ -50,6 +50,8 @@ pub(crate) struct CoreConfig {
     pub(crate) lock: RootLock,
     /// Whether pods may get addresses of their own.
     pub(crate) pod_network: Mode,
+    /// The directory of Services, if pods are led to them by their sandboxes.
+    pub(crate) services: Option<PathBuf>,
     /// How registries are reached.
     pub(crate) registries: RegistryRules,
     /// Images pulled at once.
@@ -71,6 +73,7 @@ impl Core {
             root,
             lock,
             pod_network,
+            services,
             registries,
             parallel_pulls,
             verification,
@@ -84,6 +87,7 @@ impl Core {
         // The zygote comes first: nothing secret has been read yet.
         let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
         zygote.log_files = log_files;
+        zygote.services = services;
         zygote.pod_namespace = prepared.namespace().map(|namespace| namespace.path().to_owned());
         if !rustix::process::geteuid().is_root() {
             tracing::warn!(

@@ -11,3 +11,4 @@ pub(crate) mod node;
 pub(crate) mod pods;
 mod programs;
 pub(crate) mod queries;
+mod services;

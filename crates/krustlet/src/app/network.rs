@@ -16,6 +16,10 @@ const SHARED: &str = "PodsShareNodeAddress";
 /// The reason of the event by which it says that it may not know other nodes.
 const FORBIDDEN: &str = "NodeRoutesForbidden";
 
+/// The reason of the event by which it says that it may not know who answers for
+/// Services.
+const SERVICES_FORBIDDEN: &str = "ServiceEndpointsForbidden";
+
 /// Passes the Node's podCIDRs on, and tells its readers when pods do without.
 #[derive(Debug)]
 pub(super) struct NodeNetworkTask {
@@ -24,6 +28,9 @@ pub(super) struct NodeNetworkTask {
     pub(super) state: watch::Receiver<NetworkState>,
     /// What is known of other nodes, if that is asked for.
     pub(super) peers: Option<watch::Receiver<cluster::Peers>>,
+    /// Why it is not known who answers for Services, if that is asked for and for
+    /// lack of a right.
+    pub(super) endpoints_forbidden: Option<watch::Receiver<Option<String>>>,
     pub(super) events: Events,
 }
 
@@ -41,11 +48,17 @@ impl NodeNetworkTask {
                 }
                 changed
             });
-            if let (Some(node), Some(why)) = (&node, self.forbidden())
-                && told.insert(why.clone())
-            {
-                tracing::error!("{why}");
-                self.events.record(&About::node(node), EventType::Warning, FORBIDDEN, why);
+            let forbidden = [
+                (FORBIDDEN, self.peers_forbidden()),
+                (SERVICES_FORBIDDEN, self.endpoints_forbidden()),
+            ];
+            for (reason, why) in forbidden {
+                if let (Some(node), Some(why)) = (&node, why)
+                    && told.insert(why.clone())
+                {
+                    tracing::error!("{why}");
+                    self.events.record(&About::node(node), EventType::Warning, reason, why);
+                }
             }
             let state = self.state.borrow_and_update().clone();
             if let (Some(node), NetworkState::Host { why: Some(why) }) = (node, state)
@@ -61,6 +74,7 @@ impl NodeNetworkTask {
                 Ok(()) = self.node.changed() => {}
                 Ok(()) = self.state.changed() => {}
                 Ok(()) = changed(self.peers.as_mut()) => {}
+                Ok(()) = changed(self.endpoints_forbidden.as_mut()) => {}
                 else => return stop.cancelled().await,
             }
         }
@@ -69,7 +83,7 @@ impl NodeNetworkTask {
 
 impl NodeNetworkTask {
     /// Why other nodes are not known, if that is for lack of a right.
-    fn forbidden(&mut self) -> Option<String> {
+    fn peers_forbidden(&mut self) -> Option<String> {
         let peers = self.peers.as_mut()?.borrow_and_update().clone();
         match peers {
             cluster::Peers::Forbidden(why) => Some(format!(
@@ -79,9 +93,21 @@ impl NodeNetworkTask {
             cluster::Peers::Unknown | cluster::Peers::Known(_) => None,
         }
     }
+
+    /// Why it is not known who answers for Services.
+    fn endpoints_forbidden(&mut self) -> Option<String> {
+        let why = self.endpoints_forbidden.as_mut()?.borrow_and_update().clone()?;
+        Some(format!(
+            "Pods are not led to Services: {why}; apply deploy/network-rbac.yaml, or leave \
+             --service-proxy out"
+        ))
+    }
 }
 
-async fn changed<T>(of: Option<&mut watch::Receiver<T>>) -> Result<(), watch::error::RecvError> {
+/// Waits for the next value, for ever if there is nothing to wait for.
+pub(super) async fn changed<T>(
+    of: Option<&mut watch::Receiver<T>>,
+) -> Result<(), watch::error::RecvError> {
     match of {
         Some(receiver) => receiver.changed().await,
         None => std::future::pending().await,

@@ -15,7 +15,10 @@ use krustlet_cluster::{
 };
 use krustlet_image::{ImageSummary, Images};
 use krustlet_model::quantity;
-use krustlet_network::{NetworkConfig, NetworkState, NodeRanges};
+use krustlet_network::{
+    NetworkConfig, NetworkState, NodeRanges,
+    services::{ServiceSources, ServicesState},
+};
 use krustlet_runtime::Runtime;
 use krustlet_server::{HttpsTask, LocalTask, ServingIdentity, tls};
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -27,6 +30,7 @@ use super::{
     images,
     network::{self, NodeNetworkTask},
     pods::{self, PodsSetup},
+    services::{self, ServiceFiles},
 };
 use crate::{
     cli::NodeArgs,
@@ -63,18 +67,20 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         bail!("an agent runs in {} already", root.path().display());
     };
     let signal = until_signal()?;
+    let services = services::open(settings.service_proxy, &root).await?;
     // Before any credential is read: the zygote must not have seen one.
     let core = Core::open(CoreConfig {
         root: root.clone(),
         lock,
         pod_network: settings.pod_network,
+        services: services.as_ref().map(|_| root.services()),
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         parallel_pulls: settings.parallel_pulls,
         verification: settings.verification.clone(),
         log_files: settings.log_max_files,
     })
     .await?;
-    let core = wire(core, &args.kubeconfig, &root, &settings).await?;
+    let core = wire(core, (&args.kubeconfig, &root), &settings, services).await?;
     tracing::info!(node = settings.name, address = %settings.ip, "the node runs");
     core.run(signal).await
 }
@@ -82,9 +88,9 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
 /// Starts everything that speaks to the API server, in the order of its use.
 async fn wire(
     mut core: Core,
-    kubeconfig: &Path,
-    root: &Root,
+    (kubeconfig, root): (&Path, &Root),
     settings: &NodeSettings,
+    service_files: Option<ServiceFiles>,
 ) -> Result<Core> {
     let options = ConnectOptions {
         user_agent: format!("krustlet/v{}", env!("CARGO_PKG_VERSION")),
@@ -120,6 +126,7 @@ async fn wire(
     let watcher = HealthTask {
         runtime: core.runtime.clone(),
         network: network.state(),
+        services: service_files.as_ref().map(|(state, _)| state.clone()),
         images: core.images.clone(),
         health,
     };
@@ -132,17 +139,32 @@ async fn wire(
     let lease = cluster::lease::lease(&cluster, &settings.name, node.clone());
     core.supervisor.start("lease", |stop| lease.run(stop));
 
+    let (services, task) = cluster::services::services(&cluster);
+    core.supervisor.start("services", |stop| task.run(stop));
+    let mut endpoints_forbidden = None;
+    if let Some((_, task)) = service_files {
+        let (endpoints, source) = cluster::endpoints::endpoints(&cluster);
+        endpoints_forbidden = Some(endpoints.forbidden);
+        let sources = ServiceSources {
+            node: settings.name.clone(),
+            seen: node.clone(),
+            services: services.clone(),
+            slices: endpoints.known,
+        };
+        core.supervisor.start("endpoints", |stop| source.run(stop));
+        core.supervisor.start("service files", |stop| task.run(sources, stop));
+    }
+
     let asked = NodeNetworkTask {
         node: node.clone(),
         ranges: node_ranges,
         state: network.state(),
         peers: peer_states,
+        endpoints_forbidden,
         events: events.clone(),
     };
     core.supervisor.start("node network", |stop| asked.run(stop));
 
-    let (services, task) = cluster::services::services(&cluster);
-    core.supervisor.start("services", |stop| task.run(stop));
     let (objects, task) = cluster::objects::objects(&cluster);
     core.supervisor.start("objects", |stop| task.run(stop));
 
@@ -262,6 +284,7 @@ fn reserved(maps: &[BTreeMap<String, Quantity>]) -> Result<Reserved> {
 struct HealthTask {
     runtime: Runtime,
     network: watch::Receiver<NetworkState>,
+    services: Option<watch::Receiver<ServicesState>>,
     images: Images,
     health: watch::Sender<NodeHealth>,
 }
@@ -277,10 +300,17 @@ impl HealthTask {
         loop {
             let images = self.images.list().await.into_iter().map(container_image).collect();
             let well = *healthy.borrow_and_update();
-            let not_ready = match &*self.network.borrow_and_update() {
-                _ if !well => Some("no sandbox can be made: the zygote does not answer".to_owned()),
-                NetworkState::Waiting(why) => Some(format!("network is not ready: {why}")),
+            let no_network = match &*self.network.borrow_and_update() {
+                NetworkState::Waiting(why) => Some(why.clone()),
                 NetworkState::Host { .. } | NetworkState::Own(_) => None,
+            };
+            let services = self.services.as_mut().map(|state| state.borrow_and_update().clone());
+            let not_ready = match (services, no_network) {
+                _ if !well => Some("no sandbox can be made: the zygote does not answer".to_owned()),
+                (_, Some(why)) | (Some(ServicesState::Waiting(why)), None) => {
+                    Some(format!("network is not ready: {why}"))
+                }
+                (None | Some(ServicesState::Written), None) => None,
             };
             let next = NodeHealth { not_ready, images: Arc::new(images) };
             // Nothing is woken when nothing changed.
@@ -302,6 +332,7 @@ impl HealthTask {
                 }
                 // The network lives as long as this task.
                 Ok(()) = self.network.changed() => {}
+                Ok(()) = network::changed(self.services.as_mut()) => {}
                 _ = turn.tick() => {}
             }
         }

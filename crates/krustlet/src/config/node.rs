@@ -15,7 +15,10 @@ use krustlet_network::{Mode, PodRanges};
 use krustlet_pod::NamesConfig;
 
 use super::kubelet::KubeletConfiguration;
-use crate::{cli::NodeArgs, paths::Root};
+use crate::{
+    cli::{NodeArgs, ServiceProxy},
+    paths::Root,
+};
 
 /// The label and taint key that keeps other pods away by default.
 const ARCH: &str = "kubernetes.io/arch";
@@ -31,6 +34,8 @@ pub(crate) struct NodeSettings {
     pub(crate) pod_network: Mode,
     /// Whether other nodes' pods are led to.
     pub(crate) node_routes: bool,
+    /// Who leads pods to Services.
+    pub(crate) service_proxy: ServiceProxy,
     /// Ranges of addresses for a Node that has none.
     pub(crate) pod_ranges: Option<PodRanges>,
     /// `kubernetes.io/os`.
@@ -139,6 +144,7 @@ pub(crate) fn settings(
         ip,
         pod_network: args.pod_network.into(),
         node_routes: args.node_routes,
+        service_proxy: args.service_proxy,
         pod_ranges,
         os: args.node_os.clone(),
         arch: args.node_arch.clone(),
@@ -161,7 +167,7 @@ pub(crate) fn settings(
         logs: file.pod_logs_dir.unwrap_or_else(|| PathBuf::from("/var/log/pods")),
         log_max_bytes,
         log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
-        names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf)?,
+        names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf, args.service_proxy)?,
         events: EventRate {
             per_second: file.event_record_qps.unwrap_or(EventRate::default().per_second),
             burst: file.event_burst.unwrap_or(EventRate::default().burst),
@@ -176,8 +182,10 @@ fn names(
     cluster_dns: Vec<IpAddr>,
     cluster_domain: Option<String>,
     resolv_conf: Option<String>,
+    proxy: ServiceProxy,
 ) -> Result<NamesConfig> {
-    let mut names = NamesConfig { cluster_dns, ..NamesConfig::of_system() };
+    let knows_cluster = proxy == ServiceProxy::Builtin && cluster_dns.is_empty();
+    let mut names = NamesConfig { cluster_dns, knows_cluster, ..NamesConfig::of_system() };
     match resolv_conf {
         None => {}
         Some(path) if path.is_empty() => names.resolv_conf = None,
@@ -188,7 +196,9 @@ fn names(
             names.resolv_conf = Some(path.into());
         }
     }
-    names.cluster_domain = cluster_domain.unwrap_or_default();
+    // Who answers for a domain must know it; kubeadm and its like call it so.
+    let usual = if knows_cluster { "cluster.local" } else { "" };
+    names.cluster_domain = cluster_domain.unwrap_or_else(|| usual.to_owned());
     if !names.cluster_domain.is_empty() && !is_node_name(&names.cluster_domain) {
         bail!(
             "clusterDomain {:?} is not a domain such as cluster.local, without a dot at its end",

@@ -76,6 +76,7 @@ impl Agent {
             root: root.clone(),
             lock,
             pod_network,
+            services: None,
             registries,
             parallel_pulls: PARALLEL_PULLS,
             verification: VerificationPolicy::default(),
