@@ -1,0 +1,124 @@
+package bed
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"krustlet.dev/tests/cluster/room"
+	"krustlet.dev/tests/cluster/toolchain"
+)
+
+// NetworkRights gives all nodes the rights that the project asks for besides their
+// own, in the manifest that people apply.
+func (b *Bed) NetworkRights(t testing.TB) {
+	t.Helper()
+	root, err := toolchain.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Kubectl(t, "apply", "-f", filepath.Join(root, "deploy", "network-rbac.yaml"))
+}
+
+// Answerer is somebody outside the cluster's pods, on the network of the nodes, who
+// says his name to each who connects or sends to him.
+type Answerer struct {
+	Name    string
+	Address netip.Addr
+	Port    int32
+}
+
+// Answerer starts one for a test, for TCP or UDP.
+func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
+	t.Helper()
+	namespace, address := b.cluster.Room.Network(), b.cluster.Room.Address(1)
+	var at net.Addr
+	switch network {
+	case "tcp":
+		listener, err := room.Listen(namespace, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { listener.Close() })
+		at = listener.Addr()
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					// What was sent is read to its end: else the end is a reset.
+					if _, err := io.Copy(io.Discard, conn); err == nil {
+						fmt.Fprintln(conn, name)
+					}
+				}()
+			}
+		}()
+	case "udp":
+		conn, err := room.ListenPacket(namespace, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		at = conn.LocalAddr()
+		go func() {
+			buffer := make([]byte, 2048)
+			for {
+				_, from, err := conn.ReadFrom(buffer)
+				if err != nil {
+					return
+				}
+				_, _ = conn.WriteTo([]byte(name), from) // who is gone is gone
+			}
+		}()
+	default:
+		t.Fatalf("nobody answers by %s", network)
+	}
+	where, err := netip.ParseAddrPort(at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Answerer{Name: name, Address: where.Addr(), Port: int32(where.Port())}
+}
+
+// KubeProxy starts a kube-proxy for a node's pods, for one test. All nodes are on
+// one network here, so there is one at a time.
+func (b *Bed) KubeProxy(t testing.TB, node *Node) {
+	t.Helper()
+	log := filepath.Join(b.Dir, "kube-proxy.log")
+	args := []string{
+		"--kubeconfig=" + b.cluster.AdminKubeconfig(),
+		"--hostname-override=" + node.Name,
+		"--proxy-mode=nftables",
+		// Client and endpoint may be pods of one node: docs/network.md.
+		"--masquerade-all",
+		"--min-sync-period=0s",
+		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
+		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
+	}
+	process, err := b.cluster.Room.Start(room.Command{
+		Name: "kube-proxy", Path: b.cluster.Program("kube-proxy"), Args: args, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, _ := os.ReadFile(log)
+			lines := strings.Split(string(text), "\n")
+			t.Logf("kube-proxy: %s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		}
+		process.Kill()
+		// Its rules would go on without it.
+		for _, family := range []string{"ip", "ip6"} {
+			_, _ = b.cluster.Room.Run(room.Command{Name: "nft", Path: "nft", Args: []string{"delete", "table", family, "kube-proxy"}})
+		}
+	})
+}
