@@ -52,8 +52,9 @@ pub fn name_file(key: &ServiceKey) -> Option<String> {
 }
 
 /// An address of one or more Services.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+///
+/// Without defaults: a file that lacks these was not written by an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceAddress {
     /// Whether it is nobody else's, so that there is nothing at other ports.
     pub is_only: bool,

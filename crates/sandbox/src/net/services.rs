@@ -321,7 +321,7 @@ pub(super) mod tests {
         assert_eq!(lead("[::ffff:10.96.0.7]:80").unwrap(), Lead::Refused, "of another kind");
 
         let file = home.join("addresses/10.96.0.7");
-        for damage in ["", "{", "[]", "{\"ports\": 1}"] {
+        for damage in ["", "{", "{}", "[]", "{\"ports\": 1}"] {
             fs::write(&file, damage).unwrap();
             let error = lead("10.96.0.7:80").unwrap_err();
             assert!(matches!(error, Unreadable::Damaged { .. }), "{damage}: {error}");
