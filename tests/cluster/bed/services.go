@@ -99,7 +99,6 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		"--proxy-mode=nftables",
 		// Client and endpoint may be pods of one node: docs/network.md.
 		"--masquerade-all",
-		"--min-sync-period=0s",
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
 	}
