@@ -46,6 +46,7 @@ pub use clock::Clock;
 pub use config::{Isolation, PodsConfig};
 pub use guest::ProgramShape;
 pub use handle::{AskError, Pods};
+pub use krustlet_protocol::StatsReport;
 pub use logs::LogPlaces;
 pub use names::NamesConfig;
 pub use outside::Outside;

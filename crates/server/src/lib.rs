@@ -2,8 +2,8 @@
 //!
 //! Answers from handles and decides nothing: what pods there are and where
 //! their logs lie comes through [`PodQueries`], who may ask through
-//! [`Reviews`]. Exec, attach, port-forward, metrics and stats over HTTPS are
-//! not served yet; their paths answer 404.
+//! [`Reviews`]. Exec, attach and port-forward over HTTPS are not served yet;
+//! their paths answer 404.
 //!
 //! ```text
 //! kubectl ─▶ API server ─TLS─▶ identity ─▶ attributes ─▶ Reviews ─▶ routes ─▶ PodQueries
@@ -16,16 +16,20 @@ pub mod identity;
 pub mod listen;
 pub mod local;
 pub mod logs;
+mod metrics;
 pub mod queries;
 pub mod routes;
+mod summary;
 pub mod tls;
+pub mod usage;
 
 pub use access::{Attributes, ReviewFailed, Reviews};
 pub use identity::User;
 pub use listen::{HttpsTask, ServeError};
 pub use local::LocalTask;
 pub use queries::{
-    ContainerUsage, ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource, NotFound, PodQueries,
-    StopFailure, Stopped,
+    ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource, NotFound, PodQueries, StopFailure,
+    Stopped,
 };
 pub use tls::{ServingIdentity, TlsError};
+pub use usage::{ContainerUsage, NetworkUsage, PodUsage, Usage};

@@ -69,7 +69,7 @@ impl std::fmt::Debug for HttpsTask {
 }
 
 impl HttpsTask {
-    /// Listens; serving begins with [`HttpsTask::run`].
+    /// Listens as the node of this name; serving begins with [`HttpsTask::run`].
     ///
     /// # Errors
     ///
@@ -77,13 +77,15 @@ impl HttpsTask {
     pub async fn bind(
         address: SocketAddr,
         tls: ServerConfig,
+        node: &str,
         pods: Arc<dyn PodQueries>,
         reviews: Arc<dyn Reviews>,
     ) -> Result<Self, ServeError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ServeError::Listen { address, source })?;
-        let router = routes::kubelet(pods).layer(middleware::from_fn_with_state(reviews, guard));
+        let router =
+            routes::kubelet(pods, node).layer(middleware::from_fn_with_state(reviews, guard));
         Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)), router })
     }
 

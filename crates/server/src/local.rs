@@ -35,8 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exec,
-    queries::{ContainerUsage, ExecRequest, LogRun, PodQueries, StopFailure, Stopped},
+    queries::{ExecRequest, LogRun, PodQueries, StopFailure, Stopped},
     routes::{self, Queries},
+    usage::PodUsage,
 };
 
 /// Requests served at once. Each log that somebody follows is one of them, so
@@ -145,8 +146,8 @@ async fn log(
     routes::log_of(&pods, &PodKey::new(namespace, pod), &container, &query, run).await
 }
 
-async fn stats(State(pods): State<Queries>) -> Json<Vec<ContainerUsage>> {
-    Json(pods.stats().await)
+async fn stats(State(pods): State<Queries>) -> Json<Vec<PodUsage>> {
+    Json(pods.usage().await.pods)
 }
 
 /// `POST /v1/exec/{namespace}/{pod}?container=C&command=A&command=B`; see

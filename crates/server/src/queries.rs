@@ -5,8 +5,9 @@ use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{PodKey, PodUid};
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+
+use crate::usage::Usage;
 
 /// The pods of this node, as they are asked for.
 ///
@@ -38,8 +39,8 @@ pub trait PodQueries: Send + Sync + 'static {
         grace: Option<Duration>,
     ) -> BoxFuture<'static, Result<Stopped, StopFailure>>;
 
-    /// What each running container uses.
-    fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>>;
+    /// What the pods with a running container use.
+    fn usage(&self) -> BoxFuture<'static, Usage>;
 }
 
 /// Which run of a container a log is of.
@@ -86,34 +87,6 @@ pub struct ExecStreams {
     pub stdout: OwnedFd,
     /// Written by the program.
     pub stderr: OwnedFd,
-}
-
-/// What one container uses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ContainerUsage {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod's name.
-    pub pod: String,
-    /// The container's name.
-    pub container: String,
-    /// CPU time so far, in nanoseconds.
-    pub cpu_nanoseconds: u64,
-    /// Linear memory and tables now, in bytes.
-    pub memory_bytes: u64,
-    /// Bytes that its pod's sockets received; without those within the pod.
-    #[serde(default)]
-    pub pod_received_bytes: u64,
-    /// Bytes that its pod's sockets sent.
-    #[serde(default)]
-    pub pod_sent_bytes: u64,
-    /// Sockets of its pod that are open now.
-    #[serde(default)]
-    pub pod_sockets: u32,
-    /// What its pod's sockets were refused, by a rule or a bound.
-    #[serde(default)]
-    pub pod_refused: u64,
 }
 
 /// What was asked for is not here.

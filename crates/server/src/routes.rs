@@ -17,7 +17,10 @@ use krustlet_model::PodKey;
 
 use crate::{
     logs::{self, LogOptions},
+    metrics,
     queries::{LogRun, NotFound, PodQueries},
+    summary::Summary,
+    usage::{Meter, Usage},
 };
 
 /// What the handlers ask.
@@ -25,7 +28,20 @@ pub(crate) type Queries = Arc<dyn PodQueries>;
 
 /// The kubelet's paths. Source: kubelet, `InstallDefaultHandlers` and
 /// `InstallAuthRequiredHandlers` in `pkg/kubelet/server/server.go`.
-pub(crate) fn kubelet(pods: Queries) -> Router {
+pub(crate) fn kubelet(pods: Queries, node: &str) -> Router {
+    let meter = Meter::new(Arc::clone(&pods), node);
+    let metered = Router::new()
+        .route("/stats/summary", get(stats_summary))
+        .route("/metrics", get(async |State(meter): State<Meter>| text(meter, metrics::own).await))
+        .route(
+            "/metrics/cadvisor",
+            get(async |State(meter): State<Meter>| text(meter, metrics::cadvisor).await),
+        )
+        .route(
+            "/metrics/resource",
+            get(async |State(meter): State<Meter>| text(meter, metrics::resource).await),
+        )
+        .with_state(meter);
     Router::new()
         .route("/healthz", get(healthy))
         .route("/healthz/ping", get(healthy))
@@ -34,6 +50,19 @@ pub(crate) fn kubelet(pods: Queries) -> Router {
         .route("/pods", get(list))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_log))
         .with_state(pods)
+        .merge(metered)
+}
+
+/// `GET /stats/summary`.
+async fn stats_summary(State(meter): State<Meter>) -> Json<Summary> {
+    let usage = meter.read().await;
+    Json(Summary::of(&meter.node, usage.pods))
+}
+
+/// Metrics of one path.
+async fn text(meter: Meter, write: fn(&Usage) -> String) -> Response {
+    let text = write(&meter.read().await);
+    ([("content-type", metrics::TEXT)], text).into_response()
 }
 
 async fn healthy() -> &'static str {

@@ -2,22 +2,36 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use krustlet_model::{PodKey, PodUid};
 use krustlet_server::{
-    Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogRun, LogSource, NotFound,
-    PodQueries, ReviewFailed, Reviews, ServingIdentity, StopFailure, Stopped, User, tls,
+    Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogRun, LogSource,
+    NetworkUsage, NotFound, PodQueries, PodUsage, ReviewFailed, Reviews, ServingIdentity,
+    StopFailure, Stopped, Usage, User, tls,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::{Client, StatusCode};
 use tokio_util::sync::CancellationToken;
 
 /// One pod `default/web` whose container `app` has a log.
+#[derive(Clone, Default)]
 struct OnePod {
     log: std::path::PathBuf,
+    /// Who asks now what it uses, and how many did at one time.
+    asked: Arc<AtomicUsize>,
+    most_asked: Arc<AtomicUsize>,
 }
 
 impl PodQueries for OnePod {
@@ -56,8 +70,31 @@ impl PodQueries for OnePod {
         async { Ok(Stopped::Removed) }.boxed()
     }
 
-    fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>> {
-        async { Vec::new() }.boxed()
+    fn usage(&self) -> BoxFuture<'static, Usage> {
+        let now = || Time("2026-11-29T12:00:00Z".parse().unwrap());
+        let container = ContainerUsage {
+            name: "app".into(),
+            started_at: Some(now()),
+            cpu_nanoseconds: 7,
+            memory_bytes: 65_536,
+        };
+        let pod = PodUsage {
+            namespace: "default".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            started_at: None,
+            asked_at: now(),
+            network: NetworkUsage { received_bytes: 1, sent_bytes: 2, ..NetworkUsage::default() },
+            containers: vec![container],
+        };
+        let (asked, most) = (Arc::clone(&self.asked), Arc::clone(&self.most_asked));
+        async move {
+            most.fetch_max(asked.fetch_add(1, SeqCst) + 1, SeqCst);
+            tokio::task::yield_now().await;
+            asked.fetch_sub(1, SeqCst);
+            Usage { pods: vec![pod], unknown: 0 }
+        }
+        .boxed()
     }
 }
 
@@ -86,6 +123,7 @@ impl Reviews for Table {
         let allowed = match user.name.as_str() {
             "admin" => true,
             "alice" => wanted.subresource == "proxy" && wanted.verb == "get",
+            "scraper" => ["metrics", "stats"].contains(&wanted.subresource),
             _ => false,
         };
         async move { Ok(allowed) }.boxed()
@@ -98,6 +136,7 @@ struct Server {
     running: tokio::task::JoinSet<()>,
     authority: Issuer<'static, KeyPair>,
     directory: tempfile::TempDir,
+    pods: OnePod,
 }
 
 impl Server {
@@ -111,11 +150,12 @@ impl Server {
 
         let log = directory.path().join("0.log");
         std::fs::write(&log, "2026-11-24T10:00:00Z stdout F hello\n").unwrap();
-        let server = https(directory.path(), &ca, OnePod { log }).await;
+        let pods = OnePod { log, ..OnePod::default() };
+        let server = https(directory.path(), &ca, pods.clone()).await;
         let (address, stop) = (server.address().unwrap(), CancellationToken::new());
         let mut running = tokio::task::JoinSet::new();
         running.spawn(server.run(stop.clone()));
-        Self { address, stop, running, authority: Issuer::new(params, key), directory }
+        Self { address, stop, running, authority: Issuer::new(params, key), directory, pods }
     }
 
     /// A client that trusts the server whatever it shows, with a certificate
@@ -159,7 +199,7 @@ async fn https(directory: &Path, ca: &Path, pods: OnePod) -> HttpsTask {
     };
     let config = tls::server_config(&identity, Some(ca)).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    HttpsTask::bind(address, config, Arc::new(pods), Arc::new(Table)).await.unwrap()
+    HttpsTask::bind(address, config, "wasm-1", Arc::new(pods), Arc::new(Table)).await.unwrap()
 }
 
 const LOG: &str = "/containerLogs/default/web/app";
@@ -234,5 +274,60 @@ async fn reading_paths_take_no_other_method() {
     let answer = client.post(format!("https://{}/pods", server.address)).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
     assert!(answer.headers().contains_key("allow"));
+    server.end().await;
+}
+
+const MEASURED: [&str; 4] =
+    ["/metrics", "/metrics/cadvisor", "/metrics/resource", "/stats/summary"];
+
+#[tokio::test]
+async fn what_pods_use_is_for_those_who_may_read_metrics_and_stats() {
+    let server = Server::start().await;
+    // Others' rights are no rights here.
+    for path in MEASURED {
+        let answer = server.get(&server.client(None), path, Some("good")).await;
+        assert_eq!(answer.0, StatusCode::FORBIDDEN, "{path}: {}", answer.1);
+    }
+    let scraper = server.client(Some("scraper"));
+    assert_eq!(server.get(&scraper, "/pods", None).await.0, StatusCode::FORBIDDEN);
+    let has = async |path: &str, part: &str| {
+        let (status, text) = server.get(&scraper, path, None).await;
+        assert!(status == StatusCode::OK && text.contains(part), "{path}: {status} {text}");
+    };
+    let labels = "{namespace=\"default\",pod=\"web\"}";
+    has("/metrics", &format!("krustlet_pod_network_refused_total{labels} 0\n")).await;
+    let received = format!("container_network_receive_bytes_total{labels} 1 1795953600000\n");
+    has("/metrics/cadvisor", &received).await;
+    has("/metrics/resource", "resource_scrape_error 0\n").await;
+    let (_, text) = server.get(&scraper, "/stats/summary", None).await;
+    let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let time = "2026-11-29T12:00:00Z";
+    let expected = serde_json::json!({
+        "node": {"nodeName": "wasm-1"},
+        "pods": [{
+            "podRef": {"name": "web", "namespace": "default", "uid": "u"},
+            "containers": [{
+                "name": "app",
+                "startTime": time,
+                "cpu": {"time": time, "usageCoreNanoSeconds": 7},
+                "memory": {"time": time, "workingSetBytes": 65_536},
+            }],
+            "memory": {"time": time, "workingSetBytes": 65_536},
+            "network": {"time": time, "name": "eth0", "rxBytes": 1, "txBytes": 2},
+        }],
+    });
+    assert_eq!(summary, expected);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn many_who_ask_what_pods_use_ask_in_turn() {
+    let server = Server::start().await;
+    let scraper = server.client(Some("scraper"));
+    let asked = (0..20).map(|index| server.get(&scraper, MEASURED[index % 4], None));
+    for (status, _) in futures::future::join_all(asked).await {
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert_eq!(server.pods.most_asked.load(SeqCst), 1);
     server.end().await;
 }

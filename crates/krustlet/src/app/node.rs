@@ -227,8 +227,14 @@ async fn serve(
         reviews: cluster::Reviews::new(cluster),
         node: settings.name.clone(),
     });
-    let https =
-        HttpsTask::bind(settings.listen, config, Arc::clone(&queries) as _, reviews).await?;
+    let https = HttpsTask::bind(
+        settings.listen,
+        config,
+        &settings.name,
+        Arc::clone(&queries) as _,
+        reviews,
+    )
+    .await?;
     core.supervisor.start("https", |stop| https.run(stop));
 
     let more = images::router(core.images.clone());

@@ -1,14 +1,18 @@
 //! What the server asks, answered by the pods' handle.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
-use k8s_openapi::api::core::v1::Pod;
-use krustlet_model::{PodKey, PodUid};
-use krustlet_pod::{AskError, ContainerView, PodView, Pods, outside::ExecStreams};
+use futures::{FutureExt, StreamExt as _, future::BoxFuture, stream};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+use krustlet_model::{ContainerName, PodKey, PodUid};
+use krustlet_pod::{AskError, ContainerView, PodView, Pods, StatsReport, outside::ExecStreams};
 use krustlet_server::{
-    ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NotFound, PodQueries, StopFailure,
-    Stopped,
+    ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NetworkUsage, NotFound,
+    PodQueries, PodUsage, StopFailure, Stopped, Usage,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -116,29 +120,78 @@ impl PodQueries for Queries {
         .boxed()
     }
 
-    fn stats(&self) -> BoxFuture<'static, Vec<ContainerUsage>> {
+    fn usage(&self) -> BoxFuture<'static, Usage> {
         let pods = self.pods.clone();
         async move {
-            let mut all = Vec::new();
-            for view in pods.list() {
-                // A pod that ends in this moment uses nothing.
-                let Ok(reports) = pods.stats(&view.key).await else { continue };
-                all.extend(reports.into_iter().map(|(container, report)| ContainerUsage {
-                    namespace: view.key.namespace.clone(),
-                    pod: view.key.name.clone(),
-                    container: container.to_string(),
-                    cpu_nanoseconds: report.cpu_ns,
-                    memory_bytes: report.memory_bytes,
-                    pod_received_bytes: report.network.received_bytes,
-                    pod_sent_bytes: report.network.sent_bytes,
-                    pod_sockets: report.network.sockets,
-                    pod_refused: report.network.refused,
-                }));
+            let asked = stream::iter(pods.list()).map(|view| {
+                let pods = pods.clone();
+                async move { usage_of(&view, pods.stats(&view.key).await) }
+            });
+            let mut all = Usage::default();
+            let mut answers = pin!(asked.buffered(SANDBOXES_AT_ONCE));
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(usage) => all.pods.extend(usage),
+                    Err(_) => all.unknown += 1,
+                }
             }
             all
         }
         .boxed()
     }
+}
+
+/// Sandboxes that are asked what they use at one time.
+const SANDBOXES_AT_ONCE: usize = 16;
+
+/// What a pod uses, if it uses anything.
+fn usage_of(
+    view: &PodView,
+    reports: Result<Vec<(ContainerName, StatsReport)>, AskError>,
+) -> Result<Option<PodUsage>, AskError> {
+    let reports = match reports {
+        Ok(reports) => reports,
+        // A pod that ends in this moment uses nothing.
+        Err(AskError::NoPod { .. } | AskError::NotRunning { .. }) => return Ok(None),
+        Err(
+            error @ (AskError::NoContainer { .. }
+            | AskError::Stopping { .. }
+            | AskError::Refused(_)),
+        ) => return Err(error),
+    };
+    // The same for each container of the pod.
+    let Some((_, StatsReport { network, .. })) = reports.first() else { return Ok(None) };
+    let network = NetworkUsage {
+        received_bytes: network.received_bytes,
+        sent_bytes: network.sent_bytes,
+        opened: network.opened,
+        accepted: network.accepted,
+        refused: network.refused,
+        sockets: network.sockets,
+    };
+    let status = view.pod.status.as_ref();
+    let containers = reports.into_iter().map(|(name, report)| ContainerUsage {
+        started_at: status.and_then(|status| started_at(status, name.as_str())),
+        name: name.to_string(),
+        cpu_nanoseconds: report.cpu_ns,
+        memory_bytes: report.memory_bytes,
+    });
+    Ok(Some(PodUsage {
+        namespace: view.key.namespace.clone(),
+        name: view.key.name.clone(),
+        uid: view.uid.to_string(),
+        started_at: status.and_then(|status| status.start_time.clone()),
+        asked_at: Time(Timestamp::now()),
+        network,
+        containers: containers.collect(),
+    }))
+}
+
+/// When a container's present run began.
+fn started_at(status: &PodStatus, name: &str) -> Option<Time> {
+    let all = [&status.init_container_statuses, &status.container_statuses];
+    let own = all.into_iter().flatten().flatten().find(|container| container.name == name)?;
+    own.state.as_ref()?.running.as_ref()?.started_at.clone()
 }
 
 fn newest_log(pod: &PodKey, container: &ContainerView) -> Result<LogSource, NotFound> {
