@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +11,7 @@ use std::{
 
 use krustlet_model::PodUid;
 use krustlet_protocol::Destinations;
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 
 use crate::{
     addresses::{AddressError, Addresses},
@@ -176,23 +176,6 @@ impl Network {
         }
         drop(book);
         self.shared.released.send_replace(());
-    }
-
-    /// Listens on an address of the pods' own.
-    ///
-    /// # Errors
-    ///
-    /// What the system says; without a namespace, that there is none.
-    pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        let namespace = self.shared.namespace.clone();
-        let listening = spawn_blocking(move || match namespace {
-            Some(namespace) => namespace.within(|| TcpListener::bind(address)),
-            None => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "this agent has no network namespace for pods",
-            )),
-        });
-        listening.await.map_err(io::Error::other)?
     }
 
     /// Where a pod's sockets may not go, now; see [`Network::node_reached_at`].

@@ -136,12 +136,13 @@ impl Node {
         link_name(self.home.path()).unwrap()
     }
 
-    async fn pod(&self, name: &str, port: u16) -> Vec<SocketAddr> {
+    fn pod(&self, name: &str, port: u16) -> Vec<SocketAddr> {
         let addresses = self.network.allocate(&PodUid::new(name)).unwrap();
         let mut listening = Vec::new();
         for address in addresses {
             let address = SocketAddr::new(address, port);
-            let listener = self.network.listen(address).await.unwrap();
+            let bound = entered(self.home.path()).within(|| TcpListener::bind(address));
+            let listener = bound.unwrap();
             let name = name.to_owned();
             thread::spawn(move || answer(&listener, &name));
             listening.push(address);
@@ -216,8 +217,8 @@ async fn eventually(address: SocketAddr, expected: &str) {
 fn pods_of_both_families_listen_on_one_port_each_at_its_address() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
-        let one = node.pod("one", 80).await;
-        let two = node.pod("two", 80).await;
+        let one = node.pod("one", 80);
+        let two = node.pod("two", 80);
         assert_eq!(one[0].to_string(), "10.244.1.2:80");
         assert_eq!(two[1].to_string(), "[fd00:1::3]:80");
         for (pod, name) in [(&one, "one"), (&two, "two")] {
@@ -239,7 +240,7 @@ fn pods_of_both_families_listen_on_one_port_each_at_its_address() {
 fn pods_reach_each_other_and_the_node_by_their_own_addresses() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24"]).await;
-        let server = node.pod("server", 8080).await[0];
+        let server = node.pod("server", 8080)[0];
         let from: IpAddr = node.network.allocate(&PodUid::new("client")).unwrap()[0];
         let at_node = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap();
         thread::spawn(move || answer(&at_node, "node"));
@@ -270,7 +271,7 @@ fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
 fn a_new_agent_finds_all_as_it_was() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24"]).await;
-        let pod = node.pod("one", 80).await[0];
+        let pod = node.pod("one", 80)[0];
         let links = ip(&["link", "show", &node.link()]);
         node.network.release(&PodUid::new("gone"));
         let other = PodUid::new("two");
@@ -295,7 +296,7 @@ fn a_new_agent_finds_all_as_it_was() {
 fn what_is_removed_comes_back() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
-        let pod = node.pod("one", 80).await;
+        let pod = node.pod("one", 80);
         let link = node.link();
         for removal in [
             &["link", "del", &link][..],
@@ -323,7 +324,7 @@ fn a_file_without_a_namespace_is_put_to_use() {
         let home = Home::new();
         fs::write(namespace(home.path()), "").unwrap();
         let node = Node::resume(home, &["10.244.1.0/24"]).await;
-        let pod = node.pod("one", 80).await[0];
+        let pod = node.pod("one", 80)[0];
         assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
     });
 }
@@ -334,7 +335,7 @@ fn two_nodes_of_one_machine_reach_each_others_pods() {
         let first = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
         let second = Node::start(&["10.244.2.0/24", "fd00:2::/64"]).await;
         assert_ne!(first.link(), second.link());
-        let server = second.pod("server", 80).await;
+        let server = second.pod("server", 80);
         let client = first.network.allocate(&PodUid::new("client")).unwrap();
         let inside = entered(first.home.path());
         let said = inside.within(|| call_from(client[0], server[0])).unwrap();
@@ -346,11 +347,11 @@ fn two_nodes_of_one_machine_reach_each_others_pods() {
 fn a_range_that_is_taken_away_is_led_to_until_its_last_pod_is_gone() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24"]).await;
-        let old = node.pod("old", 80).await[0];
+        let old = node.pod("old", 80)[0];
         let next = PodRanges::parse(&["10.244.9.0/24"]).unwrap();
         node.ranges.send_replace(NodeRanges::Some(vec![next.to_string()]));
         node.wait_for(|state| *state == NetworkState::Own(next.clone())).await;
-        let new = node.pod("new", 80).await[0];
+        let new = node.pod("new", 80)[0];
         assert_eq!(new.to_string(), "10.244.9.2:80");
         assert_eq!(call(new).unwrap(), "new 10.244.9.1");
         assert!(call(old).unwrap().starts_with("old "));
@@ -478,7 +479,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
     in_a_room(async || {
         let ranges = ["10.244.1.0/24"];
         let node = Node::start(&ranges).await;
-        let pod = node.pod("one", 80).await[0];
+        let pod = node.pod("one", 80)[0];
         let sandbox = Sandbox::start(&entered(node.home.path()));
         let home = node.leave().await;
         // As the mounts of a service are when it is started anew.
@@ -488,7 +489,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
         node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
-        let new = node.pod("two", 80).await[0];
+        let new = node.pod("two", 80)[0];
         assert_eq!(call(new).unwrap(), "two 10.244.1.1");
 
         // The node's own is not made the pods', whoever shows it.
@@ -505,7 +506,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
 fn nothing_is_taken_away_before_it_is_known_which_pods_go_on() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24"]).await;
-        let old = node.pod("old", 80).await[0];
+        let old = node.pod("old", 80)[0];
         let home = node.leave().await;
         // The agent that comes is told of another range first, then of pods.
         let node = Node::unsettled(Mode::Own, home, &["10.244.9.0/24"], None, None);
@@ -513,7 +514,7 @@ fn nothing_is_taken_away_before_it_is_known_which_pods_go_on() {
         assert!(call(old).unwrap().starts_with("old "));
         node.network.restore(&PodUid::new("old"), &[old.ip()]).unwrap();
         node.network.restored();
-        let new = node.pod("new", 80).await[0];
+        let new = node.pod("new", 80)[0];
         assert_eq!(call(new).unwrap(), "new 10.244.9.1");
         assert!(call(old).unwrap().starts_with("old "));
         node.network.release(&PodUid::new("old"));

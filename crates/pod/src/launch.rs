@@ -142,7 +142,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
     let listen_ports = listeners::listen_ports(container, &guest)?;
-    let sockets = listeners::sockets(&outside.network, &order.place, container, &guest).await?;
+    let sockets = listeners::sockets(&outside.network, &order.place, container, &guest)?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);

@@ -33,13 +33,6 @@ pub enum ListenError {
     InUse { address: SocketAddr },
 
     #[error(
-        "port {} of {} is in use by another container of this pod; choose another \
-         containerPort",
-        .address.port(), .address.ip()
-    )]
-    Taken { address: SocketAddr },
-
-    #[error(
         "hostPort {} of {} is in use on this node; choose another one or stop what uses it",
         .address.port(), .address.ip()
     )]
@@ -166,14 +159,15 @@ pub(crate) struct Sockets {
     pub(crate) ports: Vec<u16>,
 }
 
-/// Binds what a container's sandbox cannot bind itself: an http guest's port,
-/// and the addresses at which the node listens for it.
+/// Binds what a container's sandbox cannot bind itself: an http guest's port where
+/// the pod has the node's address, and the addresses at which the node listens for
+/// it. At an address of its own the sandbox listens, when the guest is started.
 ///
 /// # Errors
 ///
-/// [`ListenError::InUse`], [`ListenError::Taken`] and [`ListenError::HostInUse`]
-/// if somebody listens there already; otherwise what the system said.
-pub(crate) async fn sockets(
+/// [`ListenError::InUse`] and [`ListenError::HostInUse`] if somebody listens there
+/// already; otherwise what the system said.
+pub(crate) fn sockets(
     network: &Network,
     place: &Place,
     container: &Container,
@@ -181,9 +175,9 @@ pub(crate) async fn sockets(
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
     let mut own = None;
-    if let GuestKind::Http(_) = guest {
+    if let (GuestKind::Http(_), NetworkKind::Node) = (guest, place.kind) {
         let port = http_port(container)?;
-        let listener = listen(network, place, port).await?;
+        let listener = listen(place, port)?;
         own = listener.local_addr().ok();
         sockets.bound.push(listener);
         sockets.ports.push(port);
@@ -203,17 +197,12 @@ pub(crate) async fn sockets(
     Ok(sockets)
 }
 
-/// Listens on a port of the pod's first address, in the pod's namespace.
-async fn listen(network: &Network, place: &Place, port: u16) -> Result<TcpListener, ListenError> {
+/// Listens on a port of the node's first address.
+fn listen(place: &Place, port: u16) -> Result<TcpListener, ListenError> {
     let address = *place.addresses.first().ok_or(ListenError::NoAddress)?;
     let address = SocketAddr::new(address, port);
-    let bound = match place.kind {
-        NetworkKind::Node => TcpListener::bind(address),
-        NetworkKind::Pods => network.listen(address).await,
-    };
-    let listener = bound.map_err(|source| match (source.kind(), place.kind) {
-        (io::ErrorKind::AddrInUse, NetworkKind::Node) => ListenError::InUse { address },
-        (io::ErrorKind::AddrInUse, NetworkKind::Pods) => ListenError::Taken { address },
+    let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse { address },
         _ => ListenError::Refused { address, source },
     })?;
     unblocked(listener, address)
@@ -299,8 +288,8 @@ mod tests {
         assert_eq!(found(wrong).unwrap_err(), "hostIP \"host\" is not an IP address");
     }
 
-    #[tokio::test]
-    async fn a_host_port_in_use_is_named() {
+    #[test]
+    fn a_host_port_in_use_is_named() {
         let node: IpAddr = Ipv4Addr::LOCALHOST.into();
         let network = Network::host(vec![node]);
         let place = Place { kind: NetworkKind::Node, addresses: vec![node] };
@@ -311,23 +300,22 @@ mod tests {
         )
         .unwrap();
         let guest = GuestKind::Command;
-        let error = sockets(&network, &place, &container, &guest).await.unwrap_err();
+        let error = sockets(&network, &place, &container, &guest).unwrap_err();
         assert!(matches!(error, ListenError::HostInUse { .. }), "{error}");
         drop(first);
-        let sockets = sockets(&network, &place, &container, &guest).await.unwrap();
+        let sockets = sockets(&network, &place, &container, &guest).unwrap();
         assert_eq!((sockets.ports, sockets.bound.len()), (vec![80], 1));
     }
 
-    #[tokio::test]
-    async fn a_port_in_use_is_named() {
+    #[test]
+    fn a_port_in_use_is_named() {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let network = Network::host(vec![address]);
         let place = Place { kind: NetworkKind::Node, addresses: vec![address] };
-        let first = listen(&network, &place, 0).await.unwrap();
+        let first = listen(&place, 0).unwrap();
         let port = first.local_addr().unwrap().port();
-        let error = listen(&network, &place, port).await.unwrap_err();
+        let error = listen(&place, port).unwrap_err();
         assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         drop(first);
-        listen(&network, &place, port).await.unwrap();
+        listen(&place, port).unwrap();
     }
 }
