@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use krustlet_model::bandwidth::MOST_SOCKETS;
 
 /// Runs WebAssembly as Kubernetes pods.
 #[derive(Debug, Parser)]
@@ -96,6 +97,10 @@ pub(crate) struct NodeArgs {
     /// deploy/network-rbac.yaml
     #[arg(long)]
     pub(crate) node_routes: bool,
+    /// The most sockets that a pod may have open at once, up to 16384
+    #[arg(long, value_name = "N", default_value = "4096",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SOCKETS)))]
+    pub(crate) max_pod_sockets: u32,
     /// Who leads pods to Services: `none` of us, for a node with a kube-proxy, or
     /// their sandboxes (`builtin`), without one; needs the rights of
     /// deploy/network-rbac.yaml

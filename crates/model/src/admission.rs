@@ -23,7 +23,10 @@ use k8s_openapi::{
 };
 
 pub use self::unsupported::{Unsupported, unsupported};
-use crate::observed::{PodFailure, ResizePending};
+use crate::{
+    bandwidth::SocketAnnotations,
+    observed::{PodFailure, ResizePending},
+};
 
 /// The label by which nodes, and sometimes pods, name their system.
 const OS_LABEL: &str = "kubernetes.io/os";
@@ -85,6 +88,7 @@ impl Rejection {
 /// | `PodOSSelectorNodeLabelDoesNotMatch` | the pod's label `kubernetes.io/os` names another system |
 /// | `PodOSNotSupported` | so does `spec.os` |
 /// | `PodFeatureUnsupported` | see [`unsupported`] |
+/// | `InvalidNetworkAnnotation` | see [`SocketAnnotations`] |
 /// | `OutOfpods`, `OutOfcpu`, `OutOfmemory`, … | the requests do not fit |
 /// | `NodeAffinity` | selector or required affinity do not match |
 /// | `NodeName` | bound to another node |
@@ -107,6 +111,8 @@ pub fn admit<'a>(
     names::check(pod)?;
     check_os(pod, node)?;
     unsupported::check(pod)?;
+    SocketAnnotations::of(pod)
+        .map_err(|error| Rejection::new("InvalidNetworkAnnotation", error.to_string()))?;
     let others: Vec<_> = others.collect();
     resources::check(pod, node, &others)?;
     if !affinity::matches(pod, node) {

@@ -6,6 +6,7 @@
 //! says.
 
 pub mod admission;
+pub mod bandwidth;
 pub mod chain;
 pub mod downward;
 pub mod env;

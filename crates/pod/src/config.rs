@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::restarts::Backoff;
-use krustlet_protocol::HttpLimits;
+use krustlet_protocol::{HttpLimits, SocketLimits};
 use krustlet_volume::VolumeOwner;
 use tokio::sync::Semaphore;
 
@@ -53,6 +53,8 @@ pub struct PodsConfig {
     pub names: NamesConfig,
     /// Bounds of http guests.
     pub http: HttpLimits,
+    /// Bounds of a pod's sockets.
+    pub sockets: SocketLimits,
     /// The longest wait between restarts; kubelet's
     /// `crashLoopBackOff.maxContainerRestartPeriod`.
     pub max_restart_backoff: Duration,
@@ -80,6 +82,7 @@ impl PodsConfig {
             ]),
             names: NamesConfig::default(),
             http: HttpLimits::default(),
+            sockets: SocketLimits::default(),
             max_restart_backoff: Backoff::MAX,
             refresh: Duration::from_mins(1),
             clock: Clock::system(),

@@ -8,7 +8,10 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use krustlet_model::PodUid;
+use krustlet_model::{
+    PodUid,
+    bandwidth::{SocketAnnotationError, SocketAnnotations},
+};
 use krustlet_network::{AddressError, Network, NetworkState};
 use krustlet_protocol::{Names, PodNetwork, SocketLimits};
 use serde::{Deserialize, Serialize};
@@ -56,14 +59,38 @@ pub(crate) fn find(network: &Network, pod: &Pod, uid: &PodUid) -> Result<Place, 
     }
 }
 
+/// The node's bounds, and those that the pod's annotations put in their place. A
+/// pod has no more sockets than the node gives it.
+///
+/// # Errors
+///
+/// The annotation that makes no sense.
+pub(crate) fn limits(
+    pod: &Pod,
+    node: &SocketLimits,
+) -> Result<SocketLimits, SocketAnnotationError> {
+    let own = SocketAnnotations::of(pod)?;
+    Ok(SocketLimits {
+        sockets: own.max_sockets.map_or(node.sockets, |own| own.min(node.sockets)),
+        lookups: own.max_lookups.unwrap_or(node.lookups),
+        ingress_bits: own.ingress_bits.or(node.ingress_bits),
+        egress_bits: own.egress_bits.or(node.egress_bits),
+    })
+}
+
 /// What the pod's sockets may do at its place; its names are [`names`](crate::names)'.
-pub(crate) fn rules(network: &Network, pod: &Pod, place: &Place) -> PodNetwork {
+pub(crate) fn rules(
+    network: &Network,
+    pod: &Pod,
+    place: &Place,
+    limits: &SocketLimits,
+) -> PodNetwork {
     PodNetwork {
         addresses: place.addresses.clone(),
         is_host: place.kind == NetworkKind::Node,
         refused: network.refused(is_host_network(pod)),
         // Filled in when the node's files have been read.
         names: Names::default(),
-        limits: SocketLimits::default(),
+        limits: limits.clone(),
     }
 }

@@ -17,6 +17,7 @@ pub(crate) const FAILED: &str = "Failed";
 pub(crate) const FAILED_KILL_POD: &str = "FailedKillPod";
 pub(crate) const FAILED_MOUNT: &str = "FailedMount";
 /// Source: kubelet, `NetworkNotReady` in `pkg/kubelet/events/event.go`.
+pub(crate) const INVALID_NETWORK_ANNOTATION: &str = "InvalidNetworkAnnotation";
 pub(crate) const NETWORK_NOT_READY: &str = "NetworkNotReady";
 pub(crate) const FAILED_SANDBOX: &str = "FailedCreatePodSandBox";
 pub(crate) const INSPECT_FAILED: &str = "InspectFailed";

@@ -37,6 +37,7 @@ use krustlet_model::{
     time::from_api_time,
 };
 use krustlet_network::{NetworkState, NodeAddresses};
+use krustlet_protocol::SocketLimits;
 use krustlet_volume::Volumes;
 use tokio::{
     sync::watch,
@@ -53,7 +54,7 @@ use crate::{
     decide::{Action, Desired, Facts, Phase, decide},
     order::{self, Standing},
     outside::{About, EventType, PodEvent, PodEvents},
-    place::Place,
+    place::{self, Place},
     users::Allotted,
     words,
 };
@@ -215,6 +216,8 @@ pub(crate) struct Worker {
     /// Where the node answers: what the sandbox is told changes with it.
     reached_at: watch::Receiver<NodeAddresses>,
     rules: Rules,
+    /// Bounds of its sockets, a part of the rules.
+    limits: SocketLimits,
     /// How often a sandbox was told rules.
     rules_told: u64,
 
@@ -268,6 +271,9 @@ impl Worker {
         let started_at = told.map_or_else(|| context.config.clock.now(), from_api_time);
         let now = Instant::now();
         let storage = storage::Storage::new(&pod, now);
+        // One that is wrong is told of, or the pod is refused.
+        let limits = place::limits(&pod, &context.config.sockets)
+            .unwrap_or_else(|_| context.config.sockets.clone());
         let mut worker = Self {
             uid,
             key,
@@ -281,6 +287,7 @@ impl Worker {
             reached_at: context.outside.network.node_reached_at(),
             rules: Rules::Current,
             rules_told: 0,
+            limits,
             phase: Phase::Starting,
             slots,
             started_at,

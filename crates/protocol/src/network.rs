@@ -83,12 +83,17 @@ pub struct SocketLimits {
     pub sockets: u32,
     /// Look-ups under way at once; more wait.
     pub lookups: u32,
+    /// Bits per second that all its sockets together receive from the network;
+    /// no limit if none. What comes faster waits where it came from.
+    pub ingress_bits: Option<u64>,
+    /// As `ingress_bits`, for what they send.
+    pub egress_bits: Option<u64>,
 }
 
 impl Default for SocketLimits {
     /// Descriptors of a process are limited to 20,000 on small machines; a pod
     /// that needs more than these sockets is rare.
     fn default() -> Self {
-        Self { sockets: 4096, lookups: 32 }
+        Self { sockets: 4096, lookups: 32, ingress_bits: None, egress_bits: None }
     }
 }

@@ -299,4 +299,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn no_more_addresses_are_taken_than_a_look_up_gives() {
+        let many = |first: u16| {
+            let at = move |number: u16| {
+                let [high, low] = (first + number).to_be_bytes();
+                (NAME, 60, RData::A(A { address: u32::from_be_bytes([10, 9, high, low]) }))
+            };
+            (0..1000).map(at).collect::<Vec<_>>()
+        };
+        // Twice the same, so that it is those that differ which are counted.
+        let records = [many(0), many(0)].concat();
+        let Some(Verdict::Addresses(addresses, _)) = read(&answer(&records)) else { panic!() };
+        let expected: Vec<IpAddr> = (0..ADDRESSES)
+            .map(|number| {
+                let [.., high, low] = number.to_be_bytes();
+                IpAddr::from([10, 9, high, low])
+            })
+            .collect();
+        assert_eq!(addresses, expected);
+    }
 }

@@ -49,7 +49,7 @@ use crate::{
     net::{Connection, Stream},
     ports::{http_port, listen},
     run::{Session, store},
-    state::{Budgeted, ComponentState},
+    state::{Budgeted, ComponentState, REQUEST_HANDLES},
     ticker::{Metered, Ticker},
 };
 
@@ -280,6 +280,7 @@ impl Server {
             wasi.build(),
             self.container.budget(),
             self.container.stack.clone(),
+            REQUEST_HANDLES,
         );
         let mut store = store(self.linked.engine(), state, || {});
         let request = self.bounded(request);

@@ -106,8 +106,12 @@ pub(crate) async fn run(
             run.end(result)
         }
         (Program::Command(command), Ok(mut wasi)) => {
-            let state =
-                ComponentState::new(wasi.build(), container.budget(), container.stack.clone());
+            let state = ComponentState::new(
+                wasi.build(),
+                container.budget(),
+                container.stack.clone(),
+                usize::MAX,
+            );
             let mut run = Run::new(command.engine(), state, entered);
             let result = unconstrained(run_command(&mut run.store, command)).await;
             run.end(result)

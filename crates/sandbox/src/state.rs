@@ -24,9 +24,16 @@ use crate::bucket::Bucket;
 /// asking is free.
 const TABLE_BYTES: u64 = 64 << 20;
 
-/// Handles one instance may hold. wasmtime's default is a million, each of
-/// which may be a descriptor or a body; the process has 20,000 descriptors.
-const HANDLES: usize = 100_000;
+/// Handles an instance may hold for each socket that its pod may have: itself, its
+/// two streams and what it waits by. wasmtime's default is a million; each may be a
+/// body, a request or the fields of one.
+const HANDLES_PER_SOCKET: usize = 4;
+
+/// Handles of an instance that answers one request, of which there may be many.
+pub(crate) const REQUEST_HANDLES: usize = 1024;
+
+/// Bytes of a request's or an answer's fields, with what they take in memory.
+const FIELDS: usize = 32 << 10;
 
 /// What all instances of a container use together.
 #[derive(Debug)]
@@ -112,7 +119,7 @@ impl Usage {
 }
 
 fn bucket(limits: &Limits) -> Option<Bucket> {
-    limits.cpu_millis.and_then(|millis| Bucket::new(millis, Instant::now()))
+    limits.cpu_millis.and_then(|millis| Bucket::of_cpu(millis, Instant::now()))
 }
 
 /// Growth that was refused, and nothing as large was granted since. (A program
@@ -255,11 +262,17 @@ pub(crate) struct ComponentState {
 }
 
 impl ComponentState {
-    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack) -> Self {
+    /// One that may hold so many handles at most.
+    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack, most: usize) -> Self {
+        let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(HANDLES);
+        table.set_max_capacity(
+            sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES).min(most),
+        );
         let outgoing = Hooks::new(stack.clone());
-        Self { wasi, table, http: WasiHttpCtx::new(), outgoing, budget, stack }
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS);
+        Self { wasi, table, http, outgoing, budget, stack }
     }
 
     /// What calls of `wasi:sockets` work with.

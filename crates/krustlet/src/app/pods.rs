@@ -31,6 +31,8 @@ pub(crate) struct PodsSetup {
     pub(crate) log_max_bytes: u64,
     /// What the node adds to its pods' names.
     pub(crate) names: NamesConfig,
+    /// The most sockets of a pod, if the usual number is not meant.
+    pub(crate) max_sockets: Option<u32>,
     /// The pods' network.
     pub(crate) network: Network,
     /// What pods refer to.
@@ -58,6 +60,7 @@ pub(crate) async fn start(
     let mut config = PodsConfig::new(setup.root.path().to_owned(), places);
     config.log_max_bytes = setup.log_max_bytes;
     config.names = setup.names;
+    config.sockets.sockets = setup.max_sockets.unwrap_or(config.sockets.sockets);
     let outside = Outside {
         runtime: Arc::new(core.runtime.clone()),
         network: setup.network,

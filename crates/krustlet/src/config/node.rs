@@ -34,6 +34,8 @@ pub(crate) struct NodeSettings {
     pub(crate) pod_network: Mode,
     /// Whether other nodes' pods are led to.
     pub(crate) node_routes: bool,
+    /// The most sockets of a pod.
+    pub(crate) max_pod_sockets: u32,
     /// Who leads pods to Services.
     pub(crate) service_proxy: ServiceProxy,
     /// Ranges of addresses for a Node that has none.
@@ -144,6 +146,7 @@ pub(crate) fn settings(
         ip,
         pod_network: args.pod_network.into(),
         node_routes: args.node_routes,
+        max_pod_sockets: args.max_pod_sockets,
         service_proxy: args.service_proxy,
         pod_ranges,
         os: args.node_os.clone(),

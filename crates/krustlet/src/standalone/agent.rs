@@ -105,6 +105,7 @@ impl Agent {
             links: None,
             log_max_bytes: LOG_MAX_BYTES,
             names: NamesConfig::of_system(),
+            max_sockets: None,
             network: network.clone(),
             objects: Arc::clone(&shared) as _,
             status: Arc::clone(&shared) as _,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use krustlet_model::PodUid;
 use krustlet_network::{NetworkState, PodRanges};
-use krustlet_protocol::PodNetwork;
+use krustlet_protocol::{PodNetwork, SocketLimits};
 use serde_json::{Value, json};
 
 use super::bed::{Bed, Call, Guest, is_ready, one, pod};
@@ -221,6 +221,74 @@ async fn a_sandbox_that_goes_on_is_told_what_holds_now_before_a_guest_is_entered
         assert!(!world.rules[0].names.servers.is_empty(), "it would know no names any more");
         assert_eq!(world.rules[0].names, world.places[0].1.names);
     });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_guest_with_an_address_of_its_own_listens_itself() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(pod(json!({"containers": [{"name": "main", "image": "http"}]})));
+    bed.until_phase("u", "Running").await;
+    bed.shared.with(|world| {
+        assert_eq!(world.launches[0].listeners, 0);
+        let ports: Vec<_> = world.launches[0].listen_ports.iter().map(|one| one.port).collect();
+        assert_eq!(ports, [8080]);
+    });
+    bed.stop().await;
+}
+
+fn with_annotations(annotations: Value) -> Value {
+    let mut pod = one("Always");
+    pod["metadata"]["annotations"] = annotations;
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_annotations_bound_its_sockets_also_while_it_lives() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(with_annotations(json!({
+        "kubernetes.io/ingress-bandwidth": "10M",
+        "network.krustlet.dev/max-sockets": "16384",
+        "network.krustlet.dev/max-lookups": "3",
+    })));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    bed.shared.with(|world| {
+        let expected = SocketLimits {
+            // No more than the node gives.
+            sockets: SocketLimits::default().sockets,
+            lookups: 3,
+            ingress_bits: Some(10_000_000),
+            egress_bits: None,
+        };
+        assert_eq!(world.places[0].1.limits, expected);
+        assert!(world.rules.is_empty());
+    });
+    bed.put(with_annotations(json!({"kubernetes.io/egress-bandwidth": "1M"})));
+    bed.until("it is told", |world| !world.rules.is_empty()).await;
+    let told = SocketLimits { egress_bits: Some(1_000_000), ..SocketLimits::default() };
+    bed.shared.with(|world| assert_eq!(world.rules[0].limits, told));
+    // What makes no sense is said, and changes nothing.
+    bed.put(with_annotations(json!({"kubernetes.io/egress-bandwidth": "fast"})));
+    bed.until("it is said", |world| world.has_event("InvalidNetworkAnnotation")).await;
+    bed.network.show_node(&["192.0.2.1".parse().unwrap(), "172.17.0.1".parse().unwrap()]);
+    bed.until("it is told again", |world| world.rules.len() > 1).await;
+    bed.shared.with(|world| assert_eq!(world.rules[1].limits, told));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_annotations_make_no_sense_is_refused() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(with_annotations(json!({"kubernetes.io/ingress-bandwidth": "10"})));
+    let status = bed.until_phase("u", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("InvalidNetworkAnnotation"));
+    assert_eq!(
+        status.message.as_deref(),
+        Some(
+            "Pod was rejected: annotation kubernetes.io/ingress-bandwidth: \"10\" is not a \
+             bandwidth in bits per second from 1k to 1P, as 10M"
+        )
+    );
     bed.stop().await;
 }
 

@@ -111,6 +111,7 @@ impl Worker {
             self.take_images();
             self.tell_of_ephemeral(Some(&old));
             self.set_deadline();
+            self.take_limits();
             self.touch_lazily();
         }
         self.take_resources(&old);

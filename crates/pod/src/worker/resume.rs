@@ -132,6 +132,7 @@ impl Worker {
                 self.events = Some(events);
                 // What it was told, an agent with other settings may have said.
                 self.rules_are_old();
+                self.take_limits();
                 // They were in place; what changed meanwhile is looked for now.
                 self.files = Files::Set { refresh: self.next_refresh().map(|_| now) };
                 self.adopt(containers, is_over, said);

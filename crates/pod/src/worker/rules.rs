@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::{Done, Sandbox, Worker, observe::later, start::add_names};
 use crate::{
-    outside::{Refused, Why},
-    place,
+    outside::{EventType, Refused, Why},
+    place, words,
 };
 
 /// Whether the sandbox goes by the newest rules.
@@ -43,6 +43,23 @@ impl Rules {
 }
 
 impl Worker {
+    /// Takes the bounds of the pod's sockets from its annotations. Ones that make
+    /// no sense change nothing: a pod is not taken with such, but can be given
+    /// them while it runs.
+    pub(super) fn take_limits(&mut self) {
+        match place::limits(&self.pod, &self.context.config.sockets) {
+            Ok(limits) if limits == self.limits => {}
+            Ok(limits) => {
+                self.limits = limits;
+                self.rules_are_old();
+            }
+            Err(error) => {
+                let message = format!("the bounds of the pod's sockets stay: {error}");
+                self.tell(EventType::Warning, words::INVALID_NETWORK_ANNOTATION, message);
+            }
+        }
+    }
+
     /// The rules are not those that the sandbox was told, or may not be.
     pub(super) fn rules_are_old(&mut self) {
         match self.sandbox {
@@ -70,7 +87,8 @@ impl Worker {
         }
         // What changes from now on is told after this.
         self.reached_at.borrow_and_update();
-        let mut network = place::rules(&self.context.outside.network, &self.pod, place);
+        let mut network =
+            place::rules(&self.context.outside.network, &self.pod, place, &self.limits);
         self.rules_told += 1;
         let number = self.rules_told;
         self.rules = Rules::Telling { number, failures };

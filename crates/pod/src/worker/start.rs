@@ -141,7 +141,7 @@ impl Worker {
             domain: self.user.domain.clone(),
             user: self.user.user.clone(),
             kind: place.kind,
-            network: place::rules(&self.context.outside.network, &self.pod, place),
+            network: place::rules(&self.context.outside.network, &self.pod, place, &self.limits),
         };
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
         self.jobs.spawn(async move { Done::Sandbox(make_sandbox(context, pod, sandbox).await) });

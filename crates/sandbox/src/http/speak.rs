@@ -41,8 +41,11 @@ const STREAMS: u32 = 100;
 /// beyond that it is cut off (CVE-2023-44487).
 const RESETS: usize = 20;
 
-/// Bytes of a request's head in version 2, as HPACK counts them; version 1's bound
-/// is hyper's. What holds a head takes several times as much.
+/// Bytes of a connection of version 1 that wait each way, and of a request's head
+/// there.
+const BUFFER: usize = 64 << 10;
+
+/// Bytes of a request's head in version 2, as HPACK counts them. What holds a head takes several times as much.
 const HEAD: u32 = 16 << 10;
 
 /// Bytes of requests' bodies that may wait for the guest, for each stream of
@@ -133,7 +136,7 @@ async fn told_to_leave(stop: &mut watch::Receiver<bool>) {
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -205,6 +208,8 @@ impl Drop for Open {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use http_body_util::{BodyExt, Empty, Full, StreamBody};
     use hyper::{body::Frame, client::conn};
     use tokio::{
@@ -380,5 +385,62 @@ mod tests {
             sleep(TIMES.request / 2).await;
             assert_eq!(text(response).await.len(), 10 << 20);
         }
+    }
+
+    /// What a server of version 2 says of its bounds: its settings by number, and
+    /// by how much it widens the connection's window.
+    async fn bounds(client: &mut DuplexStream) -> (BTreeMap<u16, u32>, u32) {
+        let mut settings = BTreeMap::new();
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let [high, middle, low, kind, ..] = head;
+            let length = u32::from_be_bytes([0, high, middle, low]);
+            let mut payload = vec![0; length as usize];
+            client.read_exact(&mut payload).await.unwrap();
+            match kind {
+                4 => settings.extend(payload.chunks_exact(6).map(|one| {
+                    let number = u16::from_be_bytes([one[0], one[1]]);
+                    (number, u32::from_be_bytes([one[2], one[3], one[4], one[5]]))
+                })),
+                8 => {
+                    let more: [u8; 4] = payload.try_into().unwrap();
+                    return (settings, u32::from_be_bytes(more));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn version_2_is_told_how_much_is_taken() {
+        let mut bed = served(None);
+        let settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        bed.client.write_all(settings).await.unwrap();
+        let (settings, more) = bounds(&mut bed.client).await;
+        // RFC 9113, 6.5.2; 65,535 is the connection's window without a word.
+        for (number, value) in [(3, STREAMS), (4, RECEIVING), (6, HEAD)] {
+            assert_eq!(settings.get(&number), Some(&value), "setting {number}: {settings:?}");
+        }
+        assert_eq!(more, RECEIVING_TOGETHER - 65_535);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_of_version_1_is_bounded() {
+        let mut bed = served(None);
+        bed.client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nX: ").await.unwrap();
+        // It may be cut off before it is written.
+        let _ = bed.client.write_all(&vec![b'x'; BUFFER]).await;
+        let mut answer = String::new();
+        bed.client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        // Half of it is none too large.
+        let mut bed = served(None);
+        bed.client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nX: ").await.unwrap();
+        bed.client.write_all(&vec![b'x'; BUFFER / 2]).await.unwrap();
+        bed.client.write_all(b"\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        bed.client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 }

@@ -14,11 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{
-    permit::{Counters, Permit},
-    pipe::PipeEnd,
-    private::Reservation,
-};
+use super::{pace::Turn, permit::Permit, pipe::PipeEnd, private::Reservation};
 
 /// See the module. All of it works through `&self`; each direction remembers
 /// one waiting task, the newest.
@@ -26,6 +22,8 @@ use super::{
 pub(crate) struct Connection {
     link: Link,
     permit: Permit,
+    reading: Turn,
+    writing: Turn,
     /// The port on the private loopback that it was bound to or given.
     _port: Option<Reservation>,
 }
@@ -46,7 +44,7 @@ enum Link {
 
 impl Connection {
     pub(super) fn tcp(stream: TcpStream, permit: Permit, port: Option<Reservation>) -> Self {
-        Self { link: Link::Tcp { stream, led_by: None }, permit, _port: port }
+        Self::new(Link::Tcp { stream, led_by: None }, permit, port)
     }
 
     /// Says that an address of a Service led here.
@@ -63,19 +61,30 @@ impl Connection {
         permit: Permit,
         port: Option<Reservation>,
     ) -> Self {
-        Self { link: Link::Pipe { end, local, remote }, permit, _port: port }
+        Self::new(Link::Pipe { end, local, remote }, permit, port)
+    }
+
+    fn new(link: Link, permit: Permit, port: Option<Reservation>) -> Self {
+        let (reading, writing) = (Turn::default(), Turn::default());
+        Self { link, permit, reading, writing, _port: port }
     }
 
     /// Reads what is there; 0 at the end.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if nothing is there yet; what the network reported.
+    /// `WouldBlock` if nothing is there yet, or the pod has received what it may
+    /// for now; what the network reported.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.link {
             Link::Tcp { stream, .. } => {
-                let read = stream.try_read(buffer)?;
-                Counters::add(&self.permit.counters().received, read);
+                let flow = &self.permit.counters().received;
+                let most = flow.may_move(buffer.len());
+                if most == 0 && !buffer.is_empty() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                let read = stream.try_read(&mut buffer[..most])?;
+                flow.moved(read);
                 Ok(read)
             }
             Link::Pipe { end, .. } => end.try_read(buffer),
@@ -101,13 +110,18 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if there is no room; `BrokenPipe` after the end; what the
-    /// network reported.
+    /// `WouldBlock` if there is no room, or the pod has sent what it may for now;
+    /// `BrokenPipe` after the end; what the network reported.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match &self.link {
             Link::Tcp { stream, .. } => {
-                let written = stream.try_write(bytes)?;
-                Counters::add(&self.permit.counters().sent, written);
+                let flow = &self.permit.counters().sent;
+                let most = flow.may_move(bytes.len());
+                if most == 0 && !bytes.is_empty() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                let written = stream.try_write(&bytes[..most])?;
+                flow.moved(written);
                 Ok(written)
             }
             Link::Pipe { end, .. } => end.try_write(bytes),
@@ -140,7 +154,11 @@ impl Connection {
     /// Ready when [`try_read`](Self::try_read) may do something.
     pub(crate) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.link {
-            Link::Tcp { stream, .. } => stream.poll_read_ready(context).map(drop),
+            Link::Tcp { stream, .. } => {
+                // What went wrong is found by whoever reads.
+                let _ = ready!(stream.poll_read_ready(context));
+                self.permit.counters().received.poll_turn(&self.reading, context)
+            }
             Link::Pipe { end, .. } => end.poll_read_ready(context),
         }
     }
@@ -148,7 +166,11 @@ impl Connection {
     /// Ready when [`try_write`](Self::try_write) may do something.
     pub(crate) fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.link {
-            Link::Tcp { stream, .. } => stream.poll_write_ready(context).map(drop),
+            Link::Tcp { stream, .. } => {
+                // As there.
+                let _ = ready!(stream.poll_write_ready(context));
+                self.permit.counters().sent.poll_turn(&self.writing, context)
+            }
             Link::Pipe { end, .. } => end.poll_write_ready(context),
         }
     }

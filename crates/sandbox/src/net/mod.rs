@@ -10,6 +10,7 @@
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs: what the agent bound for a container's port
+//!      pace.rs: how fast, over all sockets of the system
 //! ```
 //!
 //! It says which addresses are the pod's, checks each destination, bounds and
@@ -20,9 +21,11 @@ mod connection;
 mod error;
 mod flows;
 mod handed;
+mod idle;
 mod memory;
 mod names;
 mod options;
+mod pace;
 mod permit;
 mod pipe;
 mod place;
@@ -36,19 +39,25 @@ mod tests;
 mod udp;
 
 use std::{
+    future::poll_fn,
     io,
     net::TcpListener,
     sync::{Arc, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 pub(crate) use self::{
     connection::{Connection, Stream},
     error::NetError,
     handed::Claim,
+    idle::Kept,
     memory::{LEAST as LEAST_MEMORY, SocketMemory, Taken},
     options::{Options, Setting},
     permit::Permit,
@@ -59,7 +68,8 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
-    handed::Handed, permit::Counters, private::Private, sending::Sending, services::Affinity,
+    handed::Handed, idle::Idle, permit::Counters, private::Private, sending::Sending,
+    services::Affinity,
 };
 use crate::outgoing::Outgoing;
 
@@ -74,6 +84,7 @@ struct Shared {
     counters: Arc<Counters>,
     private: Arc<Private>,
     handed: Handed,
+    idle: Idle,
     /// Made by the first that has to wait.
     sending: OnceLock<Sending>,
     /// Made by the first look-up.
@@ -84,6 +95,10 @@ struct Shared {
     lookups: Lookups,
     affinity: Affinity,
 }
+
+/// How long a closed connection is waited for. Its task runs at once, unless a
+/// guest computes.
+const ROOM_TIME: Duration = Duration::from_secs(1);
 
 /// Look-ups whose addresses a pod's guests have not let go of, at most.
 const LOOKUPS: usize = 1024;
@@ -122,6 +137,8 @@ impl Stack {
     pub(crate) fn set(&self, mut network: PodNetwork, services: Option<Directory>) {
         let names = Arc::new(std::mem::take(&mut network.names));
         let is_other = *self.network() != network;
+        self.0.counters.received.limit(network.limits.ingress_bits);
+        self.0.counters.sent.limit(network.limits.egress_bits);
         let current = Current { network: Arc::new(network), names, services };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         if is_other {
@@ -180,12 +197,47 @@ impl Stack {
     /// [`NetError::AccessDenied`] on a pod without network,
     /// [`NetError::NewSocketLimit`] if it has as many as it may.
     pub(crate) fn permit(&self) -> Result<Permit, NetError> {
+        self.try_permit().inspect_err(|error| {
+            self.note(*error);
+            if *error == NetError::NewSocketLimit {
+                // For the next one: the client must see it first.
+                self.make_room();
+            }
+        })
+    }
+
+    fn try_permit(&self) -> Result<Permit, NetError> {
         let network = self.network();
         if network.addresses.is_empty() {
-            self.note(NetError::AccessDenied);
             return Err(NetError::AccessDenied);
         }
-        Permit::new(&self.0.counters, network.limits.sockets).inspect_err(|error| self.note(*error))
+        Permit::new(&self.0.counters, network.limits.sockets)
+    }
+
+    /// As [`permit`](Self::permit); where there are as many as there may be, a
+    /// connection that is kept idle is closed and waited for.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) async fn permit_or_room(&self) -> Result<Permit, NetError> {
+        let mut permit = self.try_permit();
+        if matches!(permit, Err(NetError::NewSocketLimit)) && self.make_room() {
+            let most = self.network().limits.sockets;
+            let free = poll_fn(|context| Permit::poll_new(&self.0.counters, most, context));
+            permit = timeout(ROOM_TIME, free).await.map_err(|_| NetError::NewSocketLimit);
+        }
+        permit.inspect_err(|error| self.note(*error))
+    }
+
+    /// Closes a connection that is kept and not in use. False if there is none.
+    fn make_room(&self) -> bool {
+        self.0.idle.close_one()
+    }
+
+    /// Takes note of one that the http client may keep.
+    pub(crate) fn may_be_kept(&self, connection: &Arc<Connection>) -> Arc<Kept> {
+        self.0.idle.add(connection)
     }
 
     /// Takes over sockets that the agent bound, each with the container port it
@@ -225,8 +277,8 @@ impl Stack {
     pub(crate) fn report(&self) -> NetworkReport {
         let Counters { received, sent, opened, accepted, refused, .. } = &*self.0.counters;
         NetworkReport {
-            received_bytes: received.load(Relaxed),
-            sent_bytes: sent.load(Relaxed),
+            received_bytes: received.bytes(),
+            sent_bytes: sent.bytes(),
             opened: opened.load(Relaxed),
             accepted: accepted.load(Relaxed),
             refused: refused.load(Relaxed),

@@ -42,12 +42,11 @@ impl Sockets {
 
 impl Network for Sockets {
     fn datagrams(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Datagrams>>> {
-        let connected = || {
-            let mut socket = self.stack()?.udp(Family::of(server.ip()))?;
+        Box::pin(async move {
+            let mut socket = self.stack()?.udp(Family::of(server.ip())).await?;
             socket.connect(Some(server))?;
             Ok(Box::new(socket) as Box<dyn Datagrams>)
-        };
-        Box::pin(std::future::ready(connected()))
+        })
     }
 
     fn stream(&self, server: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn AnyStream>>> {

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::NetError;
+use super::{NetError, pace::Flow};
 
 /// Of one pod. Bytes and connections on the private loopback are not counted:
 /// they never were on the network.
@@ -17,8 +17,8 @@ pub(crate) struct Counters {
     sockets: AtomicU32,
     /// Who waits for a socket to be closed.
     waiting: Mutex<Vec<Waker>>,
-    pub(super) received: AtomicU64,
-    pub(super) sent: AtomicU64,
+    pub(super) received: Flow,
+    pub(super) sent: Flow,
     pub(super) opened: AtomicU64,
     pub(super) accepted: AtomicU64,
     pub(super) refused: AtomicU64,

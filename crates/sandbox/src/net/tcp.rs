@@ -355,7 +355,10 @@ impl Listener {
         // First the permit: a connection that may not be had is left waiting in
         // the system's queue.
         let most = self.stack.network().limits.sockets;
-        let permit = ready!(Permit::poll_new(&self.stack.0.counters, most, context));
+        let Poll::Ready(permit) = Permit::poll_new(&self.stack.0.counters, most, context) else {
+            self.stack.make_room();
+            return Poll::Pending;
+        };
         let count = self.sources.len();
         for offset in 0..count {
             let index = (self.turn + offset) % count;
@@ -447,7 +450,7 @@ impl Stack {
     ///
     /// As [`connect_tcp`](Self::connect_tcp); [`NetError::NewSocketLimit`].
     pub(crate) async fn connect(&self, to: SocketAddr) -> Result<super::Stream, NetError> {
-        let permit = self.permit()?;
+        let permit = self.permit_or_room().await?;
         let connection = self.connect_tcp(permit, Options::default(), to).await?;
         Ok(super::Stream(Arc::new(connection)))
     }

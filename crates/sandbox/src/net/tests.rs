@@ -135,7 +135,7 @@ fn answers_to_datagrams_seem_to_come_from_the_service() {
         let (one, at_one) = answerer("10.77.0.2");
         let (two, at_two) = answerer("10.77.0.3");
         lead_to(home, Transport::Udp, &[at_one]);
-        let socket = stack.udp(Family::V4).unwrap();
+        let socket = stack.udp(Family::V4).await.unwrap();
         let send = |to| socket.try_send(b"x", Some(to));
         send(service(80)).unwrap();
         let (from, heard) = exchange(&socket, &one).await;
@@ -168,7 +168,7 @@ fn a_connected_socket_stays_at_the_service_wherever_that_leads() {
         let (one, at_one) = answerer("10.77.0.2");
         let (two, at_two) = answerer("10.77.0.3");
         lead_to(home, Transport::Udp, &[at_one]);
-        let mut socket = stack.udp(Family::V4).unwrap();
+        let mut socket = stack.udp(Family::V4).await.unwrap();
         socket.connect(Some(service(80))).unwrap();
         assert_eq!(socket.remote(), Some(service(80)));
         let local = socket.address();

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -21,7 +21,7 @@ use tokio::io::Interest;
 use super::{
     NetError, Options, Permit, Stack,
     flows::Flows,
-    permit::Counters,
+    pace::{Flow, Turn},
     place::{self, Binding, Family, is_same},
     private::{Mailbox, Reservation},
     route::{Destination, Route},
@@ -48,6 +48,8 @@ pub(crate) struct UdpSocket {
     remote: Option<Remote>,
     led: Mutex<Led>,
     permit: Permit,
+    reading: Turn,
+    writing: Turn,
 }
 
 /// Where a socket is connected to, as its guest knows it.
@@ -134,6 +136,8 @@ impl Stack {
                 remote: None,
                 led: Mutex::default(),
                 permit,
+                reading: Turn::default(),
+                writing: Turn::default(),
             });
         }
     }
@@ -143,9 +147,9 @@ impl Stack {
     /// # Errors
     ///
     /// As [`bind_udp`](Self::bind_udp); [`NetError::NewSocketLimit`].
-    pub(crate) fn udp(&self, family: Family) -> Result<UdpSocket, NetError> {
+    pub(crate) async fn udp(&self, family: Family) -> Result<UdpSocket, NetError> {
         let address = SocketAddr::new(family.wildcard(), 0);
-        self.bind_udp(self.permit()?, Options::default(), address)
+        self.bind_udp(self.permit_or_room().await?, Options::default(), address)
     }
 }
 
@@ -260,7 +264,8 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// `WouldBlock`; [`NetError::InvalidArgument`] without a destination or with
+    /// `WouldBlock`, also if the pod has sent what it may for now;
+    /// [`NetError::InvalidArgument`] without a destination or with
     /// another than it is connected to; [`NetError::DatagramTooLarge`]; as
     /// [`Stack::destination`]; what the network said.
     pub(crate) fn try_send(&self, bytes: &[u8], to: Option<SocketAddr>) -> Result<(), NetError> {
@@ -296,6 +301,9 @@ impl UdpSocket {
             }
             Destination::Real(route) => {
                 let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+                if self.sent().may_move(1) == 0 {
+                    return Err(NetError::WouldBlock);
+                }
                 if self.remote.is_some() {
                     self.connect_real(&mut led, route.real)?;
                 }
@@ -308,7 +316,7 @@ impl UdpSocket {
                     Err(Errno::AGAIN) => real.try_io(Interest::WRITABLE, || Ok(attempt()?))?,
                     sent => sent?,
                 };
-                Counters::add(&self.permit.counters().sent, sent);
+                self.sent().moved(sent);
                 Ok(())
             }
             // As with a closed port; and who is not connected is never told.
@@ -324,7 +332,8 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// `WouldBlock`, also after [`DISCARDS`] that came from elsewhere than where
+    /// `WouldBlock`, also if the pod has received what it may for now, and after
+    /// [`DISCARDS`] that came from elsewhere than where
     /// it is connected to: [`poll_receive_ready`](Self::poll_receive_ready) is
     /// ready then. What the network said, as [`NetError::ConnectionRefused`].
     pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Result<(usize, SocketAddr), NetError> {
@@ -338,15 +347,26 @@ impl UdpSocket {
             }
         }
         let Some(real) = self.heard() else { return Err(NetError::WouldBlock) };
+        if self.received().may_move(1) == 0 {
+            return Err(NetError::WouldBlock);
+        }
         for _ in 0..DISCARDS {
             let (length, from) = real.try_recv_from(buffer)?;
             // Some may have come before it was connected.
             if let Some(from) = self.sender(from) {
-                Counters::add(&self.permit.counters().received, length);
+                self.received().moved(length);
                 return Ok((length, from));
             }
         }
         Err(NetError::WouldBlock)
+    }
+
+    fn received(&self) -> &Flow {
+        &self.permit.counters().received
+    }
+
+    fn sent(&self) -> &Flow {
+        &self.permit.counters().sent
     }
 
     /// Who sent something, as the guest knows him. None if it wants nothing from
@@ -371,7 +391,11 @@ impl UdpSocket {
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
-        let real = self.heard().map(|real| real.poll_recv_ready(context));
+        let real = self.heard().map(|real| {
+            // What went wrong is found by whoever receives.
+            let _ = ready!(real.poll_recv_ready(context));
+            self.received().poll_turn(&self.reading, context)
+        });
         if private.is_some_and(|ready| ready.is_ready())
             || real.is_some_and(|ready| ready.is_ready())
         {
@@ -384,7 +408,16 @@ impl UdpSocket {
     /// Ready when something may be sent.
     pub(crate) fn poll_send_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         match &self.real {
-            Some(real) => real.poll_send_ready(context).map(drop),
+            Some(real) => {
+                // As there.
+                let _ = ready!(real.poll_send_ready(context));
+                // Where it will be sent is not known yet; to a neighbour on the
+                // loopback it would go at once.
+                match self.remote {
+                    Some(Way::Private(_)) => Poll::Ready(()),
+                    Some(Way::Real(_)) | None => self.sent().poll_turn(&self.writing, context),
+                }
+            }
             None => Poll::Ready(()),
         }
     }
@@ -393,6 +426,9 @@ impl UdpSocket {
     /// only later that it is ready.)
     pub(crate) fn can_send(&self) -> bool {
         let Some(real) = &self.real else { return true };
+        if !matches!(self.remote, Some(Way::Private(_))) && self.sent().may_move(1) == 0 {
+            return false;
+        }
         let mut fds = [PollFd::new(real, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
@@ -438,19 +474,40 @@ mod tests {
     use super::*;
 
     /// A socket bound to the wildcard, and where it is really.
-    fn bound() -> (UdpSocket, SocketAddr) {
+    async fn bound() -> (UdpSocket, SocketAddr) {
         let stack = Stack::default();
         // Really there is no pod with this address; it is one that any machine has.
         let addresses = vec![Family::V4.localhost()];
         stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
-        let socket = stack.udp(Family::V4).unwrap();
+        let socket = stack.udp(Family::V4).await.unwrap();
         let real = socket.real.as_ref().unwrap().local_addr().unwrap();
         (socket, real)
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn datagrams_come_as_fast_as_the_pod_may_receive() {
+        let (socket, real) = bound().await;
+        let mut network = (*socket.stack.network()).clone();
+        network.limits.ingress_bits = Some(80_000);
+        socket.stack.set(network, None);
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..5 {
+            peer.send_to(&[0; 1000], real).unwrap();
+        }
+        let (begin, mut buffer) = (tokio::time::Instant::now(), [0; 1000]);
+        for _ in 0..5 {
+            assert_eq!(socket.receive(&mut buffer).await.unwrap().0, 1000);
+        }
+        // The first is what the bucket held, the second a debt for the others to
+        // wait for, of 100 ms each.
+        assert!(begin.elapsed() >= std::time::Duration::from_millis(300), "{:?}", begin.elapsed());
+        assert!(socket.try_receive(&mut buffer).is_err());
+        assert_eq!(socket.stack.report().received_bytes, 5000);
+    }
+
     #[tokio::test]
     async fn a_flood_of_what_is_not_wanted_is_thrown_away_in_turns() {
-        let (mut socket, real) = bound();
+        let (mut socket, real) = bound().await;
         let [flood, remote] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
         socket.remote = Some(Remote::Real(remote.local_addr().unwrap()));
         for _ in 0..DISCARDS * 2 {
@@ -469,7 +526,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_connected_within_the_pod_does_not_hear_the_network() {
-        let (mut socket, real) = bound();
+        let (mut socket, real) = bound().await;
         let inside = "127.0.0.1:53".parse().unwrap();
         socket.connect(Some(inside)).unwrap();
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", real).unwrap();

@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::{CONNECTING, Connecting, PATIENCE, Stage, roots::Roots};
-use crate::net::{NetError, Options, Stack, Stream, WeakStack};
+use crate::net::{Connection, Kept, NetError, Options, Stack, Stream, WeakStack};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -63,16 +63,20 @@ impl Connector {
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let addresses = stack.lookup(host).await?;
-        let stream = first_of(&stack, &addresses, port, end).await?;
+        let connection = Arc::new(first_of(&stack, &addresses, port, end).await?);
+        let stream = Stream(Arc::clone(&connection));
+        let kept = || Some(stack.may_be_kept(&connection));
         if !is_tls {
-            return Ok(Link::new(Box::new(stream), false));
+            return Ok(Link::new(Box::new(stream), kept()));
         }
         let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
         let name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::NoHost)?;
         let connector = TlsConnector::from(self.roots.config()?);
         let stream = connector.connect(name, stream).await.map_err(ConnectError::Tls)?;
+        // Of version 2 there is one for each server, which is left until its time
+        // is over: who uses it is not known.
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Link::new(Box::new(stream), is_h2))
+        Ok(Link::new(Box::new(stream), if is_h2 { None } else { kept() }))
     }
 }
 
@@ -83,17 +87,17 @@ async fn first_of(
     addresses: &[IpAddr],
     port: u16,
     end: Instant,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connection, ConnectError> {
     let mut last = ConnectError::Timeout;
     for (tried, address) in addresses.iter().enumerate() {
         let now = Instant::now();
         let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let share = now + end.saturating_duration_since(now) / left;
-        let permit = stack.permit()?;
+        let permit = stack.permit_or_room().await?;
         let to = SocketAddr::new(*address, port);
         let connected = stack.connect_tcp(permit, Options::default(), to);
         match timeout_at(share, connected).await {
-            Ok(Ok(connection)) => return Ok(Stream(Arc::new(connection))),
+            Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => last = error.into(),
             Err(_) => last = ConnectError::Timeout,
         }
@@ -134,19 +138,27 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 /// A connection as the client wants it.
 pub(super) struct Link {
     bytes: TokioIo<Box<dyn Bytes>>,
-    is_h2: bool,
+    /// None for version 2.
+    kept: Option<Arc<Kept>>,
 }
 
+/// What each answer has among its extensions: the connection it came by.
+#[derive(Clone, Debug)]
+pub(super) struct By(pub(super) Arc<Kept>);
+
 impl Link {
-    fn new(bytes: Box<dyn Bytes>, is_h2: bool) -> Self {
-        Self { bytes: TokioIo::new(bytes), is_h2 }
+    fn new(bytes: Box<dyn Bytes>, kept: Option<Arc<Kept>>) -> Self {
+        Self { bytes: TokioIo::new(bytes), kept }
     }
 }
 
 impl Described for Link {
     fn connected(&self) -> Connected {
         let connected = Connected::new();
-        if self.is_h2 { connected.negotiated_h2() } else { connected }
+        match &self.kept {
+            Some(kept) => connected.extra(By(Arc::clone(kept))),
+            None => connected.negotiated_h2(),
+        }
     }
 }
 
@@ -166,6 +178,9 @@ impl Write for Link {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(kept) = &self.kept {
+            kept.asked();
+        }
         Pin::new(&mut self.bytes).poll_write(context, bytes)
     }
 

@@ -34,7 +34,7 @@ use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpH
 pub(crate) use self::roots::remember;
 use self::{
     body::{LONGEST, Timed},
-    connect::Connector,
+    connect::{By, Connector},
     roots::Roots,
 };
 use crate::{held::Held, net::Stack};
@@ -146,8 +146,9 @@ impl Outgoing {
                 () = sleep_until(end) => return Err(HttpError::ConnectionReadTimeout),
             }
         };
-        let answer = answer.map_err(|failure| error::of_client(&failure))?;
-        Ok(answer.map(|body| Timed::new(body, between, permit).boxed_unsync()))
+        let mut answer = answer.map_err(|failure| error::of_client(&failure))?;
+        let by = answer.extensions_mut().remove::<By>().map(|By(kept)| kept.answered());
+        Ok(answer.map(|body| Held::new(Timed::new(body, between, permit), by).boxed_unsync()))
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::net::{Options, Stream};
+use crate::net::{NetError, Options, Stream};
 
 fn stack() -> Stack {
     let host = |address: &str, name: &str| Host {
@@ -339,4 +339,120 @@ fn what_look_ups_found_is_bounded() {
     assert!(held.len() < 100_000);
     drop(held);
     assert!(stack.lookup_handle().is_some());
+}
+
+/// As `stack`, with room for so many sockets.
+fn small_stack(sockets: u32) -> Stack {
+    let stack = stack();
+    let mut network = (*stack.network()).clone();
+    network.limits.sockets = sockets;
+    let names = (*stack.names()).clone();
+    stack.set(PodNetwork { names, ..network }, None);
+    stack
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_makes_room_for_one_that_is_needed() {
+    // Two listeners, and both ends of one connection within the pod.
+    let stack = small_stack(4);
+    let servers = [(); 2].map(|()| Server::start(&stack, None));
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = |server: &Server| format!("http://web.test:{}/", server.at.port());
+    for _ in 0..3 {
+        for server in &servers {
+            let answer = ask(&outgoing, &uri(server)).await;
+            assert_eq!(answer.unwrap(), format!("{:?} /", Version::HTTP_11));
+        }
+    }
+    assert_eq!(stack.report().refused, 0);
+    // The guest's own: it is told so, and has it the next time.
+    let mut kept = stack.permit().map(drop);
+    assert_eq!(kept, Err(NetError::NewSocketLimit));
+    while kept.is_err() {
+        tokio::task::yield_now().await;
+        kept = stack.permit().map(drop);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_in_use_makes_no_room() {
+    let stack = small_stack(4);
+    let [busy, other] =
+        [(); 2].map(|()| Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"));
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = |server: &Server| format!("http://web.test:{}/", server.at.port());
+    let answer = outgoing.send(request(&uri(&busy)), RequestOptions::default()).await.unwrap();
+    let refused = outgoing.send(request(&uri(&other)), RequestOptions::default()).await.map(drop);
+    assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
+    // It goes on.
+    let mut body = answer.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "half");
+}
+
+#[tokio::test]
+async fn a_request_is_under_way_until_its_own_body_is_sent() {
+    let stack = stack();
+    // Answers before it has heard the request's body.
+    let server = Server::raw(&stack, async |mut stream: Stream| {
+        hear(&mut stream).await;
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+    });
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let (more, pieces) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
+    });
+    let body = http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync();
+    let uri = format!("http://web.test:{}/", server.at.port());
+    let request = Request::post(&uri).body(body).unwrap();
+    more.send(Bytes::from_static(b"first")).await.unwrap();
+    let answer = outgoing.send(request, RequestOptions::default()).await.unwrap();
+    assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1);
+    drop(answer);
+    tokio::task::yield_now().await;
+    // The guest may write on, or it has been let go and is told so.
+    if !more.is_closed() {
+        assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1, "the body is there");
+    }
+    drop(more);
+    while outgoing.permits.available_permits() < REQUESTS {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_version_2_is_told_how_much_is_taken() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::raw(&stack, move |stream: Stream| {
+        let (tls, tell) = (tls.clone(), tell.clone());
+        async move {
+            let mut stream = tls.accept(stream).await.unwrap();
+            let mut bytes = [0; 24 + 9];
+            stream.read_exact(&mut bytes).await.unwrap();
+            let length = u32::from_be_bytes([0, bytes[24], bytes[25], bytes[26]]);
+            // Its settings, and the frame that widens the window.
+            let mut rest = vec![0; length as usize + 13];
+            stream.read_exact(&mut rest).await.unwrap();
+            tell.send(rest).unwrap();
+        }
+    });
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let _ = ask(&outgoing, &format!("https://web.test:{}/", server.at.port())).await;
+    let bytes = told.recv().await.unwrap();
+    let (settings, widening) = bytes.split_at(bytes.len() - 13);
+    let value = |wanted: u16| {
+        let one = settings.chunks_exact(6).find(|one| one[..2] == wanted.to_be_bytes())?;
+        Some(u32::from_be_bytes([one[2], one[3], one[4], one[5]]))
+    };
+    // RFC 9113, 6.5.2; 65,535 is the connection's window without a word.
+    assert_eq!(value(4), Some(WINDOW));
+    assert_eq!(value(6), Some(u32::try_from(HEAD).unwrap()));
+    assert_eq!(widening[3], 8, "{bytes:?}");
+    assert_eq!(widening[9..], (CONNECTION_WINDOW - 65_535).to_be_bytes());
 }

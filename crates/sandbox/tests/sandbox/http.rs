@@ -205,3 +205,28 @@ pub(crate) fn a_killed_server_computes_no_more() {
         assert_eq!(stats(&server.id).cpu_ns, end.cpu_ns);
     }
 }
+
+pub(crate) fn so_many_requests_wait_and_no_more() {
+    const SENT: usize = 300;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, 3_600_000, None);
+    let (tell, told) = std::sync::mpsc::channel();
+    for _ in 0..SENT {
+        let (stream, tell) = (server.send("/sleep?ms=3600000"), tell.clone());
+        // Those that are not answered end with the sandbox.
+        std::thread::spawn(move || {
+            let mut head = [0; 12];
+            let mut stream = stream;
+            if stream.read_exact(&mut head).is_ok() {
+                let _ = tell.send(String::from_utf8_lossy(&head).into_owned());
+            }
+        });
+    }
+    // Four are served, and 256 wait.
+    for _ in 0..SENT - 4 - 256 {
+        assert_eq!(told.recv_timeout(LIMIT).unwrap(), "HTTP/1.1 503");
+    }
+    assert_eq!(server.get("/").0, 503, "there is no place for it either");
+    told.try_recv().unwrap_err();
+}

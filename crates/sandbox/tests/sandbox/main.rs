@@ -74,7 +74,8 @@ const TESTS: &[Test] = tests! {
         memory_is_counted_over_all_requests,
         a_stopped_server_finishes_what_it_has_begun,
         a_server_that_does_not_finish_in_time_is_killed,
-        a_killed_server_computes_no_more;
+        a_killed_server_computes_no_more,
+        so_many_requests_wait_and_no_more;
     life:
         a_guest_that_computes_is_stopped_at_once,
         a_guest_that_waits_is_stopped_at_once,
@@ -113,6 +114,7 @@ const TESTS: &[Test] = tests! {
         much_is_carried_whole,
         hundreds_of_connections_are_served_at_once,
         there_are_no_more_sockets_than_allowed,
+        all_sockets_of_a_pod_share_its_bandwidth,
         what_a_guest_wrote_arrives_after_its_end,
         the_end_of_a_guest_waits_for_what_it_wrote,
         a_handed_socket_serves_while_the_guest_listens,

@@ -6,7 +6,9 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
+    time::Instant,
 };
 
 use krustlet_model::{ContainerId, services::Transport};
@@ -543,4 +545,54 @@ pub(crate) fn a_guest_asks_a_service_for_a_page_by_its_name() {
     let (id, _) = sandbox.run(make);
     assert_eq!(sandbox.output(&id).trim(), "200\nyes");
     assert!(server.join().unwrap().contains("host: web.n.svc.c"));
+}
+
+pub(crate) fn all_sockets_of_a_pod_share_its_bandwidth() {
+    const IN: u64 = 2_000_000;
+    const OUT: u64 = 1_000_000;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limits =
+        SocketLimits { ingress_bits: Some(IN), egress_bits: Some(OUT), ..SocketLimits::default() };
+    let begin = Instant::now();
+    sandbox.network("pod", &PodNetwork { limits, ..network(&["10.77.0.1"]) });
+    serve(&sandbox, "pod", &["tcp-echo", "8080"]);
+    serve(&sandbox, "pod", &["udp-echo", "8081"]);
+    let streams = [(); 3].map(|()| connect("10.77.0.1:8080"));
+    let datagrams = UdpSocket::bind("10.77.0.254:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"));
+    let datagrams = datagrams.unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|threads| {
+        for stream in &streams {
+            // More than buffers hold; at the end it is cut off.
+            threads.spawn(move || (&*stream).write_all(&vec![b'.'; 64 << 20]));
+            threads.spawn(move || std::io::copy(&mut &*stream, &mut std::io::sink()));
+        }
+        threads.spawn(|| {
+            while !is_over.load(Relaxed) {
+                let _ = datagrams.send_to(&[b'.'; 1000], "10.77.0.1:8081");
+                thread::yield_now();
+            }
+        });
+        let is_enough = || {
+            let NetworkReport { received_bytes, sent_bytes, .. } = report(&sandbox);
+            received_bytes > 400_000 && sent_bytes > 200_000
+        };
+        wait_until(is_enough);
+        let NetworkReport { received_bytes, sent_bytes, .. } = report(&sandbox);
+        let time = begin.elapsed();
+        is_over.store(true, Relaxed);
+        for stream in &streams {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Its share, what the bucket held, and one move.
+        let most = |bits: u64| {
+            (time.as_millis() + 1) * u128::from(bits / 8000) + 2 * u128::from(bits / 80)
+        };
+        assert!(u128::from(received_bytes) <= most(IN), "{received_bytes} in {time:?}");
+        assert!(u128::from(sent_bytes) <= most(OUT), "{sent_bytes} in {time:?}");
+    });
+    // Within the pod there is no limit: this would take ten minutes.
+    let own = run(&sandbox, "pod", &["tcp-get", "127.0.0.1", "8080", "within"]);
+    assert_eq!(own, "within");
 }
