@@ -282,6 +282,8 @@ mod tests {
         assert!(ends[1].as_secs_f64() > 7.0, "one was far ahead: {ends:?}");
         assert_eq!(flow.bytes(), 10_000_000);
         assert_eq!(waiting(&flow), 0);
+        // It waits for the last of the debt.
+        sleep(Duration::from_secs(1)).await;
         assert!(flow.pace.get().unwrap().lock().waker.is_none(), "nobody waits");
     }
 
