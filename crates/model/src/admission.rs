@@ -26,6 +26,7 @@ pub use self::unsupported::{Unsupported, unsupported};
 use crate::{
     bandwidth::SocketAnnotations,
     observed::{PodFailure, ResizePending},
+    outbound::Outbound,
 };
 
 /// The label by which nodes, and sometimes pods, name their system.
@@ -88,7 +89,7 @@ impl Rejection {
 /// | `PodOSSelectorNodeLabelDoesNotMatch` | the pod's label `kubernetes.io/os` names another system |
 /// | `PodOSNotSupported` | so does `spec.os` |
 /// | `PodFeatureUnsupported` | see [`unsupported`] |
-/// | `InvalidNetworkAnnotation` | see [`SocketAnnotations`] |
+/// | `InvalidNetworkAnnotation` | see [`SocketAnnotations`] and [`Outbound`] |
 /// | `OutOfpods`, `OutOfcpu`, `OutOfmemory`, … | the requests do not fit |
 /// | `NodeAffinity` | selector or required affinity do not match |
 /// | `NodeName` | bound to another node |
@@ -111,8 +112,10 @@ pub fn admit<'a>(
     names::check(pod)?;
     check_os(pod, node)?;
     unsupported::check(pod)?;
-    SocketAnnotations::of(pod)
-        .map_err(|error| Rejection::new("InvalidNetworkAnnotation", error.to_string()))?;
+    let annotation =
+        |message: String| Rejection::new("InvalidNetworkAnnotation", message);
+    SocketAnnotations::of(pod).map_err(|error| annotation(error.to_string()))?;
+    Outbound::of(pod).map_err(|error| annotation(error.to_string()))?;
     let others: Vec<_> = others.collect();
     resources::check(pod, node, &others)?;
     if !affinity::matches(pod, node) {

@@ -16,6 +16,8 @@ pub mod ids;
 pub mod names;
 pub mod objects;
 pub mod observed;
+pub mod outbound;
+pub mod policy;
 pub mod probes;
 pub mod qos;
 pub mod quantity;
