@@ -2,8 +2,9 @@
 //!
 //! The agent hears of pods ([`pods`]), reports what became of them
 //! ([`status`]), keeps its Node and its lease ([`node`], [`lease`]), reads what
-//! pods refer to ([`objects`], [`tokens`], [`services`], [`endpoints`]), writes events
-//! ([`events`]) and asks who may use its own API ([`reviews`]). This crate is
+//! pods refer to ([`objects`], [`tokens`], [`services`], [`endpoints`]) and may do to
+//! each other ([`policies`]), writes events ([`events`]) and asks who may use its own
+//! API ([`reviews`]). This crate is
 //! the only one that names the Kubernetes client, and it decides nothing about
 //! pods: `pod` does.
 //!
@@ -20,6 +21,7 @@ pub mod node;
 pub mod nodes;
 pub mod objects;
 pub mod pods;
+pub mod policies;
 pub mod request;
 mod retry;
 pub mod reviews;
@@ -35,6 +37,7 @@ pub use node::{NodeConfig, NodeHealth, NodeTask};
 pub use nodes::{NodesTask, PeerNode, Peers};
 pub use objects::{ObjectError, Objects, ObjectsTask};
 pub use pods::{PodSet, PodSourceTask};
+pub use policies::{PolicyFacts, PolicyFactsTask};
 pub use request::RequestError;
 pub use reviews::{ReviewError, Reviews};
 pub use services::ServicesTask;

@@ -106,6 +106,10 @@ pub(crate) struct NodeArgs {
     /// deploy/network-rbac.yaml
     #[arg(long, value_name = "WHO", default_value = "none")]
     pub(crate) service_proxy: ServiceProxy,
+    /// Enforce the cluster's NetworkPolicies for the pods of this node; needs the
+    /// rights of deploy/network-rbac.yaml, and pods wait for them
+    #[arg(long)]
+    pub(crate) network_policy: bool,
     /// Directory for the serving certificate
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,

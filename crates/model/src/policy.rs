@@ -22,6 +22,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::services::Transport;
+
 pub use self::{
     book::{Book, Labels, NamedPort, PeerPod, Policies, PolicyKey, Verdict, named_ports},
     ranges::{AddressRange, merge},
@@ -33,15 +35,6 @@ pub const MOST_RANGES: usize = 4096;
 
 /// Rules, and ranges of ports of all rules together, that it may have.
 pub const MOST_RULES: usize = 1024;
-
-/// A protocol of sockets that guests have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
 
 /// What one pod's sockets may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +62,7 @@ pub struct PolicyRule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortRange {
     /// The protocol.
-    pub protocol: Protocol,
+    pub protocol: Transport,
     /// The lowest.
     pub first: u16,
     /// The highest.
@@ -85,7 +78,7 @@ impl PodPolicy {
 
     /// Whether `from` may connect or send to a port of the pod.
     #[must_use]
-    pub fn lets_in(&self, protocol: Protocol, from: IpAddr, port: u16) -> bool {
+    pub fn lets_in(&self, protocol: Transport, from: IpAddr, port: u16) -> bool {
         let Some(rules) = &self.ingress else { return true };
         let from = from.to_canonical();
         self.node.contains(&from) || fits(rules, protocol, from, port)
@@ -93,13 +86,13 @@ impl PodPolicy {
 
     /// Whether the pod may connect or send there.
     #[must_use]
-    pub fn lets_out(&self, protocol: Protocol, to: SocketAddr) -> bool {
+    pub fn lets_out(&self, protocol: Transport, to: SocketAddr) -> bool {
         let Some(rules) = &self.egress else { return true };
         fits(rules, protocol, to.ip().to_canonical(), to.port())
     }
 }
 
-fn fits(rules: &[PolicyRule], protocol: Protocol, peer: IpAddr, port: u16) -> bool {
+fn fits(rules: &[PolicyRule], protocol: Transport, peer: IpAddr, port: u16) -> bool {
     rules.iter().any(|rule| {
         let is_port = |range: &PortRange| {
             range.protocol == protocol && (range.first..=range.last).contains(&port)

@@ -31,7 +31,7 @@ const LOCAL_NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0);
 /// with IPVS gives the node the address of every Service) the port of the
 /// node's API is refused everywhere: a sandbox looks through the list for each
 /// connection.
-const MOST: usize = 512;
+pub(crate) const MOST: usize = 512;
 
 /// The addresses at which the node answers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What the rest of the agent asks of the pods' network.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::IpAddr,
     sync::{
@@ -18,7 +19,7 @@ use crate::{
     allowed::{self, NodeAddresses},
     freed::{Freed, since_boot},
     namespace::Namespace,
-    ranges::PodRanges,
+    ranges::{PodRanges, gateway},
 };
 
 /// How pods get their addresses now.
@@ -182,6 +183,22 @@ impl Network {
     #[must_use]
     pub fn refused(&self, host_network: bool) -> Vec<Destinations> {
         allowed::refused(host_network, &self.shared.reached_at.borrow(), self.shared.api_port)
+    }
+
+    /// Addresses from which the node itself speaks to its pods: its own, as many
+    /// as are known, and the first of each range.
+    #[must_use]
+    pub fn node_speaks_from(&self) -> Vec<IpAddr> {
+        let mut all: BTreeSet<IpAddr> = self.shared.node.iter().copied().collect();
+        if let NetworkState::Own(ranges) = &*self.shared.state.borrow() {
+            all.extend(ranges.iter().map(gateway));
+        }
+        if let NodeAddresses::Known(known) = &*self.shared.reached_at.borrow()
+            && known.len() <= allowed::MOST
+        {
+            all.extend(known);
+        }
+        all.into_iter().collect()
     }
 
     /// Where the node answers. When it changes, so does [`Network::refused`].

@@ -21,6 +21,7 @@ pub mod config;
 mod containers;
 pub mod decide;
 mod environment;
+mod guard;
 pub mod guest;
 mod handle;
 mod launch;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{
-    Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind,
+    Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind, policy::Policies,
     probes::target::Target,
 };
 use krustlet_network::Network;
@@ -34,6 +34,8 @@ pub struct Outside {
     pub runtime: Arc<dyn PodRuntime>,
     /// Addresses.
     pub network: Network,
+    /// What the cluster's policies say.
+    pub policies: watch::Receiver<Policies>,
     /// Images and compiled programs.
     pub programs: Arc<dyn Programs>,
     /// What pods refer to.

@@ -16,7 +16,7 @@ use krustlet_network::{AddressError, Network, NetworkState};
 use krustlet_protocol::{Names, PodNetwork, SocketLimits};
 use serde::{Deserialize, Serialize};
 
-use crate::outside::NetworkKind;
+use crate::{guard::Guard, outside::NetworkKind};
 
 /// A pod's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,11 +84,14 @@ pub(crate) fn rules(
     pod: &Pod,
     place: &Place,
     limits: &SocketLimits,
+    guard: &Guard,
 ) -> PodNetwork {
     PodNetwork {
         addresses: place.addresses.clone(),
         is_host: place.kind == NetworkKind::Node,
         refused: network.refused(is_host_network(pod)),
+        policy: guard.policy.clone(),
+        outbound: guard.outbound.clone(),
         // Filled in when the node's files have been read.
         names: Names::default(),
         limits: limits.clone(),

@@ -3,6 +3,7 @@
 mod bed;
 mod messages;
 mod network;
+mod policies;
 mod probes;
 mod resize;
 mod restarts;

@@ -20,6 +20,10 @@ pub(crate) const FAILED_MOUNT: &str = "FailedMount";
 pub(crate) const INVALID_NETWORK_ANNOTATION: &str = "InvalidNetworkAnnotation";
 pub(crate) const NETWORK_NOT_READY: &str = "NetworkNotReady";
 pub(crate) const FAILED_SANDBOX: &str = "FailedCreatePodSandBox";
+/// Not kubelet's, which leaves policies to network plugins.
+pub(crate) const INVALID_NETWORK_ANNOTATION: &str = "InvalidNetworkAnnotation";
+/// As that.
+pub(crate) const POLICY_TOO_LARGE: &str = "NetworkPolicyTooLarge";
 pub(crate) const INSPECT_FAILED: &str = "InspectFailed";
 pub(crate) const KILLING: &str = "Killing";
 pub(crate) const NEVER_PULL: &str = "ErrImageNeverPull";

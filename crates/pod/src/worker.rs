@@ -32,6 +32,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     Grace, PodKey, PodUid,
     observed::{PodFailure, PodObserved, ResizePending},
+    policy::Policies,
     resize::{is_resized, keep_resources},
     status::{EPHEMERAL_MESSAGE, EPHEMERAL_REASON, ephemeral_containers},
     time::from_api_time,
@@ -52,6 +53,7 @@ use crate::{
     config::Context,
     containers::Slot,
     decide::{Action, Desired, Facts, Phase, decide},
+    guard::{Guard, Trouble},
     order::{self, Standing},
     outside::{About, EventType, PodEvent, PodEvents},
     place::{self, Place},
@@ -218,6 +220,12 @@ pub(crate) struct Worker {
     rules: Rules,
     /// Bounds of its sockets, a part of the rules.
     limits: SocketLimits,
+    /// What the cluster's policies say.
+    policies: watch::Receiver<Policies>,
+    /// What the sandbox was told of them, and of the pod's own list.
+    guard: Guard,
+    /// What is wrong with that, as people were told.
+    trouble: Option<Trouble>,
     /// How often a sandbox was told rules.
     rules_told: u64,
 
@@ -286,6 +294,9 @@ impl Worker {
             waits_for_network: false,
             reached_at: context.outside.network.node_reached_at(),
             rules: Rules::Current,
+            policies: context.outside.policies.clone(),
+            guard: Guard::default(),
+            trouble: None,
             rules_told: 0,
             limits,
             phase: Phase::Starting,
@@ -346,6 +357,9 @@ impl Worker {
                 // seen afterwards.
                 Ok(()) = self.reached_at.changed(),
                     if !matches!(self.rules, Rules::Telling { .. }) => self.rules_are_old(),
+                // Without a sender they never change.
+                Ok(()) = self.policies.changed(),
+                    if !matches!(self.rules, Rules::Telling { .. }) => self.look_at_guard(),
                 event = next(&mut self.events), if self.in_hand.is_none() => {
                     self.take_event(event);
                 }

@@ -1,4 +1,4 @@
-//! What a pod's sockets may do. No Service, policy or Node: the agent has
+//! What a pod's sockets may do. No Service or Node, no label: the agent has
 //! resolved those to addresses.
 //!
 //! Handed over before the pod's first container is created, and again, whole,
@@ -7,10 +7,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use krustlet_model::{outbound::Outbound, policy::PodPolicy};
 use serde::{Deserialize, Serialize};
 
 /// The network of one pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodNetwork {
     /// The pod's addresses, the node's own family first; at most one for each
@@ -24,10 +25,30 @@ pub struct PodNetwork {
     /// Where no guest may connect or send to. Loopback is not among them: it is
     /// the pod's own.
     pub refused: Vec<Destinations>,
+    /// What the cluster's policies let through. None if that is not known now:
+    /// what was said last stays, and if nothing was, nothing is let through.
+    pub policy: Option<PodPolicy>,
+    /// Where guests may go by the pod's own list; anywhere if none.
+    pub outbound: Option<Vec<Outbound>>,
     /// How names are looked up.
     pub names: Names,
     /// Bounds.
     pub limits: SocketLimits,
+}
+
+impl Default for PodNetwork {
+    /// No network, and no policy.
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            is_host: false,
+            refused: Vec::new(),
+            policy: Some(PodPolicy::default()),
+            outbound: None,
+            names: Names::default(),
+            limits: SocketLimits::default(),
+        }
+    }
 }
 
 /// Destinations: a range of addresses, and one port or all.

@@ -78,6 +78,9 @@ pub enum LookupError {
     NoServers,
     #[error("too many names are being looked up")]
     Busy,
+    /// Never by a [`Resolver`]: whoever uses one may look only some names up.
+    #[error("the pod may not look this name up")]
+    Denied,
 }
 
 /// Looks names up for one pod. Holds what it has learned.

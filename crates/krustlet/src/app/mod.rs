@@ -9,6 +9,7 @@ pub(crate) mod images;
 mod network;
 pub(crate) mod node;
 pub(crate) mod pods;
+mod policies;
 mod programs;
 pub(crate) mod queries;
 mod services;

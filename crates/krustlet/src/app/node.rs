@@ -14,7 +14,7 @@ use krustlet_cluster::{
     node::{Cadence, Reserved, facts},
 };
 use krustlet_image::{ImageSummary, Images};
-use krustlet_model::quantity;
+use krustlet_model::{policy::Policies, quantity};
 use krustlet_network::{
     NetworkConfig, NetworkState, NodeRanges,
     services::{ServiceSources, ServicesState},
@@ -30,6 +30,7 @@ use super::{
     images,
     network::{self, NodeNetworkTask},
     pods::{self, PodsSetup},
+    policies,
     services::{self, ServiceFiles},
 };
 use crate::{
@@ -165,6 +166,16 @@ async fn wire(
     };
     core.supervisor.start("node network", |stop| asked.run(stop));
 
+    let policies = if settings.network_policy {
+        let (facts, task) = cluster::policies::policy_facts(&cluster);
+        core.supervisor.start("policy facts", |stop| task.run(stop));
+        let (policies, task) = policies::policies(facts, node.clone(), events.clone());
+        core.supervisor.start("policies", |stop| task.run(stop));
+        policies
+    } else {
+        watch::channel(Policies::Off).1
+    };
+
     let (objects, task) = cluster::objects::objects(&cluster);
     core.supervisor.start("objects", |stop| task.run(stop));
 
@@ -180,6 +191,7 @@ async fn wire(
         names: settings.names.clone(),
         max_sockets: Some(settings.max_pod_sockets),
         network,
+        policies,
         objects: Arc::new(ClusterObjects {
             objects,
             tokens: Arc::new(cluster::Tokens::new(&cluster)),

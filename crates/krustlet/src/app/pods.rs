@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use krustlet_cluster::PodSet;
+use krustlet_model::policy::Policies;
 use krustlet_network::Network;
 use krustlet_pod::{
     LogPlaces, NamesConfig, Outside, PodsConfig, WantedPods,
@@ -35,6 +36,8 @@ pub(crate) struct PodsSetup {
     pub(crate) max_sockets: Option<u32>,
     /// The pods' network.
     pub(crate) network: Network,
+    /// What the cluster's policies say.
+    pub(crate) policies: watch::Receiver<Policies>,
     /// What pods refer to.
     pub(crate) objects: Arc<dyn Objects>,
     /// Where statuses go.
@@ -64,6 +67,7 @@ pub(crate) async fn start(
     let outside = Outside {
         runtime: Arc::new(core.runtime.clone()),
         network: setup.network,
+        policies: setup.policies,
         programs: core.programs(),
         objects: setup.objects,
         status: setup.status,

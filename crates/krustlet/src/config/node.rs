@@ -38,6 +38,8 @@ pub(crate) struct NodeSettings {
     pub(crate) max_pod_sockets: u32,
     /// Who leads pods to Services.
     pub(crate) service_proxy: ServiceProxy,
+    /// Whether the cluster's policies are enforced.
+    pub(crate) network_policy: bool,
     /// Ranges of addresses for a Node that has none.
     pub(crate) pod_ranges: Option<PodRanges>,
     /// `kubernetes.io/os`.
@@ -148,6 +150,7 @@ pub(crate) fn settings(
         node_routes: args.node_routes,
         max_pod_sockets: args.max_pod_sockets,
         service_proxy: args.service_proxy,
+        network_policy: args.network_policy,
         pod_ranges,
         os: args.node_os.clone(),
         arch: args.node_arch.clone(),

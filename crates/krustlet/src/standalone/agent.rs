@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
+use krustlet_model::policy::Policies;
 use krustlet_network::{Mode, Network, NetworkConfig, NodeRanges, PodRanges};
 use krustlet_pod::NamesConfig;
 use krustlet_server::LocalTask;
@@ -107,6 +108,8 @@ impl Agent {
             names: NamesConfig::of_system(),
             max_sockets: None,
             network: network.clone(),
+            // There is no cluster that could have any.
+            policies: watch::channel(Policies::Off).1,
             objects: Arc::clone(&shared) as _,
             status: Arc::clone(&shared) as _,
             events: Arc::clone(&shared) as _,

@@ -18,9 +18,9 @@ use k8s_openapi::{
 };
 
 use super::{
-    AddressRange, MOST_RANGES, MOST_RULES, PodPolicy, PolicyRule, PortRange, Protocol, merge,
-    select::selects,
+    AddressRange, MOST_RANGES, MOST_RULES, PodPolicy, PolicyRule, PortRange, merge, select::selects,
 };
+use crate::services::Transport;
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -50,7 +50,7 @@ pub struct NamedPort {
     /// The name.
     pub name: String,
     /// The protocol.
-    pub protocol: Protocol,
+    pub protocol: Transport,
     /// The number.
     pub port: u16,
 }
@@ -61,7 +61,7 @@ impl NamedPort {
     #[must_use]
     pub fn new(name: Option<&str>, protocol: Option<&str>, port: i32) -> Option<Self> {
         let name = name.filter(|name| !name.is_empty())?.to_owned();
-        let protocol = self::protocol(protocol)?;
+        let protocol = Transport::parse(protocol)?;
         Some(Self { name, protocol, port: u16::try_from(port).ok()? })
     }
 }
@@ -107,7 +107,7 @@ struct Resolved {
 #[derive(Debug, PartialEq, Eq)]
 struct Unnamed {
     rule: PolicyRule,
-    names: Vec<(Protocol, String)>,
+    names: Vec<(Transport, String)>,
 }
 
 /// What policies come to for one pod.
@@ -254,7 +254,7 @@ impl Book {
         if names.is_empty() {
             return rules;
         }
-        let mut by_port: BTreeMap<(Protocol, u16), Vec<AddressRange>> = BTreeMap::new();
+        let mut by_port: BTreeMap<(Transport, u16), Vec<AddressRange>> = BTreeMap::new();
         for pod in self.pods.values().flatten() {
             if !peers.is_none_or(|peers| peers.iter().any(|peer| self.names(namespace, peer, pod)))
             {
@@ -341,7 +341,7 @@ struct Ports {
     /// By number; any if none.
     numbers: Option<Vec<PortRange>>,
     /// By name.
-    names: Vec<(Protocol, String)>,
+    names: Vec<(Transport, String)>,
 }
 
 impl Ports {
@@ -353,7 +353,7 @@ impl Ports {
         };
         let (mut numbers, mut names) = (Vec::new(), Vec::new());
         for port in ports {
-            let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
+            let Some(protocol) = Transport::parse(port.protocol.as_deref()) else { continue };
             let number = |number: i32| u16::try_from(number).ok();
             match (&port.port, port.end_port) {
                 (None, None) => {
@@ -370,15 +370,6 @@ impl Ports {
             }
         }
         Self { numbers: Some(numbers), names }
-    }
-}
-
-/// The protocol of a port, TCP by default; none if guests have no such sockets.
-fn protocol(text: Option<&str>) -> Option<Protocol> {
-    match text {
-        None | Some("TCP") => Some(Protocol::Tcp),
-        Some("UDP") => Some(Protocol::Udp),
-        Some(_) => None,
     }
 }
 

@@ -16,7 +16,7 @@ struct OnePod {
     namespace: &'static str,
     label: Option<&'static str>,
     last: u8,
-    named: Option<(Protocol, u16)>,
+    named: Option<(Transport, u16)>,
 }
 
 impl OnePod {
@@ -44,7 +44,7 @@ impl OnePod {
 
     fn object(&self) -> Pod {
         let port = self.named.map(|(protocol, port)| {
-            let protocol = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+            let protocol = if protocol == Transport::Tcp { "TCP" } else { "UDP" };
             json!({"name": "p", "protocol": protocol, "containerPort": port})
         });
         let ports: Vec<_> = port.into_iter().collect();
@@ -61,7 +61,7 @@ fn of_values() -> impl Strategy<Value = &'static str> {
 }
 
 fn one_pod() -> impl Strategy<Value = OnePod> {
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let protocol = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
     let named = prop::option::of((protocol, 1_u16..4));
     let namespace = prop::sample::select(&NAMESPACES[..]);
     (namespace, prop::option::of(of_values()), 1_u8..8, named)
@@ -151,7 +151,7 @@ struct Asked<'a> {
     /// Whose policies they are.
     namespace: &'a str,
     address: IpAddr,
-    protocol: Protocol,
+    protocol: Transport,
     port: u16,
 }
 
@@ -174,7 +174,7 @@ impl Asked<'_> {
     /// Whether a port is the one that is asked for, given the names at the
     /// destination.
     fn is_port(&self, port: &Value, destination: Option<&OnePod>) -> bool {
-        let protocol = if self.protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+        let protocol = if self.protocol == Transport::Tcp { "TCP" } else { "UDP" };
         if port["protocol"] != protocol {
             return false;
         }
@@ -265,7 +265,7 @@ proptest! {
         let mut policy = book(&policies, &spaces, &pods).of(&own.object()).policy;
         policy.node = vec![IpAddr::from([10, 0, 0, node])];
         for last in 0..9 {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for protocol in [Transport::Tcp, Transport::Udp] {
                 for port in 0..5 {
                     let address = IpAddr::from([10, 0, 0, last]);
                     let (pods, spaces, namespace) = (&pods[..], &spaces, "one");
@@ -328,11 +328,11 @@ fn what_is_too_much_for_a_pod_is_told_and_lets_nothing_more_through() {
     };
     let verdict = policy(&peers[..MOST_RANGES - 1]);
     assert!(!verdict.is_too_large);
-    assert!(verdict.policy.lets_in(Protocol::Tcp, "10.0.0.0".parse().unwrap(), 1));
+    assert!(verdict.policy.lets_in(Transport::Tcp, "10.0.0.0".parse().unwrap(), 1));
     let verdict = policy(&peers);
     assert!(verdict.is_too_large);
-    assert!(verdict.policy.lets_in(Protocol::Tcp, "192.0.2.1".parse().unwrap(), 1));
-    assert!(!verdict.policy.lets_in(Protocol::Tcp, "10.0.0.0".parse().unwrap(), 1));
+    assert!(verdict.policy.lets_in(Transport::Tcp, "192.0.2.1".parse().unwrap(), 1));
+    assert!(!verdict.policy.lets_in(Transport::Tcp, "10.0.0.0".parse().unwrap(), 1));
 }
 
 #[test]
@@ -350,6 +350,6 @@ fn what_cannot_be_read_opens_nothing() {
     ] {
         let policy = json!({"podSelector": odd, "ingress": [rule]});
         let verdict = book(&[policy], &BTreeMap::new(), &[own()]).of(&own().object());
-        assert!(!verdict.policy.lets_in(Protocol::Tcp, own().address(), 1), "{rule}");
+        assert!(!verdict.policy.lets_in(Transport::Tcp, own().address(), 1), "{rule}");
     }
 }

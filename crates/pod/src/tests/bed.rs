@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
-use krustlet_model::{ContainerId, PodKey, PodUid, probes::target::Target};
+use krustlet_model::{ContainerId, PodKey, PodUid, policy::Policies, probes::target::Target};
 use krustlet_network::{Network, NetworkState};
 use krustlet_protocol::{
     ContainerReport, ExecOutcome, ExitReport, Limits, NetworkReport, PodNetwork, RunState,
@@ -124,6 +124,8 @@ pub(super) struct Shared {
     changed: watch::Sender<()>,
     node: watch::Sender<Option<Arc<Node>>>,
     services: watch::Sender<Option<Arc<Vec<Service>>>>,
+    /// What the cluster's policies say.
+    pub(super) policies: watch::Sender<Policies>,
 }
 
 impl Shared {
@@ -138,6 +140,7 @@ impl Shared {
             changed: watch::Sender::new(()),
             node: watch::Sender::new(Some(Arc::new(node))),
             services: watch::Sender::new(Some(Arc::default())),
+            policies: watch::Sender::new(Policies::Off),
         }
     }
 
@@ -616,6 +619,7 @@ impl Bed {
         let outside = Outside {
             runtime: Arc::new(shared.clone()),
             network: network.clone(),
+            policies: shared.policies.subscribe(),
             programs: Arc::new(shared.clone()),
             objects: Arc::new(shared.clone()),
             status: Arc::new(shared.clone()),

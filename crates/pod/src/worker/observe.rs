@@ -112,6 +112,7 @@ impl Worker {
             self.tell_of_ephemeral(Some(&old));
             self.set_deadline();
             self.take_limits();
+            self.look_at_guard();
             self.touch_lazily();
         }
         self.take_resources(&old);

@@ -10,6 +10,9 @@
 //! What an earlier agent said may be out of date: the node's addresses and the
 //! port of its API may be others now. No guest is entered before its sandbox
 //! was told.
+//!
+//! Policies that are not known yet are not waited for by a sandbox that lives: it
+//! is told the rest, and goes on by those that it was told last.
 
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use tokio::time::Instant;
 
 use super::{Done, Sandbox, Worker, observe::later, start::add_names};
 use crate::{
+    guard::{self, Guard, Trouble},
     outside::{EventType, Refused, Why},
     place, words,
 };
@@ -71,24 +75,77 @@ impl Worker {
         }
     }
 
+    /// Policies, labels or the pod's own list may be others now.
+    pub(super) fn look_at_guard(&mut self) {
+        let (guard, trouble) = self.guard_now();
+        // Who waits is told when it is to be started.
+        if matches!(self.sandbox, Sandbox::Up | Sandbox::Making) {
+            self.tell_trouble(trouble.filter(|trouble| !matches!(trouble, Trouble::Unknown(_))));
+        }
+        if guard != self.guard {
+            self.rules_are_old();
+        }
+    }
+
+    /// Whether all is known that a sandbox has to be told. Otherwise it is clear
+    /// what the pod waits for.
+    pub(super) fn is_guarded(&mut self) -> bool {
+        let (_, trouble) = self.guard_now();
+        let is_guarded = trouble.is_none();
+        self.tell_trouble(trouble);
+        is_guarded
+    }
+
+    fn guard_now(&self) -> (Guard, Option<Trouble>) {
+        guard::look(&self.context.outside.network, &self.policies.borrow(), &self.pod)
+    }
+
+    /// Once for each.
+    fn tell_trouble(&mut self, trouble: Option<Trouble>) {
+        if self.trouble == trouble {
+            return;
+        }
+        self.trouble = trouble;
+        let Some(trouble) = &self.trouble else { return };
+        let reason = match trouble {
+            Trouble::Unknown(_) => words::NETWORK_NOT_READY,
+            Trouble::TooLarge => words::POLICY_TOO_LARGE,
+            Trouble::List(_) => words::INVALID_NETWORK_ANNOTATION,
+        };
+        self.tell(EventType::Warning, reason, trouble.text());
+    }
+
+    /// Takes the newest of everything that a sandbox is told.
+    pub(super) fn newest_guard(&mut self) {
+        // What changes from now on is told after this.
+        self.reached_at.borrow_and_update();
+        self.policies.borrow_and_update();
+        self.guard = self.guard_now().0;
+    }
+
     /// Tells the sandbox, if that is due.
     pub(super) fn tell_rules(&mut self, now: Instant) {
         let (Sandbox::Up, Rules::Due { from, failures }) = (self.sandbox, self.rules) else {
             return;
         };
-        let Some(place) = &self.place else {
+        if self.place.is_none() {
             // Left by an agent that kept none: there is nothing to be said.
             self.rules = Rules::Current;
             self.enter_saved();
             return;
-        };
+        }
         if from > now {
             return;
         }
-        // What changes from now on is told after this.
-        self.reached_at.borrow_and_update();
-        let mut network =
-            place::rules(&self.context.outside.network, &self.pod, place, &self.limits);
+        self.newest_guard();
+        let Some(place) = &self.place else { return };
+        let mut network = place::rules(
+            &self.context.outside.network,
+            &self.pod,
+            place,
+            &self.limits,
+            &self.guard,
+        );
         self.rules_told += 1;
         let number = self.rules_told;
         self.rules = Rules::Telling { number, failures };

@@ -86,6 +86,7 @@ impl Worker {
     pub(super) fn prepare(&mut self, now: Instant) {
         if let Sandbox::None { from } = self.sandbox
             && from <= now
+            && self.is_guarded()
             && self.has_place()
         {
             self.make_sandbox();
@@ -131,17 +132,26 @@ impl Worker {
     }
 
     fn make_sandbox(&mut self) {
-        let Some(place) = &self.place else { return };
+        if self.place.is_none() {
+            return;
+        }
         self.sandbox = Sandbox::Making;
         // It is made with the newest; what changes from now on, it is told.
-        self.reached_at.borrow_and_update();
+        self.newest_guard();
         self.rules = Rules::Current;
+        let Some(place) = &self.place else { return };
         let sandbox = PodSandbox {
             pod: self.uid.clone(),
             domain: self.user.domain.clone(),
             user: self.user.user.clone(),
             kind: place.kind,
-            network: place::rules(&self.context.outside.network, &self.pod, place, &self.limits),
+            network: place::rules(
+                &self.context.outside.network,
+                &self.pod,
+                place,
+                &self.limits,
+                &self.guard,
+            ),
         };
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
         self.jobs.spawn(async move { Done::Sandbox(make_sandbox(context, pod, sandbox).await) });

@@ -158,6 +158,11 @@ impl Listening {
         self.listener.as_ref()?.local_addr().ok()
     }
 
+    /// The container's port that it is for.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(super) fn poll_accept(
         &self,
         context: &mut Context<'_>,

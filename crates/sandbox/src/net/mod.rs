@@ -7,6 +7,7 @@
 //!        ▼
 //!      Stack ── place.rs: whose address is it, may one go there ──▶ refused
 //!        │      route.rs, services.rs, flows.rs: where a Service's address leads
+//!        │      policy.rs: does the cluster, and the pod itself, let it through ──▶ refused
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs: what the agent bound for a container's port
@@ -29,6 +30,7 @@ mod pace;
 mod permit;
 mod pipe;
 mod place;
+mod policy;
 mod private;
 mod route;
 mod sending;
@@ -46,6 +48,7 @@ use std::{
     time::Duration,
 };
 
+use krustlet_model::policy::PodPolicy;
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
 use tokio::{
@@ -68,8 +71,8 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
-    handed::Handed, idle::Idle, permit::Counters, private::Private, sending::Sending,
-    services::Affinity,
+    handed::Handed, idle::Idle, permit::Counters, policy::Learned, private::Private,
+    sending::Sending, services::Affinity,
 };
 use crate::outgoing::Outgoing;
 
@@ -94,6 +97,8 @@ struct Shared {
     outgoing: RwLock<Option<Arc<Outgoing>>>,
     lookups: Lookups,
     affinity: Affinity,
+    /// Addresses that names of the pod's own list led to.
+    learned: Learned,
 }
 
 /// How long a closed connection is waited for. Its task runs at once, unless a
@@ -136,7 +141,15 @@ impl Stack {
     /// From now on it is like this. Connections that are open stay.
     pub(crate) fn set(&self, mut network: PodNetwork, services: Option<Directory>) {
         let names = Arc::new(std::mem::take(&mut network.names));
-        let is_other = *self.network() != network;
+        let before = self.network();
+        if network.policy.is_none() {
+            // The first word a sandbox hears gives it its addresses.
+            let has_heard = !before.addresses.is_empty();
+            let kept = before.policy.clone().filter(|_| has_heard);
+            network.policy = Some(kept.unwrap_or_else(PodPolicy::closed));
+        }
+        let is_other = *before != network;
+        let is_other_list = before.outbound != network.outbound;
         self.0.counters.received.limit(network.limits.ingress_bits);
         self.0.counters.sent.limit(network.limits.egress_bits);
         let current = Current { network: Arc::new(network), names, services };
@@ -144,6 +157,9 @@ impl Stack {
         if is_other {
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        if is_other_list {
+            self.0.learned.forget();
         }
     }
 

@@ -8,10 +8,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use krustlet_model::services::ServiceKey;
-use krustlet_protocol::ServiceName;
+use krustlet_protocol::{Names, PodNetwork, ServiceName};
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
 
-use super::{Family, NetError, Stack, UdpSocket, WeakStack};
+use super::{Family, NetError, Stack, UdpSocket, WeakStack, policy};
 
 impl Stack {
     /// The addresses of a name, by the pod's hosts and servers. The resolver is
@@ -21,12 +21,29 @@ impl Stack {
     ///
     /// [`LookupError`].
     pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
-        let network = self.network();
+        let (network, names) = (self.network(), self.names());
+        if !policy::may_look_up(&network, &names, name) {
+            self.note(NetError::AccessDenied);
+            return Err(LookupError::Denied);
+        }
+        let found = self.found(&network, &names, name).await?;
+        if let Some(list) = &network.outbound {
+            self.0.learned.learn(list, name, &found);
+        }
+        Ok(found)
+    }
+
+    async fn found(
+        &self,
+        network: &PodNetwork,
+        names: &Names,
+        name: &str,
+    ) -> Result<Vec<IpAddr>, LookupError> {
         let resolver = self.0.resolver.get_or_init(|| {
             let sockets = Arc::new(Sockets(self.downgrade()));
             Resolver::new(sockets, network.limits.lookups)
         });
-        resolver.lookup(name, &self.names(), Families::of(&network.addresses)).await
+        resolver.lookup(name, names, Families::of(&network.addresses)).await
     }
 }
 

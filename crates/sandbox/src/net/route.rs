@@ -8,7 +8,7 @@
 //!          Services ──▶ nobody (refused, or silence)
 //!             │ an endpoint, or the address itself
 //!             ▼
-//!          place::way once more ──▶ Route { asked, real }
+//!          place::way once more, policy.rs ──▶ Route { asked, real }
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +18,7 @@ use krustlet_model::services::Transport;
 use super::{
     NetError, Stack,
     place::{self, Way},
+    policy::Asker,
     services::{Asked, Lead},
 };
 
@@ -63,16 +64,18 @@ impl Stack {
     /// are.
     pub(super) fn destination(
         &self,
+        asker: Asker<'_>,
         transport: Transport,
         to: SocketAddr,
         before: Option<SocketAddr>,
     ) -> Result<Destination, NetError> {
-        let found = self.find(transport, to, before);
+        let found = self.find(asker, transport, to, before);
         found.inspect_err(|error| self.note(*error))
     }
 
     fn find(
         &self,
+        asker: Asker<'_>,
         transport: Transport,
         to: SocketAddr,
         before: Option<SocketAddr>,
@@ -90,7 +93,7 @@ impl Stack {
             Lead::Silence => return Ok(Destination::Nobody { asked, is_silent: true }),
         };
         let route = Route { asked, real };
-        self.may_go(route)?;
+        self.may_go(asker, transport, route)?;
         Ok(Destination::Real(route))
     }
 
@@ -114,7 +117,12 @@ impl Stack {
     ///
     /// As [`place::way`]; [`NetError::AccessDenied`] where a Service leads to
     /// what is no machine on the network.
-    pub(super) fn may_go(&self, route: Route) -> Result<(), NetError> {
+    pub(super) fn may_go(
+        &self,
+        asker: Asker<'_>,
+        transport: Transport,
+        route: Route,
+    ) -> Result<(), NetError> {
         let network = self.network();
         for to in [route.asked, route.real] {
             // No Service leads into the pod's own loopback.
@@ -122,7 +130,8 @@ impl Stack {
                 return Err(NetError::AccessDenied);
             }
         }
-        Ok(())
+        let may_go = asker.may_go(&network, &self.0.learned, transport, route);
+        may_go.then_some(()).ok_or(NetError::AccessDenied)
     }
 }
 
@@ -130,6 +139,7 @@ impl Stack {
 mod tests {
     use std::{fs, path::Path};
 
+    use krustlet_model::outbound::Outbound;
     use krustlet_protocol::{Destinations, PodNetwork, services::COMPLETE};
 
     use super::*;
@@ -160,7 +170,7 @@ mod tests {
         let stack = stack(home);
         fs::write(home.join(COMPLETE), "").unwrap();
         let asked: SocketAddr = "10.96.0.7:80".parse().unwrap();
-        let destination = || stack.destination(Transport::Tcp, asked, None);
+        let destination = || stack.destination(Asker::GUEST, Transport::Tcp, asked, None);
         lead_to(home, "10.1.0.9:8080");
         let real = "10.1.0.9:8080".parse().unwrap();
         assert_eq!(destination(), Ok(Destination::Real(Route { asked, real })));
@@ -177,7 +187,22 @@ mod tests {
             ..PodNetwork::default()
         };
         stack.set(network, None);
-        assert_eq!(stack.may_go(Route { asked, real }), Err(NetError::AccessDenied));
+        assert_eq!(
+            stack.may_go(Asker::GUEST, Transport::Tcp, Route { asked, real }),
+            Err(NetError::AccessDenied)
+        );
+    }
+
+    #[test]
+    fn what_is_refused_stays_so_whatever_the_list_says() {
+        let home = tempfile::tempdir().unwrap();
+        let stack = stack(home.path());
+        let outbound = Outbound::read("169.254.0.0/16, 192.0.2.1").unwrap();
+        stack.set(PodNetwork { outbound: Some(outbound), ..(*stack.network()).clone() }, None);
+        let destination =
+            |to: &str| stack.destination(Asker::GUEST, Transport::Tcp, to.parse().unwrap(), None);
+        assert_eq!(destination("169.254.169.254:80"), Err(NetError::AccessDenied));
+        assert!(destination("192.0.2.1:80").is_ok());
     }
 
     #[test]
@@ -185,7 +210,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let stack = stack(home.path());
         let asked: SocketAddr = "10.96.0.7:80".parse().unwrap();
-        let destination = || stack.destination(Transport::Tcp, asked, None);
+        let destination = || stack.destination(Asker::GUEST, Transport::Tcp, asked, None);
         assert_eq!(destination(), Err(NetError::RemoteUnreachable));
         fs::write(home.path().join(COMPLETE), "").unwrap();
         assert_eq!(destination(), Ok(Destination::Real(Route { asked, real: asked })));
@@ -193,7 +218,7 @@ mod tests {
         assert_eq!(destination(), Err(NetError::RemoteUnreachable));
         // The pod's own loopback is no Service's.
         let inside = "127.0.0.1:80".parse().unwrap();
-        let private = stack.destination(Transport::Tcp, inside, None);
+        let private = stack.destination(Asker::GUEST, Transport::Tcp, inside, None);
         assert_eq!(private, Ok(Destination::Private(inside)));
     }
 }

@@ -21,6 +21,7 @@ use super::{
     permit::Counters,
     pipe,
     place::{self, Binding, Family},
+    policy::{self, Asker, For},
     private::{Arrival, Reservation},
     route::{Destination, Route},
 };
@@ -32,6 +33,9 @@ const TRIES: usize = 16;
 /// How long one waits for an answer who hears nothing: Linux's six repetitions
 /// of the first packet (tcp(7), `tcp_syn_retries`).
 const SILENCE: Duration = Duration::from_secs(127);
+
+/// Refused connections that one call closes; then others have their turn.
+const REFUSALS: usize = 16;
 
 /// A socket bound to an address of the pod, as yet unconnected.
 #[derive(Debug)]
@@ -144,7 +148,17 @@ impl Stack {
         options: Options,
         to: SocketAddr,
     ) -> Result<Connection, NetError> {
-        match self.destination(Transport::Tcp, to, None)? {
+        self.connect_tcp_for(Asker::GUEST, permit, options, to).await
+    }
+
+    async fn connect_tcp_for(
+        &self,
+        asker: Asker<'_>,
+        permit: Permit,
+        options: Options,
+        to: SocketAddr,
+    ) -> Result<Connection, NetError> {
+        match self.destination(asker, Transport::Tcp, to, None)? {
             Destination::Private(to) => {
                 let from = Family::of(to.ip()).localhost();
                 let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
@@ -224,7 +238,7 @@ impl BoundTcp {
         to: SocketAddr,
     ) -> Result<Connection, NetError> {
         let Self { stack, address, real, private } = self;
-        match stack.destination(Transport::Tcp, to, None)? {
+        match stack.destination(Asker::GUEST, Transport::Tcp, to, None)? {
             Destination::Private(to) => {
                 // A wildcard is the loopback there, as routes would have it.
                 let ip = address.ip();
@@ -354,17 +368,21 @@ impl Listener {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Connection, NetError>> {
         // First the permit: a connection that may not be had is left waiting in
         // the system's queue.
-        let most = self.stack.network().limits.sockets;
+        let network = self.stack.network();
+        let most = network.limits.sockets;
         let Poll::Ready(permit) = Permit::poll_new(&self.stack.0.counters, most, context) else {
             self.stack.make_room();
             return Poll::Pending;
         };
+        let mut refusals = 0;
         let count = self.sources.len();
-        for offset in 0..count {
+        let mut offset = 0;
+        while offset < count {
             let index = (self.turn + offset) % count;
-            let found = match &mut self.sources[index] {
-                Source::Real(listener) => listener.poll_accept(context).map(Some),
-                Source::Handed(listener) => listener.poll_accept(context).map(Some),
+            let (found, port) = match &mut self.sources[index] {
+                Source::Real(listener) => (listener.poll_accept(context), self.address.port()),
+                // Policies speak of the container's port.
+                Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
                     Poll::Ready(Some(Arrival { end, from, to })) => {
                         self.turn = index + 1;
@@ -372,18 +390,38 @@ impl Listener {
                         return Poll::Ready(Ok(Connection::private(end, ends, permit, None)));
                     }
                     // Never closed: its other end is in the pod's ports.
-                    Poll::Ready(None) | Poll::Pending => Poll::Pending,
+                    Poll::Ready(None) | Poll::Pending => {
+                        offset += 1;
+                        continue;
+                    }
                 },
             };
-            let Poll::Ready(Some(accepted)) = found else { continue };
-            self.turn = index + 1;
-            return Poll::Ready(match accepted {
-                Ok((stream, _)) => {
-                    Counters::add(&self.stack.0.counters.accepted, 1);
-                    Ok(Connection::tcp(stream, permit, None))
+            let Poll::Ready(accepted) = found else {
+                offset += 1;
+                continue;
+            };
+            match accepted {
+                Ok((stream, from))
+                    if !policy::lets_in(&network, Transport::Tcp, from.ip(), port) =>
+                {
+                    drop(stream);
+                    self.stack.note(NetError::AccessDenied);
+                    refusals += 1;
+                    if refusals == REFUSALS {
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                 }
-                Err(error) => Err(after_accept(error.into())),
-            });
+                Ok((stream, _)) => {
+                    self.turn = index + 1;
+                    Counters::add(&self.stack.0.counters.accepted, 1);
+                    return Poll::Ready(Ok(Connection::tcp(stream, permit, None)));
+                }
+                Err(error) => {
+                    self.turn = index + 1;
+                    return Poll::Ready(Err(after_accept(error.into())));
+                }
+            }
         }
         Poll::Pending
     }
@@ -444,14 +482,15 @@ impl Stack {
         Ok(Some(Listener { stack, address, sources, turn, arrived, _permit: permit }))
     }
 
-    /// Connects, as programs of the sandbox itself do for a guest.
+    /// Connects for the pod's resolver.
     ///
     /// # Errors
     ///
     /// As [`connect_tcp`](Self::connect_tcp); [`NetError::NewSocketLimit`].
     pub(crate) async fn connect(&self, to: SocketAddr) -> Result<super::Stream, NetError> {
         let permit = self.permit_or_room().await?;
-        let connection = self.connect_tcp(permit, Options::default(), to).await?;
+        let resolver = Asker { whom: For::Resolver, ..Asker::GUEST };
+        let connection = self.connect_tcp_for(resolver, permit, Options::default(), to).await?;
         Ok(super::Stream(Arc::new(connection)))
     }
 }

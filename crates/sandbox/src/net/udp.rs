@@ -23,6 +23,7 @@ use super::{
     flows::Flows,
     pace::{Flow, Turn},
     place::{self, Binding, Family, is_same},
+    policy::{self, Answers, Asker, For},
     private::{Mailbox, Reservation},
     route::{Destination, Route},
 };
@@ -47,6 +48,10 @@ pub(crate) struct UdpSocket {
     /// Where it is connected to.
     remote: Option<Remote>,
     led: Mutex<Led>,
+    /// For whom it is.
+    whom: For,
+    /// Whose answers are let through.
+    answers: Answers,
     permit: Permit,
     reading: Turn,
     writing: Turn,
@@ -135,6 +140,8 @@ impl Stack {
                 private,
                 remote: None,
                 led: Mutex::default(),
+                whom: For::Guest,
+                answers: Answers::default(),
                 permit,
                 reading: Turn::default(),
                 writing: Turn::default(),
@@ -142,14 +149,15 @@ impl Stack {
         }
     }
 
-    /// A socket at any port of the family, for the sandbox itself.
+    /// A socket at any port of the family, for the pod's resolver.
     ///
     /// # Errors
     ///
     /// As [`bind_udp`](Self::bind_udp); [`NetError::NewSocketLimit`].
     pub(crate) async fn udp(&self, family: Family) -> Result<UdpSocket, NetError> {
         let address = SocketAddr::new(family.wildcard(), 0);
-        self.bind_udp(self.permit_or_room().await?, Options::default(), address)
+        let socket = self.bind_udp(self.permit_or_room().await?, Options::default(), address)?;
+        Ok(UdpSocket { whom: For::Resolver, ..socket })
     }
 }
 
@@ -190,8 +198,8 @@ impl UdpSocket {
     ///
     /// As [`Stack::destination`]; [`NetError::RemoteUnreachable`].
     pub(crate) fn connect(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
-        let stack = &self.stack;
-        let destination = to.map(|to| stack.destination(Transport::Udp, to, None)).transpose()?;
+        let destination = |to| self.stack.destination(self.asker(), Transport::Udp, to, None);
+        let destination = to.map(destination).transpose()?;
         let was_connected = std::mem::take(&mut *self.led()).connected.is_some();
         if was_connected {
             self.disconnect_real()?;
@@ -204,6 +212,7 @@ impl UdpSocket {
                 let mut led = self.led();
                 led.flows.put(route, Instant::now());
                 self.connect_real(&mut led, route.real)?;
+                self.goes_out(route.real);
                 let asked = route.asked;
                 Some(if route.is_led() { Remote::Service(asked) } else { Remote::Real(asked) })
             }
@@ -242,16 +251,49 @@ impl UdpSocket {
         Ok(())
     }
 
+    fn may_go(&self, route: Route) -> Result<(), NetError> {
+        let may_go = self.stack.may_go(self.asker(), Transport::Udp, route);
+        may_go.inspect_err(|error| self.stack.note(*error))
+    }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker { whom: self.whom, answers: Some(&self.answers) }
+    }
+
+    /// Something that was let through goes to a real address: its answers are let
+    /// in.
+    fn goes_out(&self, real: SocketAddr) {
+        let port = self.address.port();
+        if !policy::lets_in(&self.stack.network(), Transport::Udp, real.ip(), port) {
+            self.answers.begin(real);
+        }
+    }
+
+    /// Whether the policies let in what comes from a real address. It may be
+    /// answered then.
+    fn lets_in(&self, real: SocketAddr) -> bool {
+        let network = self.stack.network();
+        if !policy::lets_in(&network, Transport::Udp, real.ip(), self.address.port()) {
+            return self.answers.goes_on(real);
+        }
+        let learned = &self.stack.0.learned;
+        let is_listed = self.whom == For::Resolver || policy::is_listed(&network, learned, real);
+        if !is_listed || !policy::lets_out(&network, Transport::Udp, real) {
+            self.answers.begin(real);
+        }
+        true
+    }
+
     /// Where a datagram to an address goes now.
     fn lead(&self, led: &mut Led, to: SocketAddr) -> Result<Destination, NetError> {
         let (to, now) = (place::canonical(to), Instant::now());
         let known = led.flows.to(to, now);
         if let Some((route, true)) = known {
-            self.stack.may_go(route).inspect_err(|error| self.stack.note(*error))?;
+            self.may_go(route)?;
             return Ok(Destination::Real(route));
         }
         let before = known.map(|(route, _)| route.real);
-        let destination = self.stack.destination(Transport::Udp, to, before)?;
+        let destination = self.stack.destination(self.asker(), Transport::Udp, to, before)?;
         match destination {
             Destination::Real(route) => led.flows.put(route, now),
             Destination::Nobody { asked, .. } => led.flows.end(asked),
@@ -284,7 +326,7 @@ impl UdpSocket {
             Some(Remote::Real(to)) => {
                 let route = Route { asked: to, real: to };
                 // A policy may have come since it was connected.
-                self.stack.may_go(route).inspect_err(|error| self.stack.note(*error))?;
+                self.may_go(route)?;
                 Destination::Real(route)
             }
             Some(Remote::Service(_)) | None => self.lead(&mut led, to)?,
@@ -307,6 +349,7 @@ impl UdpSocket {
                 if self.remote.is_some() {
                     self.connect_real(&mut led, route.real)?;
                 }
+                self.goes_out(route.real);
                 let attempt = || match self.remote {
                     Some(_) => rustix::net::send(real, bytes, SendFlags::empty()),
                     None => rustix::net::sendto(real, bytes, SendFlags::empty(), &route.real),
@@ -351,12 +394,14 @@ impl UdpSocket {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
-            let (length, from) = real.try_recv_from(buffer)?;
+            let (length, real) = real.try_recv_from(buffer)?;
             // Some may have come before it was connected.
-            if let Some(from) = self.sender(from) {
+            let Some(from) = self.sender(real) else { continue };
+            if self.lets_in(real) {
                 self.received().moved(length);
                 return Ok((length, from));
             }
+            self.stack.note(NetError::AccessDenied);
         }
         Err(NetError::WouldBlock)
     }

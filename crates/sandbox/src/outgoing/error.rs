@@ -70,6 +70,7 @@ fn of_lookup(error: &LookupError) -> HttpError {
         LookupError::Failed { code: said } => code(said),
         LookupError::NoServers => HttpError::ConfigurationError,
         LookupError::Busy => HttpError::ConnectionLimitReached,
+        LookupError::Denied => HttpError::HttpRequestDenied,
     }
 }
 

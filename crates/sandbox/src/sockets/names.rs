@@ -115,5 +115,6 @@ fn code(error: &LookupError) -> ErrorCode {
             ErrorCode::TemporaryResolverFailure
         }
         LookupError::NoServers => ErrorCode::PermanentResolverFailure,
+        LookupError::Denied => ErrorCode::AccessDenied,
     }
 }

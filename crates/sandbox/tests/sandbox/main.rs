@@ -20,6 +20,7 @@ mod http;
 mod life;
 mod locks;
 mod place;
+mod policy;
 mod preview1;
 mod sockets;
 
@@ -122,6 +123,11 @@ const TESTS: &[Test] = tests! {
         a_port_of_an_http_guest_that_is_in_use_is_named,
         pods_are_led_to_services_by_the_one_directory_they_were_handed,
         a_guest_asks_a_service_for_a_page_by_its_name;
+    policy:
+        only_whom_a_policy_lets_in_is_heard,
+        a_policy_lets_guests_out_and_answers_in,
+        a_policy_that_is_not_known_stays_what_it_was,
+        guests_go_only_where_their_pods_list_says;
     preview1:
         a_module_serves_the_ports_of_its_container,
         a_server_of_go_serves_on_its_listener,

@@ -35,14 +35,14 @@ fn net(pod: &str, args: &[&str]) -> Make {
 }
 
 /// Starts a server and waits until it says that it listens.
-fn serve(sandbox: &Sandbox, pod: &str, args: &[&str]) -> ContainerId {
+pub(crate) fn serve(sandbox: &Sandbox, pod: &str, args: &[&str]) -> ContainerId {
     let id = sandbox.start(net(pod, args));
     wait_until(|| sandbox.output(&id).contains("listening on"));
     id
 }
 
 /// What a program says that runs to its end.
-fn run(sandbox: &Sandbox, pod: &str, args: &[&str]) -> String {
+pub(crate) fn run(sandbox: &Sandbox, pod: &str, args: &[&str]) -> String {
     let (id, _) = sandbox.run(net(pod, args));
     sandbox.output(&id).trim().to_owned()
 }

@@ -1,0 +1,399 @@
+//! The cluster's NetworkPolicies and whom they may name: namespaces by their
+//! labels, and the pods of all nodes, as far as policies look at them.
+//!
+//! A node may not list these by `system:node` alone: this needs further rights
+//! (`deploy/network-rbac.yaml`), and tells when they are missing. What follows
+//! from all of it is `krustlet_model::policy`'s.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::{
+    Resource as _,
+    api::{
+        core::v1::{Namespace, Pod},
+        networking::v1::{NetworkPolicy, NetworkPolicySpec},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use krustlet_model::{
+    Chain,
+    policy::{Labels, NamedPort, PeerPod, PolicyKey},
+};
+use kube::Resource;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Cluster,
+    feed::{Change, Feed, Holder},
+};
+
+/// What is known of objects of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen<T> {
+    /// All of them, once they have been listed.
+    pub known: Option<Arc<T>>,
+    /// That this node may not know them, or not any more, in the API server's
+    /// words. What was known stays.
+    pub forbidden: Option<String>,
+}
+
+impl<T> Default for Seen<T> {
+    fn default() -> Self {
+        Self { known: None, forbidden: None }
+    }
+}
+
+/// Policies by namespace and name.
+pub type PolicySpecs = BTreeMap<PolicyKey, Arc<NetworkPolicySpec>>;
+
+/// Pods by namespace and name.
+pub type PeerPods = BTreeMap<PolicyKey, Arc<PeerPod>>;
+
+/// Everything that policies are made of.
+#[derive(Clone, Debug)]
+pub struct PolicyFacts {
+    /// The policies.
+    pub policies: watch::Receiver<Seen<PolicySpecs>>,
+    /// The labels of namespaces.
+    pub namespaces: watch::Receiver<Seen<BTreeMap<String, Labels>>>,
+    /// The pods that can be named.
+    pub pods: watch::Receiver<Seen<PeerPods>>,
+}
+
+/// Follows all three.
+#[derive(Debug)]
+pub struct PolicyFactsTask {
+    policies: (Feed<NetworkPolicy>, Held<NetworkPolicy, PolicyKey, Arc<NetworkPolicySpec>>),
+    namespaces: (Feed<Namespace>, Held<Namespace, String, Labels>),
+    pods: (Feed<SlimPod>, Held<SlimPod, PolicyKey, Arc<PeerPod>>),
+}
+
+/// The facts of the cluster.
+#[must_use]
+pub fn policy_facts(cluster: &Cluster) -> (PolicyFacts, PolicyFactsTask) {
+    let (policies, all_policies) = Held::new("network policies", |policy: NetworkPolicy| {
+        let key = key(&policy.metadata);
+        (key, Some(Arc::new(policy.spec.unwrap_or_default())))
+    });
+    let (namespaces, all_namespaces) = Held::new("namespaces", |namespace: Namespace| {
+        let ObjectMeta { name, labels, .. } = namespace.metadata;
+        (name.unwrap_or_default(), Some(labels.unwrap_or_default()))
+    });
+    let (pods, all_pods) = Held::new("the pods of all nodes", |pod: SlimPod| {
+        let key = key(&pod.metadata);
+        (key, pod.peer().map(Arc::new))
+    });
+    let facts = PolicyFacts { policies, namespaces, pods };
+    let task = PolicyFactsTask {
+        policies: (Feed::new(cluster, None, None), all_policies),
+        namespaces: (Feed::new(cluster, None, None), all_namespaces),
+        pods: (Feed::new(cluster, None, None), all_pods),
+    };
+    (facts, task)
+}
+
+impl PolicyFactsTask {
+    /// Shows what there is until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let Self { policies, namespaces, pods } = &mut self;
+        tokio::join!(
+            policies.0.keep(&mut policies.1, &stop),
+            namespaces.0.keep(&mut namespaces.1, &stop),
+            pods.0.keep(&mut pods.1, &stop),
+        );
+    }
+}
+
+fn key(metadata: &ObjectMeta) -> PolicyKey {
+    let ObjectMeta { namespace, name, .. } = metadata;
+    (namespace.clone().unwrap_or_default(), name.clone().unwrap_or_default())
+}
+
+/// What is held of objects of one kind.
+struct Held<K, Key: Ord, Value> {
+    what: &'static str,
+    /// What counts of an object; nothing of one that is as good as none.
+    read: fn(K) -> (Key, Option<Value>),
+    shown: watch::Sender<Seen<BTreeMap<Key, Value>>>,
+    all: BTreeMap<Key, Value>,
+}
+
+impl<K, Key: Ord, Value> std::fmt::Debug for Held<K, Key, Value> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+type Shown<Key, Value> = watch::Receiver<Seen<BTreeMap<Key, Value>>>;
+
+impl<K, Key: Ord, Value> Held<K, Key, Value> {
+    fn new(what: &'static str, read: fn(K) -> (Key, Option<Value>)) -> (Shown<Key, Value>, Self) {
+        let (shown, seen) = watch::channel(Seen::default());
+        (seen, Self { what, read, shown, all: BTreeMap::new() })
+    }
+}
+
+impl<K, Key, Value> Holder<K> for Held<K, Key, Value>
+where
+    Key: Ord + Clone,
+    Value: Clone + PartialEq,
+{
+    fn show(&mut self) {
+        let known = Some(Arc::new(self.all.clone()));
+        self.shown.send_replace(Seen { known, forbidden: None });
+    }
+
+    fn take(&mut self, change: Change<K>) -> bool {
+        match change {
+            Change::Replaced(all) => {
+                let all = all.into_iter().map(self.read);
+                self.all = all.filter_map(|(key, value)| Some((key, value?))).collect();
+                true
+            }
+            // Most changes are of what does not count here.
+            Change::Applied(object) => match (self.read)(object) {
+                (key, Some(value)) if self.all.get(&key) == Some(&value) => false,
+                (key, Some(value)) => {
+                    self.all.insert(key, value);
+                    true
+                }
+                (key, None) => self.all.remove(&key).is_some(),
+            },
+            Change::Removed(object) => self.all.remove(&(self.read)(object).0).is_some(),
+            Change::Ended => false,
+            Change::Interrupted(error) => {
+                let chain = Chain(&error).to_string();
+                if error.code() == Some(403) {
+                    self.shown.send_if_modified(|seen| {
+                        let is_other = seen.forbidden.as_ref() != Some(&chain);
+                        seen.forbidden = Some(chain);
+                        is_other
+                    });
+                } else {
+                    tracing::warn!(error = chain, "cannot follow {}", self.what);
+                }
+                false
+            }
+        }
+    }
+}
+
+/// A pod without the most of it: of thousands, each is read as no more than
+/// this.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "PodText")]
+struct SlimPod {
+    metadata: ObjectMeta,
+    is_host_network: bool,
+    is_over: bool,
+    addresses: Vec<String>,
+    ports: Vec<NamedPort>,
+}
+
+impl SlimPod {
+    fn peer(self) -> Option<PeerPod> {
+        let addresses: Vec<_> =
+            self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        if self.is_host_network || self.is_over || addresses.is_empty() {
+            return None;
+        }
+        let ObjectMeta { namespace, labels, .. } = self.metadata;
+        Some(PeerPod {
+            namespace: namespace.unwrap_or_default(),
+            labels: labels.unwrap_or_default(),
+            addresses,
+            ports: self.ports,
+        })
+    }
+}
+
+impl Resource for SlimPod {
+    type DynamicType = ();
+    type Scope = k8s_openapi::NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        Pod::KIND.into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        Pod::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        Pod::VERSION.into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        Pod::URL_PATH_SEGMENT.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// A pod as it is read; what is not named here is passed over.
+#[derive(Deserialize)]
+struct PodText {
+    metadata: MetadataText,
+    #[serde(default)]
+    spec: SpecText,
+    #[serde(default)]
+    status: StatusText,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct MetadataText {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    labels: Option<Labels>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SpecText {
+    host_network: Option<bool>,
+    containers: Vec<ContainerText>,
+    init_containers: Option<Vec<ContainerText>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerText {
+    restart_policy: Option<String>,
+    ports: Option<Vec<PortText>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortText {
+    name: Option<String>,
+    protocol: Option<String>,
+    container_port: i32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct StatusText {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<AddressText>>,
+}
+
+#[derive(Deserialize)]
+struct AddressText {
+    ip: Option<String>,
+}
+
+impl From<PodText> for SlimPod {
+    fn from(text: PodText) -> Self {
+        let MetadataText { name, namespace, resource_version, labels } = text.metadata;
+        let metadata =
+            ObjectMeta { name, namespace, resource_version, labels, ..ObjectMeta::default() };
+        let SpecText { host_network, containers, init_containers } = text.spec;
+        let beside = init_containers.unwrap_or_default().into_iter();
+        let beside = beside.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+        let ports = containers.into_iter().chain(beside).flat_map(|one| one.ports);
+        let ports = ports.flatten().filter_map(|port| {
+            NamedPort::new(port.name.as_deref(), port.protocol.as_deref(), port.container_port)
+        });
+        let StatusText { phase, pod_ip, pod_ips } = text.status;
+        let all: Vec<_> = pod_ips.into_iter().flatten().filter_map(|address| address.ip).collect();
+        Self {
+            metadata,
+            is_host_network: host_network.unwrap_or_default(),
+            is_over: matches!(phase.as_deref(), Some("Succeeded" | "Failed")),
+            ports: ports.collect(),
+            addresses: if all.is_empty() { pod_ip.into_iter().collect() } else { all },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use krustlet_model::services::Transport;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(spec: Value, status: Value) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "p",
+                "namespace": "n",
+                "resourceVersion": "7",
+                "labels": {"app": "web"},
+                "managedFields": [{"fieldsV1": {"f:metadata": {}}}],
+            },
+            "spec": spec,
+            "status": status,
+        })
+    }
+
+    fn read(pod: Value) -> SlimPod {
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn of_a_pod_that_is_kept_which_policies_look_at() {
+        let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "containerPort": port});
+        let spec = json!({
+            "nodeName": "n",
+            "containers": [
+                {"name": "a", "image": "i", "ports": [port("web", "TCP", 80), {"containerPort": 81}]},
+                {"name": "b", "image": "i", "ports": [port("dns", "UDP", 53), port("s", "SCTP", 9)]},
+            ],
+            "initContainers": [
+                {"name": "c", "ports": [port("gone", "TCP", 1)]},
+                {"name": "d", "restartPolicy": "Always", "ports": [port("side", "TCP", 2)]},
+            ],
+        });
+        let status = json!({
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+        });
+        let slim = read(pod(spec, status));
+        assert_eq!(slim.meta().resource_version.as_deref(), Some("7"));
+        let peer = slim.peer().unwrap();
+        let named = |name: &str, protocol, port| NamedPort { name: name.into(), protocol, port };
+        assert_eq!(
+            peer,
+            PeerPod {
+                namespace: "n".to_owned(),
+                labels: [("app".to_owned(), "web".to_owned())].into(),
+                addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+                ports: vec![
+                    named("web", Transport::Tcp, 80),
+                    named("dns", Transport::Udp, 53),
+                    named("side", Transport::Tcp, 2),
+                ],
+            }
+        );
+        assert_eq!(SlimPod::url_path(&(), None), Pod::url_path(&(), None));
+    }
+
+    #[test]
+    fn who_has_no_address_of_its_own_is_not_named() {
+        let is_peer = |spec, status| read(pod(spec, status)).peer().is_some();
+        let running = json!({"phase": "Running", "podIP": "10.0.0.1"});
+        assert!(is_peer(json!({"containers": []}), running.clone()));
+        assert!(!is_peer(json!({"containers": [], "hostNetwork": true}), running));
+        for phase in ["Succeeded", "Failed"] {
+            assert!(!is_peer(json!({}), json!({"phase": phase, "podIP": "10.0.0.1"})));
+        }
+        assert!(!is_peer(json!({}), json!({"phase": "Pending"})));
+    }
+}

@@ -1,0 +1,190 @@
+//! From what is known of the cluster's policies to what the pods' tasks go by.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::api::core::v1::Node;
+use krustlet_cluster::{
+    About, EventType, Events,
+    policies::{PolicyFacts, Seen},
+};
+use krustlet_model::policy::{Book, Policies};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The reason of the event by which a node says that it may not know policies,
+/// or whom they name.
+const FORBIDDEN: &str = "NetworkPoliciesForbidden";
+
+/// Puts the facts together, and tells the Node's readers when some may not be
+/// known.
+#[derive(Debug)]
+pub(super) struct PoliciesTask {
+    assembly: Assembly,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    events: Events,
+}
+
+/// What the cluster's policies say.
+pub(super) fn policies(
+    facts: PolicyFacts,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    events: Events,
+) -> (watch::Receiver<Policies>, PoliciesTask) {
+    let (policies, assembly) = assembly(facts);
+    (policies, PoliciesTask { assembly, node, events })
+}
+
+/// The facts, and what they come to.
+#[derive(Debug)]
+struct Assembly {
+    facts: PolicyFacts,
+    shown: watch::Sender<Policies>,
+}
+
+fn assembly(facts: PolicyFacts) -> (watch::Receiver<Policies>, Assembly) {
+    let why = "the cluster's network policies have not been read yet".to_owned();
+    let (shown, policies) = watch::channel(Policies::Unknown(why));
+    (policies, Assembly { facts, shown })
+}
+
+impl PoliciesTask {
+    /// Puts together until stopped.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut told = BTreeSet::new();
+        loop {
+            self.assembly.show();
+            let node = self.node.borrow_and_update().clone();
+            if let (Some(node), Some(why)) = (node, self.assembly.forbidden())
+                && told.insert(why.clone())
+            {
+                tracing::error!("{why}");
+                self.events.record(&About::node(&node), EventType::Warning, FORBIDDEN, why);
+            }
+            tokio::select! {
+                biased;
+                // All are cancel-safe. No sender ends before this task.
+                () = stop.cancelled() => return,
+                Ok(()) = self.assembly.facts.policies.changed() => {}
+                Ok(()) = self.assembly.facts.namespaces.changed() => {}
+                Ok(()) = self.assembly.facts.pods.changed() => {}
+                Ok(()) = self.node.changed(), if told.is_empty() => {}
+                else => return stop.cancelled().await,
+            }
+        }
+    }
+}
+
+impl Assembly {
+    fn show(&mut self) {
+        let policies = self.facts.policies.borrow_and_update().known.clone();
+        let namespaces = self.facts.namespaces.borrow_and_update().known.clone();
+        let pods = self.facts.pods.borrow_and_update().known.clone();
+        let (Some(policies), Some(namespaces), Some(pods)) = (policies, namespaces, pods) else {
+            if let Some(why) = self.forbidden() {
+                self.shown.send_replace(Policies::Unknown(why));
+            }
+            return;
+        };
+        let next = Arc::new(Book::new(&policies, namespaces, &pods));
+        // Worked out before the lock is taken. Who asks meanwhile asks the book
+        // before, and is seen to have asked below.
+        if let Policies::Known(before) = &*self.shown.borrow() {
+            next.follow(before);
+        }
+        self.shown.send_if_modified(|shown| {
+            let is_other = match shown {
+                Policies::Known(before) => next.differs_from(before),
+                Policies::Off | Policies::Unknown(_) => true,
+            };
+            *shown = Policies::Known(next);
+            is_other
+        });
+    }
+
+    /// What may not be known, if anything.
+    fn forbidden(&self) -> Option<String> {
+        let PolicyFacts { policies, namespaces, pods } = &self.facts;
+        let why = why(policies).or_else(|| why(namespaces)).or_else(|| why(pods))?;
+        Some(format!(
+            "Network policies cannot be enforced: {why}; apply deploy/network-rbac.yaml, or leave \
+             --network-policy out"
+        ))
+    }
+}
+
+fn why<T>(seen: &watch::Receiver<Seen<T>>) -> Option<String> {
+    seen.borrow().forbidden.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::Pod;
+    use krustlet_model::policy::{Labels, PeerPod};
+    use serde_json::json;
+
+    use super::*;
+
+    fn known<T>(all: T) -> Seen<T> {
+        Seen { known: Some(Arc::new(all)), forbidden: None }
+    }
+
+    fn peer(app: &str, last: u8) -> Arc<PeerPod> {
+        Arc::new(PeerPod {
+            namespace: "n".to_owned(),
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            addresses: vec![[10, 0, 0, last].into()],
+            ports: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn nobody_is_woken_for_what_no_policy_names() {
+        let spec = json!({
+            "podSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}],
+        });
+        let spec = Arc::new(serde_json::from_value(spec).unwrap());
+        let (policies, specs) = watch::channel(Seen::default());
+        let (namespaces, labels) = watch::channel(known(BTreeMap::new()));
+        let (pods, peers) = watch::channel(known(BTreeMap::new()));
+        let facts = PolicyFacts { policies: specs, namespaces: labels, pods: peers };
+        let (mut shown, mut assembly) = assembly(facts);
+        assembly.show();
+        assert!(matches!(&*shown.borrow_and_update(), Policies::Unknown(_)));
+
+        let forbidden = Some("no".to_owned());
+        policies.send_replace(Seen { known: None, forbidden });
+        assembly.show();
+        assert!(shown.has_changed().unwrap());
+        let why = match &*shown.borrow_and_update() {
+            Policies::Unknown(why) => why.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert!(why.contains("no; apply deploy/network-rbac.yaml"), "{why}");
+
+        policies.send_replace(known([(("n".to_owned(), "p".to_owned()), spec)].into()));
+        assembly.show();
+        assert!(shown.has_changed().unwrap());
+        let web: Pod = serde_json::from_value(
+            json!({"metadata": {"namespace": "n", "labels": {"app": "web"}}}),
+        )
+        .unwrap();
+        let rules = |shown: &mut watch::Receiver<Policies>| match &*shown.borrow_and_update() {
+            Policies::Known(book) => book.of(&web).policy.ingress.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert!(rules(&mut shown)[0].peers.as_ref().unwrap().is_empty());
+        let mut all = BTreeMap::from([(("n".to_owned(), "a".to_owned()), peer("other", 1))]);
+        pods.send_replace(known(all.clone()));
+        assembly.show();
+        assert!(!shown.has_changed().unwrap());
+        all.insert(("n".to_owned(), "b".to_owned()), peer("friend", 2));
+        pods.send_replace(known(all));
+        assembly.show();
+        assert!(shown.has_changed().unwrap());
+        assert_eq!(rules(&mut shown)[0].peers.as_ref().unwrap().len(), 1);
+        drop(namespaces);
+    }
+}

@@ -1,0 +1,351 @@
+//! Whether the cluster's policies, and the pod's own list, let something through.
+//!
+//! What the policies say is asked of the address that is really connected to; the
+//! pod's list of the one that the guest names. `localhost` is asked about by
+//! nobody: it is the pod's own.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use krustlet_model::{outbound::Outbound, policy::PodPolicy, services::Transport};
+use krustlet_protocol::{Names, PodNetwork};
+use tokio::time::Instant;
+
+use super::route::Route;
+
+/// For whom something is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// A guest.
+    Guest,
+    /// The pod's resolver: which names are asked for is looked at elsewhere.
+    Resolver,
+}
+
+/// Who wants to go somewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker<'a> {
+    pub(super) whom: For,
+    /// To whom its answers may go, whatever the rules say.
+    pub(super) answers: Option<&'a Answers>,
+}
+
+impl Asker<'_> {
+    /// A guest that was asked nothing.
+    pub(super) const GUEST: Self = Self { whom: For::Guest, answers: None };
+
+    /// Whether the pod's list and the policies let it go by a route.
+    pub(super) fn may_go(
+        self,
+        network: &PodNetwork,
+        learned: &Learned,
+        transport: Transport,
+        route: Route,
+    ) -> bool {
+        let is_let = self.whom == For::Resolver || is_listed(network, learned, route.asked);
+        is_let && lets_out(network, transport, route.real)
+            || self.answers.is_some_and(|answers| answers.goes_on(route.real))
+    }
+}
+
+/// Whether the pod's own list lets a guest go to an address as it names it.
+pub(super) fn is_listed(network: &PodNetwork, learned: &Learned, to: SocketAddr) -> bool {
+    let Some(list) = &network.outbound else { return true };
+    is_own(network, to.ip())
+        || list.iter().any(|entry| entry.covers(to.ip(), to.port()))
+        || learned.has(to)
+}
+
+/// Whether the policies let a pod connect or send to a real address.
+pub(super) fn lets_out(network: &PodNetwork, transport: Transport, to: SocketAddr) -> bool {
+    is_own(network, to.ip()) || policy(network).is_none_or(|policy| policy.lets_out(transport, to))
+}
+
+/// Whether they let in who connects or sends to a port of the pod.
+pub(super) fn lets_in(network: &PodNetwork, transport: Transport, from: IpAddr, port: u16) -> bool {
+    is_own(network, from)
+        || policy(network).is_none_or(|policy| policy.lets_in(transport, from, port))
+}
+
+fn policy(network: &PodNetwork) -> Option<&PodPolicy> {
+    network.policy.as_ref()
+}
+
+/// Whether it is the pod itself. An address that it shares is not.
+fn is_own(network: &PodNetwork, address: IpAddr) -> bool {
+    !network.is_host && network.addresses.contains(&address.to_canonical())
+}
+
+/// Whether a guest may look a name up by its pod's list. Names that lead to the
+/// pod itself may always be.
+pub(super) fn may_look_up(network: &PodNetwork, names: &Names, name: &str) -> bool {
+    let Some(list) = &network.outbound else { return true };
+    let bare = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let is_itself = || {
+        bare == "localhost"
+            || bare.ends_with(".localhost")
+            || names.hosts.iter().any(|line| {
+                (line.address.is_loopback() || is_own(network, line.address))
+                    && line.names.iter().any(|name| *name == bare)
+            })
+    };
+    // An address needs no looking up; whether it may be connected to is seen then.
+    let literal = bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(&bare);
+    literal.parse::<IpAddr>().is_ok() || list.iter().any(|entry| entry.is_for(name)) || is_itself()
+}
+
+/// How long what a look-up found may be connected to: connections are made when
+/// a name has been looked up, or soon after.
+const LEARNED_TIME: Duration = Duration::from_mins(10);
+
+/// Addresses that are remembered; those looked up longest ago are forgotten. Four
+/// look-ups of the longest answers.
+const MOST_LEARNED: usize = 1024;
+
+/// Addresses that names of the pod's list led to, each with the port that may be
+/// connected to, or all, and when they were looked up.
+#[derive(Debug, Default)]
+pub(super) struct Learned(Mutex<BTreeMap<(IpAddr, Option<u16>), Instant>>);
+
+impl Learned {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, Option<u16>), Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers what a name led to, for the entries that speak of it.
+    pub(super) fn learn(&self, list: &[Outbound], name: &str, found: &[IpAddr]) {
+        let now = Instant::now();
+        let mut known = self.lock();
+        for entry in list.iter().filter(|entry| entry.is_for(name)) {
+            for address in found {
+                known.insert((address.to_canonical(), entry.port), now);
+            }
+        }
+        if known.len() > MOST_LEARNED {
+            known.retain(|_, at| now.duration_since(*at) < LEARNED_TIME);
+        }
+        while known.len() > MOST_LEARNED {
+            let oldest = known.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key);
+            oldest.map(|key| known.remove(&key));
+        }
+    }
+
+    fn has(&self, to: SocketAddr) -> bool {
+        let known = self.lock();
+        [None, Some(to.port())].into_iter().any(|port| {
+            let at = known.get(&(to.ip().to_canonical(), port));
+            at.is_some_and(|at| at.elapsed() < LEARNED_TIME)
+        })
+    }
+
+    /// Forgets all.
+    pub(super) fn forget(&self) {
+        *self.lock() = BTreeMap::new();
+    }
+}
+
+/// How long a peer of datagrams is known without another one.
+///
+/// Source: Linux, `nf_conntrack_udp_timeout_stream` in
+/// `Documentation/networking/nf_conntrack-sysctl.rst`.
+const ANSWER_TIME: Duration = Duration::from_mins(2);
+
+/// Peers that one socket remembers; of more, those heard of longest ago are
+/// forgotten.
+const MOST_ANSWERS: usize = 256;
+
+/// Peers of one datagram socket of which one direction was let through and the
+/// other would not be: answers to what was let through are let through too.
+#[derive(Debug, Default)]
+pub(super) struct Answers(Mutex<Vec<(SocketAddr, Instant)>>);
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, Vec<(SocketAddr, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something went to or came from a peer lately. It did just now, then.
+    pub(super) fn goes_on(&self, peer: SocketAddr) -> bool {
+        let now = Instant::now();
+        let mut flows = self.lock();
+        let known = flows.iter_mut().find(|(known, _)| super::place::is_same(*known, peer));
+        let Some((_, last)) = known else { return false };
+        let goes_on = now.duration_since(*last) < ANSWER_TIME;
+        if goes_on {
+            *last = now;
+        }
+        goes_on
+    }
+
+    /// Something that was let through went to or came from a peer.
+    pub(super) fn begin(&self, peer: SocketAddr) {
+        if self.goes_on(peer) {
+            return;
+        }
+        let now = Instant::now();
+        let mut flows = self.lock();
+        flows.retain(|(_, last)| now.duration_since(*last) < ANSWER_TIME);
+        if flows.len() >= MOST_ANSWERS {
+            let oldest = flows.iter().enumerate().min_by_key(|(_, (_, last))| *last);
+            if let Some(index) = oldest.map(|(index, _)| index) {
+                flows.swap_remove(index);
+            }
+        }
+        flows.push((peer, now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn list(text: &str) -> Vec<Outbound> {
+        Outbound::read(text).unwrap()
+    }
+
+    fn pod(text: &str) -> PodNetwork {
+        PodNetwork {
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            outbound: Some(list(text)),
+            ..PodNetwork::default()
+        }
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_what_is_on_the_list_is_connected_to() {
+        let (network, learned) =
+            (pod("api.example:443, *.wild.example, 10.7.0.0/16:5432"), Learned::default());
+        let goes = |to: &str| {
+            let route = Route { asked: at(to), real: at("192.0.2.9:9") };
+            Asker::GUEST.may_go(&network, &learned, Transport::Tcp, route)
+        };
+        assert!(goes("10.7.1.1:5432") && goes("[::ffff:10.7.1.1]:5432"));
+        assert!(goes("10.0.0.1:80"), "the pod's own");
+        for refused in ["10.7.1.1:80", "192.0.2.1:443", "192.0.2.2:1"] {
+            assert!(!goes(refused), "{refused}");
+        }
+        let resolver = Asker { whom: For::Resolver, ..Asker::GUEST };
+        let server = Route { asked: at("192.0.2.53:53"), real: at("192.0.2.53:53") };
+        assert!(resolver.may_go(&network, &learned, Transport::Udp, server));
+        let list = network.outbound.as_ref().unwrap();
+        learned.learn(list, "API.example.", &[at("192.0.2.1:0").ip()]);
+        learned.learn(list, "a.wild.example", &[at("192.0.2.2:0").ip()]);
+        learned.learn(list, "other.example", &[at("192.0.2.3:0").ip()]);
+        assert!(goes("192.0.2.1:443") && goes("192.0.2.2:1") && goes("192.0.2.2:9"));
+        assert!(!goes("192.0.2.1:80") && !goes("192.0.2.3:443"));
+        learned.forget();
+        assert!(!goes("192.0.2.1:443"));
+    }
+
+    #[test]
+    fn a_service_is_listed_by_its_own_address_and_let_out_by_its_endpoints() {
+        let mut network = pod("10.96.0.7");
+        let learned = Learned::default();
+        let route = Route { asked: at("10.96.0.7:80"), real: at("10.1.0.9:8080") };
+        let may_go = |network: &PodNetwork, asker: Asker<'_>| {
+            asker.may_go(network, &learned, Transport::Udp, route)
+        };
+        assert!(may_go(&network, Asker::GUEST));
+        network.policy = Some(PodPolicy::closed());
+        assert!(!may_go(&network, Asker::GUEST));
+        let answers = Answers::default();
+        let asker = Asker { answers: Some(&answers), ..Asker::GUEST };
+        assert!(!may_go(&network, asker));
+        answers.begin(route.real);
+        assert!(may_go(&network, asker));
+    }
+
+    #[test]
+    fn names_that_lead_to_the_pod_itself_may_be_looked_up() {
+        let network = pod("api.example");
+        let line = |address: &str, name: &str| krustlet_protocol::Host {
+            address: address.parse().unwrap(),
+            names: vec![name.to_owned()],
+        };
+        let hosts = vec![line("10.0.0.1", "me"), line("10.0.0.2", "other")];
+        let names = Names { hosts, ..Names::default() };
+        for name in ["api.example", "me", "ME.", "localhost", "a.localhost", "192.0.2.1", "[::1]"] {
+            assert!(may_look_up(&network, &names, name), "{name}");
+        }
+        for name in ["other", "example", "x.api.example", ""] {
+            assert!(!may_look_up(&network, &names, name), "{name}");
+        }
+        assert!(may_look_up(&PodNetwork::default(), &names, "anything.example"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_looked_up_holds_for_a_time() {
+        let (list, learned) = (list("a.example"), Learned::default());
+        learned.learn(&list, "a.example", &[at("192.0.2.1:0").ip()]);
+        tokio::time::advance(LEARNED_TIME - Duration::from_secs(1)).await;
+        assert!(learned.has(at("192.0.2.1:1")));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!learned.has(at("192.0.2.1:1")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_known_as_long_as_something_comes_or_goes() {
+        let flows = Answers::default();
+        flows.begin(at("192.0.2.1:53"));
+        for _ in 0..3 {
+            tokio::time::advance(ANSWER_TIME - Duration::from_secs(1)).await;
+            assert!(flows.goes_on(at("192.0.2.1:53")));
+        }
+        assert!(!flows.goes_on(at("192.0.2.1:54")));
+        tokio::time::advance(ANSWER_TIME).await;
+        assert!(!flows.goes_on(at("192.0.2.1:53")));
+    }
+
+    #[test]
+    fn a_shared_address_is_not_the_pod_itself() {
+        let mut network = pod("");
+        network.policy = Some(PodPolicy::closed());
+        assert!(lets_out(&network, Transport::Tcp, at("10.0.0.1:1")));
+        assert!(lets_in(&network, Transport::Tcp, at("10.0.0.1:1").ip(), 1));
+        network.is_host = true;
+        assert!(!lets_out(&network, Transport::Tcp, at("10.0.0.1:1")));
+        assert!(!lets_in(&network, Transport::Tcp, at("10.0.0.1:1").ip(), 1));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_remembered_is_bounded(
+            ports in prop::collection::vec(1_u16..2000, 0..900),
+            answers in prop::collection::vec(any::<u32>(), 0..1500),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let flows = Answers::default();
+                for port in ports {
+                    let peer = SocketAddr::new("192.0.2.1".parse().unwrap(), port);
+                    flows.begin(peer);
+                    prop_assert!(flows.goes_on(peer));
+                    prop_assert!(flows.lock().len() <= MOST_ANSWERS);
+                }
+                let (list, learned) = (list("a.example, *.example:1"), Learned::default());
+                let answers = answers.into_iter().map(|bits| IpAddr::from(bits.to_be_bytes()));
+                for some in answers.collect::<Vec<_>>().chunks(100) {
+                    tokio::time::advance(Duration::from_millis(1)).await;
+                    learned.learn(&list, "a.example", some);
+                    prop_assert!(learned.lock().len() <= MOST_LEARNED);
+                    prop_assert!(learned.has(SocketAddr::new(some[0], 7)));
+                }
+                Ok(())
+            })?;
+        }
+    }
+}
