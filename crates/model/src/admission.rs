@@ -112,8 +112,7 @@ pub fn admit<'a>(
     names::check(pod)?;
     check_os(pod, node)?;
     unsupported::check(pod)?;
-    let annotation =
-        |message: String| Rejection::new("InvalidNetworkAnnotation", message);
+    let annotation = |message: String| Rejection::new("InvalidNetworkAnnotation", message);
     SocketAnnotations::of(pod).map_err(|error| annotation(error.to_string()))?;
     Outbound::of(pod).map_err(|error| annotation(error.to_string()))?;
     let others: Vec<_> = others.collect();

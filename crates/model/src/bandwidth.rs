@@ -12,13 +12,13 @@
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::api::resource::Quantity};
 
-use crate::quantity;
+use crate::{
+    outbound::{DOMAIN, HOSTS},
+    quantity,
+};
 
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-
-/// The domain of the others.
-const DOMAIN: &str = "network.krustlet.dev/";
 
 /// Bits per second that are believed to be meant: 1k to 1P.
 const BANDWIDTHS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
@@ -46,7 +46,10 @@ pub struct SocketAnnotations {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each message is the description")]
 pub enum SocketAnnotationError {
-    #[error("there is no annotation {name}; of this domain there are max-sockets and max-lookups")]
+    #[error(
+        "there is no annotation {name}; of this domain there are max-sockets, max-lookups and \
+         allowed-outbound-hosts"
+    )]
     Unknown { name: String },
     #[error("annotation {name}: {value:?} is not {wanted}")]
     Value { name: String, value: String, wanted: &'static str },
@@ -85,8 +88,9 @@ impl SocketAnnotations {
                 (_, Some("max-lookups")) => {
                     all.max_lookups = Some(number(MOST_LOOKUPS, "a number from 1 to 256")?);
                 }
+                // Whoever needs the list reads it.
+                (_, Some(HOSTS) | None) => {}
                 (_, Some(_)) => return Err(SocketAnnotationError::Unknown { name: name.clone() }),
-                (_, None) => {}
             }
         }
         Ok(all)
@@ -153,7 +157,7 @@ mod tests {
         assert_eq!(
             read("network.krustlet.dev/max-connections", "3"),
             Err("there is no annotation network.krustlet.dev/max-connections; of this domain \
-                 there are max-sockets and max-lookups"
+                 there are max-sockets, max-lookups and allowed-outbound-hosts"
                 .to_owned()),
         );
     }

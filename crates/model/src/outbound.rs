@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::AddressRange;
 
-/// The domain of the annotations.
-const DOMAIN: &str = "network.krustlet.dev/";
+/// The domain of annotations about a pod's network.
+pub(crate) const DOMAIN: &str = "network.krustlet.dev/";
 
-/// The annotation of the domain.
-const HOSTS: &str = "allowed-outbound-hosts";
+/// The annotation of that domain.
+pub(crate) const HOSTS: &str = "allowed-outbound-hosts";
 
 /// Entries of one pod's list: a look-up goes through all of them.
 const MOST: usize = 256;
@@ -51,8 +51,6 @@ pub enum OutboundTo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each message is the description")]
 pub enum OutboundError {
-    #[error("there is no annotation {name}; of this domain there is allowed-outbound-hosts")]
-    Unknown { name: String },
     #[error(
         "annotation network.krustlet.dev/allowed-outbound-hosts: {entry:?} is not HOST[:PORT], \
          *.DOMAIN[:PORT] or CIDR[:PORT]"
@@ -69,18 +67,11 @@ impl Outbound {
     ///
     /// # Errors
     ///
-    /// The first annotation of the domain that is not known, or entry that makes
-    /// no sense.
+    /// The first entry that makes no sense.
     pub fn of(pod: &Pod) -> Result<Option<Vec<Self>>, OutboundError> {
-        let mut list = None;
-        for (name, value) in pod.metadata.annotations.iter().flatten() {
-            match name.strip_prefix(DOMAIN) {
-                None => {}
-                Some(HOSTS) => list = Some(Self::read(value)?),
-                Some(_) => return Err(OutboundError::Unknown { name: name.clone() }),
-            }
-        }
-        Ok(list)
+        let annotations = pod.metadata.annotations.as_ref();
+        let list = annotations.and_then(|all| all.get(&format!("{DOMAIN}{HOSTS}")));
+        list.map(|list| Self::read(list)).transpose()
     }
 
     /// Reads a list; an empty one lets nothing through.
@@ -240,8 +231,6 @@ mod tests {
             let error = read("network.krustlet.dev/allowed-outbound-hosts", entry).unwrap_err();
             assert!(error.to_string().contains("is not HOST[:PORT]"), "{entry}: {error}");
         }
-        let error = read("network.krustlet.dev/allowed-hosts", "a").unwrap_err();
-        assert!(error.to_string().contains("there is no annotation"), "{error}");
         let many = vec!["a"; MOST + 1].join(",");
         let error = read("network.krustlet.dev/allowed-outbound-hosts", &many).unwrap_err();
         assert_eq!(error, OutboundError::TooMany);

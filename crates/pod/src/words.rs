@@ -16,11 +16,10 @@ pub(crate) const EVICTED: &str = "Evicted";
 pub(crate) const FAILED: &str = "Failed";
 pub(crate) const FAILED_KILL_POD: &str = "FailedKillPod";
 pub(crate) const FAILED_MOUNT: &str = "FailedMount";
-/// Source: kubelet, `NetworkNotReady` in `pkg/kubelet/events/event.go`.
-pub(crate) const INVALID_NETWORK_ANNOTATION: &str = "InvalidNetworkAnnotation";
-pub(crate) const NETWORK_NOT_READY: &str = "NetworkNotReady";
 pub(crate) const FAILED_SANDBOX: &str = "FailedCreatePodSandBox";
-/// Not kubelet's, which leaves policies to network plugins.
+/// Source: kubelet, `NetworkNotReady` in `pkg/kubelet/events/event.go`.
+pub(crate) const NETWORK_NOT_READY: &str = "NetworkNotReady";
+/// Not kubelet's, which leaves these annotations and policies to network plugins.
 pub(crate) const INVALID_NETWORK_ANNOTATION: &str = "InvalidNetworkAnnotation";
 /// As that.
 pub(crate) const POLICY_TOO_LARGE: &str = "NetworkPolicyTooLarge";

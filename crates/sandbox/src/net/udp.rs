@@ -459,8 +459,10 @@ impl UdpSocket {
                 // Where it will be sent is not known yet; to a neighbour on the
                 // loopback it would go at once.
                 match self.remote {
-                    Some(Way::Private(_)) => Poll::Ready(()),
-                    Some(Way::Real(_)) | None => self.sent().poll_turn(&self.writing, context),
+                    Some(Remote::Private(_)) => Poll::Ready(()),
+                    Some(Remote::Real(_) | Remote::Service(_)) | None => {
+                        self.sent().poll_turn(&self.writing, context)
+                    }
                 }
             }
             None => Poll::Ready(()),
@@ -471,7 +473,7 @@ impl UdpSocket {
     /// only later that it is ready.)
     pub(crate) fn can_send(&self) -> bool {
         let Some(real) = &self.real else { return true };
-        if !matches!(self.remote, Some(Way::Private(_))) && self.sent().may_move(1) == 0 {
+        if !matches!(self.remote, Some(Remote::Private(_))) && self.sent().may_move(1) == 0 {
             return false;
         }
         let mut fds = [PollFd::new(real, PollFlags::OUT)];
