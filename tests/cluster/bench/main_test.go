@@ -24,10 +24,14 @@ import (
 
 var (
 	count   = flag.Int("n", 0, "how many pods; 0 is the benchmark's own number")
-	rounds  = flag.Int("rounds", 3, "how often latency and scale are measured")
+	rounds  = flag.Int("rounds", 3, "how often latency, scale, http and tcp are measured")
 	settle  = flag.Duration("settle", 300*time.Millisecond, "latency: how long a pod is Ready before it is deleted")
 	rest    = flag.Duration("rest", 15*time.Second, "memory, idle: how long pods are Ready before they are looked at")
 	seconds = flag.Int("seconds", 60, "idle: how long CPU time is counted")
+
+	guestKind = flag.String("guest", "hello", "memory: what the pods run: hello sleeps, http waits for requests")
+	duration  = flag.Duration("duration", 5*time.Second, "http, tcp: how long each is asked in each round")
+	wasmtime  = flag.String("wasmtime", "", "http: the program wasmtime")
 )
 
 func TestMain(m *testing.M) { os.Exit(bed.Measure(m)) }
@@ -52,13 +56,16 @@ func start(b *testing.B) (*bed.Bed, *bed.Node) {
 }
 
 // release builds the program as users get it.
-func release(b *testing.B) string {
+func release(b *testing.B) string { b.Helper(); return built(b, "krustlet", "--package=krustlet") }
+
+// built has cargo build a program in the release profile, and returns its path.
+func built(b *testing.B, program string, what ...string) string {
 	b.Helper()
 	root, err := toolchain.Root()
 	if err != nil {
 		b.Fatal(err)
 	}
-	build := exec.CommandContext(b.Context(), "cargo", "build", "--release", "--locked", "--package=krustlet")
+	build := exec.CommandContext(b.Context(), "cargo", append([]string{"build", "--release", "--locked"}, what...)...)
 	build.Dir, build.Stdout, build.Stderr = root, os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		b.Fatal("cargo build: ", err)
@@ -70,7 +77,7 @@ func release(b *testing.B) string {
 	if !filepath.IsAbs(target) {
 		target = filepath.Join(root, target)
 	}
-	return filepath.Join(target, "release", "krustlet")
+	return filepath.Join(target, "release", program)
 }
 
 // number is how many pods to make.

@@ -41,6 +41,12 @@ func spread(values []float64) string {
 	return fmt.Sprintf("%.1f (%.1f to %.1f in %d rounds)", s.p50, s.min, s.max, s.n)
 }
 
+// few is the same without words, for columns of figures great and small.
+func few(values []float64) string {
+	s := summarize(values)
+	return fmt.Sprintf("%.4g (%.4g to %.4g)", s.p50, s.min, s.max)
+}
+
 func TestASummaryNamesValuesThatWereSeen(t *testing.T) {
 	values := make([]float64, 100)
 	for i := range values {
