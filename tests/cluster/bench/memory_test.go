@@ -3,13 +3,23 @@ package bench
 import (
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // BenchmarkMemory says what one more idle pod costs, in KiB.
 func BenchmarkMemory(b *testing.B) {
 	cluster, node := start(b)
 	n := number(b, 100)
-	field := plant(b, cluster, node.Name)
+	var field *field
+	switch *guestKind {
+	case "hello":
+		field = plant(b, cluster, node.Name)
+	case "http":
+		field = plantOf(b, cluster, node.Name, "http.wasm")
+	default:
+		b.Fatal("-guest is hello or http")
+	}
 	field.warm()
 	time.Sleep(*rest)
 	empty, system := look(b, cluster), machine(b)
@@ -21,11 +31,45 @@ func BenchmarkMemory(b *testing.B) {
 
 	made := field.createMany(n)
 	time.Sleep(*rest)
-	full, later := look(b, cluster), machine(b)
+	pod := field.sayPods(n, system, "all pods")
+	b.ReportMetric(pod.pss, "pod-pss-KiB")
+	b.ReportMetric(pod.pageTables, "pod-tables-KiB")
+	if *guestKind == "http" {
+		field.askEach(n)
+		time.Sleep(*rest)
+		pod := field.sayPods(n, system, "all pods, each asked once and idle again")
+		b.ReportMetric(pod.pss, "asked-pod-pss-KiB")
+		b.ReportMetric(pod.pageTables, "asked-pod-tables-KiB")
+	}
+	field.removeMany(made.names)
+}
+
+// askEach sends a request to each of n http pods, on a connection of its own.
+func (f *field) askEach(n int) {
+	f.b.Helper()
+	pods, err := f.bed.Client.CoreV1().Pods(f.namespace).List(f.b.Context(), metav1.ListOptions{})
+	if err != nil {
+		f.b.Fatal(err)
+	}
+	if len(pods.Items) != n {
+		f.b.Fatalf("%d pods are there, not %d", len(pods.Items), n)
+	}
+	for _, pod := range pods.Items {
+		if err := f.bed.Outside().Get(f.b.Context(), pod.Status.PodIP, httpPort); err != nil {
+			f.b.Fatal(err)
+		}
+	}
+}
+
+// sayPods prints what n pods cost, and returns the medians of their sandboxes.
+func (f *field) sayPods(n int, before map[string]string, when string) memory {
+	f.b.Helper()
+	b := f.b
+	full, later := look(b, f.bed), machine(b)
 	if len(full.sandboxes) != n {
 		b.Fatalf("%d sandboxes for %d pods", len(full.sandboxes), n)
 	}
-	sayAgents(b, full, "all pods")
+	sayAgents(b, full, when)
 	var pss, dirty, tables []float64
 	for _, pid := range full.sandboxes {
 		m := remember(b, pid)
@@ -35,13 +79,11 @@ func BenchmarkMemory(b *testing.B) {
 	say("  PSS:           %s", summarize(pss))
 	say("  Private_Dirty: %s", summarize(dirty))
 	say("  page tables:   %s", summarize(tables))
-	b.ReportMetric(summarize(pss).p50, "pod-pss-KiB")
-	b.ReportMetric(summarize(tables).p50, "pod-tables-KiB")
 	say("the whole machine, per pod, KiB (the control plane's part and all noise included):")
 	for _, kind := range []string{"MemAvailable", "Slab", "KernelStack", "PageTables"} {
-		say("  %s: %+.1f", kind, (kibibytes(b, later, kind)-kibibytes(b, system, kind))/float64(n))
+		say("  %s: %+.1f", kind, (kibibytes(b, later, kind)-kibibytes(b, before, kind))/float64(n))
 	}
-	field.removeMany(made.names)
+	return memory{pss: summarize(pss).p50, pageTables: summarize(tables).p50}
 }
 
 // sayAgents returns the RSS of agent and zygote together.

@@ -28,6 +28,7 @@ type field struct {
 	namespace string
 	node      string
 	image     string
+	args      []string
 	made      int // names are not used twice
 
 	mu      sync.Mutex
@@ -37,11 +38,17 @@ type field struct {
 	changed chan struct{} // closed, and replaced, at each event
 }
 
-// plant makes a namespace for pods of the node and begins to watch it.
+// plant makes a namespace for pods of the node that sleep, and begins to watch it.
 func plant(b *testing.B, cluster *bed.Bed, node string) *field {
 	b.Helper()
+	return plantOf(b, cluster, node, "hello.wasm", "sleep", "3600")
+}
+
+// plantOf is plant for pods of another program.
+func plantOf(b *testing.B, cluster *bed.Bed, node, program string, args ...string) *field {
+	b.Helper()
 	f := &field{
-		b: b, bed: cluster, namespace: cluster.Namespace(b), node: node, image: cluster.Image(b, "hello.wasm"),
+		b: b, bed: cluster, namespace: cluster.Namespace(b), node: node, image: cluster.Image(b, program), args: args,
 		ready: map[string]time.Time{}, gone: map[string]time.Time{}, changed: make(chan struct{}),
 	}
 	watched, err := cluster.Client.CoreV1().Pods(f.namespace).Watch(b.Context(), metav1.ListOptions{})
@@ -109,7 +116,7 @@ func (f *field) when(times map[string]time.Time, name, what string) time.Time {
 func (f *field) whenReady(name string) time.Time { f.b.Helper(); return f.when(f.ready, name, "Ready") }
 func (f *field) whenGone(name string) time.Time  { f.b.Helper(); return f.when(f.gone, name, "gone") }
 
-// create makes a pod that sleeps and returns the time before the request. The
+// create makes a pod and returns the time before the request. The
 // pod is bound already, so that the scheduler's time is not in the figures.
 func (f *field) create(name string) (time.Time, error) {
 	class, no := "wasm", false
@@ -121,7 +128,7 @@ func (f *field) create(name string) (time.Time, error) {
 			AutomountServiceAccountToken: &no, EnableServiceLinks: &no,
 			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			Containers: []corev1.Container{{
-				Name: "main", Image: f.image, ImagePullPolicy: corev1.PullIfNotPresent, Args: []string{"sleep", "3600"},
+				Name: "main", Image: f.image, ImagePullPolicy: corev1.PullIfNotPresent, Args: f.args,
 			}},
 		},
 	}
