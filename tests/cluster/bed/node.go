@@ -44,6 +44,7 @@ type Node struct {
 	Logs    string // podLogsDir
 	Port    int32
 	bed     *Bed
+	network string // the file of its network namespace; empty: the room's
 	args    []string
 	process *room.Process // of the last start
 }
@@ -89,64 +90,80 @@ func (b *Bed) StartNodeWith(t testing.TB, name string, more map[string]any, args
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.begin(t, node)
+	return node
+}
+
+// begin starts a node for one test.
+func (b *Bed) begin(t testing.TB, node *Node) {
+	t.Helper()
 	t.Cleanup(func() {
 		node.tell(t)
 		if err := node.stop(); err != nil {
 			t.Error(err)
 		}
-		err := b.Client.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{})
+		err := b.Client.CoreV1().Nodes().Delete(context.Background(), node.Name, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			t.Error(err)
 		}
 	})
 	node.Start(t)
 	node.WaitReady(t)
-	return node
 }
 
 // newNode prepares what a node needs: an address, a kubeconfig, a configuration.
 func (b *Bed) newNode(name string, more map[string]any, args ...string) (*Node, error) {
+	node, last := b.addNode(name)
+	if _, err := b.cluster.Room.AddAddress(last); err != nil {
+		return nil, err
+	}
+	return node, node.prepare(more, args...)
+}
+
+// addNode gives a node the next address, which is not anywhere yet, and its last byte.
+func (b *Bed) addNode(name string) (*Node, byte) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	last := byte(firstNode + len(b.nodes))
 	node := &Node{
 		Name: name, Address: b.cluster.Room.Address(last), Port: port, bed: b,
 		Root: filepath.Join(b.Dir, name), Logs: filepath.Join(b.Dir, name+"-pods"),
 	}
 	b.nodes = append(b.nodes, node)
-	b.mu.Unlock()
+	return node, last
+}
 
-	if _, err := b.cluster.Room.AddAddress(last); err != nil {
-		return nil, err
-	}
-	kubeconfig, err := b.cluster.NodeKubeconfig(name)
+// prepare writes the node's files and makes its command line.
+func (n *Node) prepare(more map[string]any, args ...string) error {
+	kubeconfig, err := n.bed.cluster.NodeKubeconfig(n.Name)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := errors.Join(os.MkdirAll(node.Root, 0o755), os.MkdirAll(node.Logs, 0o755)); err != nil {
-		return nil, err
+	if err := errors.Join(os.MkdirAll(n.Root, 0o755), os.MkdirAll(n.Logs, 0o755)); err != nil {
+		return err
 	}
-	config := filepath.Join(b.Dir, name+".yaml")
-	fields := node.configuration()
+	config := filepath.Join(n.bed.Dir, n.Name+".yaml")
+	fields := n.configuration()
 	maps.Copy(fields, more)
 	text, err := json.MarshalIndent(fields, "", "  ")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.WriteFile(config, text, 0o644); err != nil {
-		return nil, err
+		return err
 	}
-	node.args = append([]string{
+	n.args = append([]string{
 		"node",
 		"--kubeconfig=" + kubeconfig,
 		"--config=" + config,
-		"--hostname-override=" + name,
-		"--node-ip=" + node.Address.String(),
-		"--root-dir=" + node.Root,
+		"--hostname-override=" + n.Name,
+		"--node-ip=" + n.Address.String(),
+		"--root-dir=" + n.Root,
 	}, args...)
 	if !slices.ContainsFunc(args, isRegistryFlag) {
-		node.args = append(node.args, b.RegistryFlag())
+		n.args = append(n.args, n.bed.RegistryFlag())
 	}
-	return node, nil
+	return nil
 }
 
 // configuration is a KubeletConfiguration as kubeadm writes it.
@@ -177,8 +194,12 @@ func (n *Node) Start(t testing.TB) {
 	if running, _ := n.running(); running {
 		t.Fatalf("%s runs already", n.Name)
 	}
+	program, args := n.bed.program, n.args
+	if n.network != "" {
+		program, args = "nsenter", append([]string{"--net=" + n.network, program}, args...)
+	}
 	process, err := n.bed.cluster.Room.Start(room.Command{
-		Name: n.Name, Path: n.bed.program, Args: n.args,
+		Name: n.Name, Path: program, Args: args,
 		Env: []string{"RUST_BACKTRACE=1"}, Log: filepath.Join(n.bed.Dir, n.Name+".log"),
 	})
 	if err != nil {
