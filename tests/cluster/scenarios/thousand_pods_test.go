@@ -31,7 +31,8 @@ const crowdLimit = 5 * time.Minute
 const callers = 8
 
 // A node holds many pods, each at an address of its own and on the same port:
-// reached from the node, from each other, and from another node and its pods.
+// reached from the node, from each other, through a Service, and from another node
+// and its pods.
 func TestAThousandPodsAreReached(t *testing.T) {
 	count := usualCrowd
 	if text := os.Getenv("KRUSTLET_TEST_PODS"); text != "" {
@@ -41,7 +42,8 @@ func TestAThousandPodsAreReached(t *testing.T) {
 		}
 	}
 	b := bed.Start(t)
-	node := b.StartNodeWith(t, "thousand", map[string]any{"maxPods": count + 10})
+	b.NetworkRights(t)
+	node := b.StartNodeWith(t, "thousand", map[string]any{"maxPods": count + 10}, "--service-proxy=builtin")
 	ns := b.Namespace(t)
 	addresses := crowd(t, b, node, ns, count)
 
@@ -82,7 +84,6 @@ func TestAThousandPodsAreReached(t *testing.T) {
 		callAll(t, other, "stranger")
 	})
 	t.Run("through a Service", func(t *testing.T) {
-		t.Skip("pods reach no Services without a kube-proxy yet")
 		address := crowdService(t, b, ns, count)
 		each(t, addresses, func(ctx context.Context, at int) error {
 			return node.Itself().GetTarget(ctx, addresses[at].String(), webPort, "/fetch?url=http://"+address+"/")
@@ -141,6 +142,8 @@ func crowd(t *testing.T, b *bed.Bed, node *bed.Node, namespace string, count int
 		for end := time.Now().Add(crowdLimit); ; time.Sleep(time.Second) {
 			left, err := pods.List(context.Background(), metav1.ListOptions{Limit: 1})
 			if err == nil && len(left.Items) == 0 {
+				// Nor are events sent any more, which its end would refuse.
+				node.Stop(t)
 				return
 			}
 			if time.Now().After(end) {
