@@ -92,6 +92,11 @@ func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
 // one network here, so there is one at a time.
 func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 	t.Helper()
+	// A node has a way to anywhere, so that packets for a Service come as far as the
+	// rules that reject them; the room has none.
+	way := []string{"10.96.0.0/12", "via", b.cluster.Room.Outside().String()}
+	b.IP(t, append([]string{"route", "replace"}, way...)...)
+	t.Cleanup(func() { b.IP(t, append([]string{"route", "delete"}, way...)...) })
 	log := filepath.Join(b.Dir, "kube-proxy.log")
 	args := []string{
 		"--kubeconfig=" + b.cluster.AdminKubeconfig(),

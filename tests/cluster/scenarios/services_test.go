@@ -181,17 +181,19 @@ func (c *client) until(t *testing.T, want string, args ...string) {
 	})
 }
 
-// only is that of many runs all, and none else, of these were said.
+// only waits until of many runs all, and none else, of these are said.
 func (c *client) only(t *testing.T, args []string, want ...string) {
 	t.Helper()
-	// Of two, one is said by all with a chance of one in eight million.
-	said := slices.Sorted(maps.Keys(c.said(t, 24, args...)))
 	for number, one := range want {
 		want[number] = one + "\n"
 	}
-	if !slices.Equal(said, want) {
-		t.Errorf("%v printed %q, not %q", args, said, want)
-	}
+	c.b.WaitFor(t, fmt.Sprintf("%v prints %q and nothing else", args, want), limit, func() error {
+		// Of two, one is said by all with a chance of one in eight million.
+		if said := slices.Sorted(maps.Keys(c.said(t, 24, args...))); !slices.Equal(said, want) {
+			return fmt.Errorf("they printed %q", said)
+		}
+		return nil
+	})
 }
 
 func call(service *corev1.Service) []string {
