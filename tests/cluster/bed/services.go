@@ -104,6 +104,8 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		"--proxy-mode=nftables",
 		// Client and endpoint may be pods of one node: docs/network.md.
 		"--masquerade-all",
+		// By this it tells pods from clients elsewhere, to whom other policies apply.
+		"--cluster-cidr=10.244.0.0/16",
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
 	}
