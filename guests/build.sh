@@ -65,7 +65,7 @@ RUSTC=$guest_rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$target RUSTFLAGS=$remap \
 built=$target/wasm32-wasip1/release
 
 CARGO_TARGET_DIR=$target cargo build --locked --package adapter
-for world in command proxy; do
+for world in command proxy reactor; do
     "$target/debug/adapter" "$world" > "$target/$world.wasm"
 done
 
@@ -81,6 +81,9 @@ component "$built/hello.wasm" command prebuilt/hello.p2.wasm
 component "$built/http.wasm" proxy prebuilt/http.wasm
 component "$built/net.wasm" command prebuilt/net.wasm
 component "$built/fetch.wasm" command prebuilt/fetch.wasm
+# Of WASI 0.3, with a standard library of preview 1.
+component "$built/net3.wasm" reactor prebuilt/net3.wasm
+component "$built/http3.wasm" reactor prebuilt/http3.wasm
 for program in echo wrong; do
     zig cc -target wasm32-wasi -Os -s -Wall -Wextra -Werror \
         "c/$program.c" -o "prebuilt/c-$program.wasm"

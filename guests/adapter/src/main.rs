@@ -6,14 +6,16 @@ use std::process::ExitCode;
 
 use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER, WASI_SNAPSHOT_PREVIEW1_PROXY_ADAPTER,
+    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 
 fn main() -> ExitCode {
     let adapter = match std::env::args().nth(1).as_deref() {
         Some("command") => WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
         Some("proxy") => WASI_SNAPSHOT_PREVIEW1_PROXY_ADAPTER,
+        Some("reactor") => WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
         _ => {
-            eprintln!("usage: adapter command|proxy");
+            eprintln!("usage: adapter command|proxy|reactor");
             return ExitCode::from(2);
         }
     };
