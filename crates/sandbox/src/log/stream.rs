@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -71,7 +71,7 @@ impl StdoutStream for LogStream {
     }
 
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        Box::new(self.clone())
+        Box::new(Writer { stream: self.clone(), waiting: None })
     }
 }
 
@@ -99,15 +99,32 @@ impl OutputStream for LogStream {
     }
 }
 
-/// Only WASI 0.3 uses this side, which has its own back-pressure before it.
-impl AsyncWrite for LogStream {
+/// The stream as WASI 0.3 has it.
+struct Writer {
+    stream: LogStream,
+    /// Waits for room.
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl AsyncWrite for Writer {
     fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.push(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                ready!(waiting.as_mut().poll(context));
+                self.waiting = None;
+            }
+            let log = Arc::clone(&self.stream.0.log);
+            let most = log.room().min(PIECE).min(bytes.len());
+            if most > 0 || bytes.is_empty() {
+                self.stream.push(&bytes[..most]);
+                return Poll::Ready(Ok(most));
+            }
+            self.waiting = Some(Box::pin(async move { log.wait_for_room().await }));
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -125,3 +125,42 @@ async fn a_disk_that_stalls_holds_a_guest_up_once_and_loses_output_after() {
     drop((stream, log));
     drained.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_guest_of_wasi_03_waits_for_room_too() {
+    use tokio::io::AsyncWriteExt;
+    use wasmtime_wasi::cli::StdoutStream;
+
+    // As above.
+    let (mut reader, writer) = io::pipe().unwrap();
+    let (teller, _news) = Teller::new(Arc::new(Wake::new().unwrap()));
+    let file = File::from(std::os::fd::OwnedFd::from(writer));
+    let log = Arc::new(Log::new(id(), teller, file, None, u64::MAX).unwrap());
+    let stream = LogStream::new(Arc::clone(&log), Stream::Stdout);
+    let mut writer = Box::into_pin(stream.async_stream());
+    let lines = "a line\n".repeat(QUEUE);
+    let writing = async {
+        writer.write_all(lines.as_bytes()).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let mut most = 0;
+    let reading = async {
+        loop {
+            // What is taken by the disk is not in the queue.
+            most = most.max(lock(&log.queue).lines.len());
+            if log.dropped() > 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(writing, reading);
+    assert!(most < QUEUE + 16 * (16 << 10), "{most} bytes wait");
+    let drained = tokio::task::spawn_blocking(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while reader.read(&mut buffer).is_ok_and(|read| read > 0) {}
+    });
+    log.flush().await;
+    drop((writer, stream, log));
+    drained.await.unwrap();
+}
