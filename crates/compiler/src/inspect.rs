@@ -245,6 +245,14 @@ mod tests {
                 (export "wasi:cli/run@0.2.3" (instance $a))
                 (export "wasi:http/incoming-handler@0.2.3" (instance $a)))"#);
         assert_eq!(seen.kind, ProgramKind::Http);
+        // Of WASI 0.3.
+        for (export, kind) in [
+            ("wasi:cli/run@0.3.0", ProgramKind::Command),
+            ("wasi:http/handler@0.3.2", ProgramKind::Http),
+        ] {
+            let text = format!(r#"(component (instance $a) (export "{export}" (instance $a)))"#);
+            assert_eq!(of(&text).kind, kind);
+        }
         assert_eq!(of("(component)").kind, ProgramKind::Other);
         assert_eq!(
             of(r#"(component (instance $a) (export "wasi:cli/runner" (instance $a)))"#).kind,

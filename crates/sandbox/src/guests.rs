@@ -225,8 +225,8 @@ async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Endin
 
 /// Returns when nothing of the program is left but what is being sent for it.
 async fn run_program(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
-    if let Program::Http { linked, limits } = &*container.program {
-        return http::serve(container, linked, limits, ticker).await;
+    if let Program::Http { handler, limits } = &*container.program {
+        return http::serve(container, handler, limits, ticker).await;
     }
     let entered = {
         let container = Arc::clone(container);

@@ -1,14 +1,16 @@
-//! Serves requests with a `wasi:http/incoming-handler` component.
+//! Serves requests with a component: `wasi:http/incoming-handler` of WASI 0.2, or
+//! `wasi:http/handler` of 0.3.
 //!
 //! Each request gets an instance of its own, which ends with it: while nobody
 //! calls, no instance lives. A guest may go on after it has answered, until the
 //! request's time is over.
 //!
 //! ```text
-//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ instance ──▶ response
+//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ instance.rs ──▶ response
 //! stop: no more connections ──▶ open requests finish ──▶ end
 //! ```
 
+mod instance;
 mod speak;
 
 use std::{
@@ -20,26 +22,20 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use krustlet_protocol::HttpLimits;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
-    task::{JoinSet, unconstrained},
+    sync::{Semaphore, oneshot, watch},
+    task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
-use wasmtime_wasi_http::{
-    Error as HttpError, WasiBody, WasiHttpView,
-    p2::{
-        bindings::{
-            ProxyPre,
-            http::types::{ErrorCode, Scheme},
-        },
-        body::HyperOutgoingBody,
-    },
-};
+use wasmtime_wasi_http::WasiBody;
 
-use self::speak::{Times, speak};
+use self::{
+    instance::Reply,
+    speak::{Times, speak},
+};
 use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
@@ -48,8 +44,7 @@ use crate::{
     log::LogStream,
     net::{Connection, Stream},
     ports::{http_port, listen},
-    run::{Session, store},
-    state::{Budgeted, ComponentState, REQUEST_HANDLES},
+    program::Handler,
     ticker::{Metered, Ticker},
 };
 
@@ -66,7 +61,7 @@ const SEND_TIME: Duration = Duration::from_mins(1);
 
 struct Server {
     container: Arc<Container>,
-    linked: ProxyPre<ComponentState>,
+    handler: Handler,
     ticker: Arc<Ticker>,
     permits: Arc<Semaphore>,
     /// Places for those who wait for a permit: each holds a request's head.
@@ -82,7 +77,7 @@ struct Server {
 /// Serves until the container is told to stop.
 pub(crate) async fn serve(
     container: &Arc<Container>,
-    linked: &ProxyPre<ComponentState>,
+    handler: &Handler,
     limits: &HttpLimits,
     ticker: Arc<Ticker>,
 ) -> Ending {
@@ -94,7 +89,7 @@ pub(crate) async fn serve(
     let at_once = (limits.max_concurrent.max(1) as usize).min(Semaphore::MAX_PERMITS);
     let server = Arc::new(Server {
         container: Arc::clone(container),
-        linked: linked.clone(),
+        handler: handler.clone(),
         ticker,
         permits: Arc::new(Semaphore::new(at_once)),
         queue: Semaphore::new(at_once.saturating_mul(4).clamp(256, CONNECTIONS)),
@@ -151,7 +146,7 @@ pub(crate) async fn serve(
 }
 
 /// How a request that the guest did not answer is answered.
-fn failed(status: StatusCode, text: &'static str) -> Response<HyperOutgoingBody> {
+fn failed(status: StatusCode, text: &'static str) -> Response<WasiBody> {
     let body = Full::new(Bytes::from_static(text.as_bytes()));
     let body = body.map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut response = Response::new(body);
@@ -193,7 +188,7 @@ impl Server {
         speak(io, times, leave, |request| Arc::clone(&self).answer(request)).await;
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<WasiBody> {
         if self.max_body.is_some_and(|most| request.body().size_hint().lower() > most) {
             return failed(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n");
         }
@@ -222,8 +217,8 @@ impl Server {
         let answer = timeout_at(end, answered).await;
         self.reap();
         match answer {
-            Ok(Ok(Reply::Guest(Ok(response)))) => response,
-            Ok(Ok(Reply::Guest(Err(_)))) => {
+            Ok(Ok(Reply::Guest(response))) => response,
+            Ok(Ok(Reply::Refused)) => {
                 failed(StatusCode::BAD_GATEWAY, "the program refused to answer\n")
             }
             Ok(Ok(Reply::BadRequest)) => {
@@ -238,83 +233,4 @@ impl Server {
             }
         }
     }
-
-    /// A request whose body ends with an error when it is too large.
-    fn bounded(&self, request: Request<Incoming>) -> Request<WasiBody> {
-        let Some(most) = self.max_body else {
-            return request.map(|body| body.map_err(HttpError::from).boxed_unsync());
-        };
-        let bytes = usize::try_from(most).unwrap_or(usize::MAX);
-        request.map(|body| {
-            let told = move |error: Box<dyn std::error::Error + Send + Sync>| match error
-                .downcast::<hyper::Error>(
-            ) {
-                Ok(error) => HttpError::from(*error),
-                Err(_) => HttpError::HttpRequestBodySize(Some(most)),
-            };
-            Limited::new(body, bytes).map_err(told).boxed_unsync()
-        })
-    }
-
-    /// One request, to the end of its instance.
-    async fn instance(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        reply: oneshot::Sender<Reply>,
-        permit: OwnedSemaphorePermit,
-        end: Instant,
-    ) {
-        let stream = |stream| Box::new(LogStream::new(Arc::clone(&self.container.log), stream));
-        let session = Session {
-            args: self.container.spec.args.clone(),
-            stdin: None,
-            stdout: stream(log::Stream::Stdout),
-            stderr: stream(log::Stream::Stderr),
-            listens: false,
-        };
-        let mut wasi = match session.wasi(&self.container) {
-            Ok(wasi) => wasi,
-            Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
-        };
-        let state = ComponentState::new(
-            wasi.build(),
-            self.container.budget(),
-            self.container.stack.clone(),
-            REQUEST_HANDLES,
-        );
-        let mut store = store(self.linked.engine(), state, || {});
-        let request = self.bounded(request);
-        let Ok(incoming) = store.data_mut().http().new_incoming_request(Scheme::Http, request)
-        else {
-            let _ = reply.send(Reply::BadRequest);
-            return;
-        };
-        // The answer goes out as soon as the guest gives it; the guest may run on.
-        let outparam = store.data_mut().http().new_response_outparam_from_callback(move |answer| {
-            // Whoever asked may have left.
-            let _ = reply.send(Reply::Guest(answer));
-        });
-        let called = async {
-            let outparam = outparam?;
-            let instance = self.linked.instantiate_async(&mut store).await?;
-            let handler = instance.wasi_http_incoming_handler();
-            handler.call_handle(&mut store, incoming, outparam).await
-        };
-        // It yields by its epochs.
-        let called = unconstrained(called).await;
-        if let Err(error) = called {
-            let denied = store.data_mut().budget().denied();
-            let ending = Ending::of(Err(error), denied, true);
-            if ending.code != 0 && Instant::now() < end {
-                self.complain(&format!("a request failed: {}\n", ending.message));
-            }
-        }
-        drop(permit);
-    }
-}
-
-/// What the client is told.
-enum Reply {
-    Guest(Result<Response<HyperOutgoingBody>, ErrorCode>),
-    BadRequest,
 }

@@ -8,7 +8,7 @@
 //! ```text
 //! zygote.rs ─fork─▶ sandbox.rs ─▶ control.rs ◀──news── guests.rs ─▶ run.rs, http.rs, exec.rs
 //!   room.rs, seccomp.rs             create.rs ──order──▶              log, state.rs
-//!                                                     sockets, preview1, http.rs ─▶ net
+//!                                                     sockets, p3, preview1, http.rs ─▶ net
 //! ```
 //!
 //! The only user of wasmtime's runtime. Nothing here compiles, opens a path,
@@ -33,6 +33,7 @@ mod net;
 mod news;
 mod offers;
 mod outgoing;
+mod p3;
 mod ports;
 mod preview1;
 mod program;

@@ -10,42 +10,97 @@ use crate::{
     warm::{PREVIEW_0, PREVIEW_1, Warm},
 };
 
-/// The interfaces that components may import, without the version.
-const INTERFACES: &[&str] = &[
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/wall-clock",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/outgoing-handler",
-    "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/instance-network",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/network",
-    "wasi:sockets/tcp",
-    "wasi:sockets/tcp-create-socket",
-    "wasi:sockets/udp",
-    "wasi:sockets/udp-create-socket",
-];
+/// A version of WASI, and the interfaces of it that components may import.
+struct Offer {
+    /// The newest that wasmtime 48 has. Any program made for another with the
+    /// same first two numbers links too, unless it is newer and wants more.
+    version: &'static str,
+    interfaces: &'static [&'static str],
+    /// Those that have types only: nothing is there to be linked.
+    types: &'static [&'static str],
+}
 
-/// Their version: the newest 0.2 that wasmtime 48 has. Any program made for an
-/// older 0.2 links too.
-const VERSION: &str = "0.2.12";
+const OFFERS: &[Offer] = &[P2, P3];
+
+const P2: Offer = Offer {
+    version: "0.2.12",
+    interfaces: &[
+        "wasi:cli/environment",
+        "wasi:cli/exit",
+        "wasi:cli/stderr",
+        "wasi:cli/stdin",
+        "wasi:cli/stdout",
+        "wasi:cli/terminal-input",
+        "wasi:cli/terminal-output",
+        "wasi:cli/terminal-stderr",
+        "wasi:cli/terminal-stdin",
+        "wasi:cli/terminal-stdout",
+        "wasi:clocks/monotonic-clock",
+        "wasi:clocks/wall-clock",
+        "wasi:filesystem/preopens",
+        "wasi:filesystem/types",
+        "wasi:http/outgoing-handler",
+        "wasi:http/types",
+        "wasi:io/error",
+        "wasi:io/poll",
+        "wasi:io/streams",
+        "wasi:random/insecure",
+        "wasi:random/insecure-seed",
+        "wasi:random/random",
+        "wasi:sockets/instance-network",
+        "wasi:sockets/ip-name-lookup",
+        "wasi:sockets/network",
+        "wasi:sockets/tcp",
+        "wasi:sockets/tcp-create-socket",
+        "wasi:sockets/udp",
+        "wasi:sockets/udp-create-socket",
+    ],
+    types: &[],
+};
+
+const P3: Offer = Offer {
+    version: "0.3.0",
+    interfaces: &[
+        "wasi:cli/environment",
+        "wasi:cli/exit",
+        "wasi:cli/stderr",
+        "wasi:cli/stdin",
+        "wasi:cli/stdout",
+        "wasi:cli/terminal-input",
+        "wasi:cli/terminal-output",
+        "wasi:cli/terminal-stderr",
+        "wasi:cli/terminal-stdin",
+        "wasi:cli/terminal-stdout",
+        "wasi:clocks/monotonic-clock",
+        "wasi:clocks/system-clock",
+        "wasi:filesystem/preopens",
+        "wasi:filesystem/types",
+        "wasi:http/client",
+        "wasi:http/types",
+        "wasi:random/insecure",
+        "wasi:random/insecure-seed",
+        "wasi:random/random",
+        "wasi:sockets/ip-name-lookup",
+        "wasi:sockets/types",
+    ],
+    types: &["wasi:cli/types", "wasi:clocks/types"],
+};
+
+impl Offer {
+    fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.interfaces.iter().chain(self.types).copied()
+    }
+
+    /// Whether what is made for `version` may link. A newer one than ours may
+    /// still lack a function.
+    fn fits(&self, version: &str) -> bool {
+        let Some((two, _)) = self.version.rsplit_once('.') else { return false };
+        match version.strip_prefix(two) {
+            Some(rest) => rest.is_empty() || rest.starts_with('.') && !rest.contains('-'),
+            None => false,
+        }
+    }
+}
 
 /// Imports listed in a message; a program may have thousands.
 const LISTED: usize = 20;
@@ -121,30 +176,31 @@ fn module_hint(module: &str, name: &str) -> String {
 
 /// Whether an import's name, with its version, is one that links.
 fn offered(name: &str) -> bool {
-    let (interface, version) = split(name);
-    INTERFACES.contains(&interface) && version.is_some_and(compatible)
-}
-
-/// Any 0.2; a newer one than ours may still lack a function.
-fn compatible(version: &str) -> bool {
-    version == "0.2" || version.starts_with("0.2.") && !version.contains('-')
+    let (interface, Some(version)) = split(name) else { return false };
+    OFFERS.iter().any(|offer| offer.fits(version) && offer.all().any(|name| name == interface))
 }
 
 fn interface_hint(name: &str) -> String {
     let (interface, _) = split(name);
-    if INTERFACES.contains(&interface) {
-        return format!(" (this node offers {interface}@{VERSION})");
-    }
     let package = interface.split('/').next().unwrap_or_default();
-    let same: Vec<_> = INTERFACES
-        .iter()
-        .filter(|offered| offered.split('/').next() == Some(package))
-        .copied()
-        .collect();
-    if same.is_empty() {
+    let [mut this, mut others] = [Vec::new(), Vec::new()];
+    for offer in OFFERS {
+        let version = offer.version;
+        if offer.all().any(|offered| offered == interface) {
+            this.push(format!("{interface}@{version}"));
+        }
+        let same: Vec<_> =
+            offer.all().filter(|offered| offered.split('/').next() == Some(package)).collect();
+        if !same.is_empty() {
+            others.push(format!("at {version}: {}", same.join(", ")));
+        }
+    }
+    if !this.is_empty() {
+        format!(" (this node offers {})", this.join(" and "))
+    } else if others.is_empty() {
         String::new()
     } else {
-        format!(" (of this package the node offers, at {VERSION}: {})", same.join(", "))
+        format!(" (of this package the node offers, {})", others.join("; "))
     }
 }
 
@@ -159,24 +215,40 @@ mod tests {
     #[test]
     fn every_interface_of_the_list_is_really_offered() {
         let warm = Warm::new().unwrap();
-        for interface in INTERFACES {
-            let name = format!("{interface}@{VERSION}");
-            let mut linker = warm.components.clone();
-            // A name that is taken cannot be defined once more.
-            let defined = linker.root().func_wrap(&name, |_, (): ()| Ok(()));
-            assert!(defined.is_err(), "{name} is not offered");
-            assert!(offered(&name));
+        for offer in OFFERS {
+            for interface in offer.all() {
+                assert!(offered(&format!("{interface}@{}", offer.version)), "{interface}");
+            }
+            for interface in offer.interfaces {
+                let name = format!("{interface}@{}", offer.version);
+                let mut linker = warm.components.clone();
+                // A name that is taken cannot be defined once more.
+                let defined = linker.root().func_wrap(&name, |_, (): ()| Ok(()));
+                assert!(defined.is_err(), "{name} is not offered");
+            }
         }
     }
 
     #[test]
     fn a_hint_names_the_version_that_is_there() {
-        assert!(!offered("wasi:http/types@0.3.0"));
-        assert!(offered("wasi:http/types@0.2.3"));
-        assert!(!offered("wasi:http/types@0.2.0-rc-2023-12-05"));
-        let hint = interface_hint("wasi:http/types@0.3.0");
-        assert!(hint.contains("wasi:http/types@0.2.12"), "{hint}");
-        assert!(interface_hint("wasi:http/handler@0.3.0").contains("wasi:http/outgoing-handler"));
+        for name in ["wasi:http/types@0.2.3", "wasi:http/types@0.3.2", "wasi:cli/types@0.3.0"] {
+            assert!(offered(name), "{name}");
+        }
+        for name in [
+            "wasi:http/types@0.4.0",
+            "wasi:http/types@0.20.0",
+            "wasi:http/types@0.2.0-rc-2023-12-05",
+            "wasi:http/types@0.3.0-rc-2026-03-15",
+            "wasi:cli/types@0.2.12",
+            "wasi:http/types",
+        ] {
+            assert!(!offered(name), "{name}");
+        }
+        let hint = interface_hint("wasi:http/types@0.4.0");
+        assert!(hint.contains("wasi:http/types@0.2.12 and wasi:http/types@0.3.0"), "{hint}");
+        let hint = interface_hint("wasi:http/handler@0.3.0");
+        assert!(hint.contains("at 0.2.12: wasi:http/outgoing-handler"), "{hint}");
+        assert!(hint.contains("at 0.3.0: wasi:http/client"), "{hint}");
         assert_eq!(interface_hint("wasi:keyvalue/store@0.3.0"), "");
     }
 }

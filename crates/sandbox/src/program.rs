@@ -15,9 +15,9 @@ use std::{
 
 use krustlet_protocol::{Failure, GuestKind, HttpLimits};
 use rustix::fs::{Mode, OFlags};
-use wasmtime::{ExternType, InstancePre, Module, component::Component};
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::{Engine, ExternType, InstancePre, Module, component::Component};
+use wasmtime_wasi::{p2::bindings as p2, p3::bindings as p3};
+use wasmtime_wasi_http::{p2::bindings::ProxyPre, p3::bindings::ServicePre};
 
 use crate::{
     container::within,
@@ -31,9 +31,42 @@ pub(crate) enum Program {
     /// A core module, and the export to call.
     Module { linked: InstancePre<ModuleState>, export: String },
     /// A component with `wasi:cli/run`.
-    Command(CommandPre<ComponentState>),
-    /// A component with `wasi:http/incoming-handler`.
-    Http { linked: ProxyPre<ComponentState>, limits: HttpLimits },
+    Command(Command),
+    /// A component that answers requests.
+    Http { handler: Handler, limits: HttpLimits },
+}
+
+/// By the version of WASI that its entry is of.
+pub(crate) enum Command {
+    P2(p2::CommandPre<ComponentState>),
+    P3(p3::CommandPre<ComponentState>),
+}
+
+impl Command {
+    pub(crate) fn engine(&self) -> &Engine {
+        match self {
+            Self::P2(command) => command.engine(),
+            Self::P3(command) => command.engine(),
+        }
+    }
+}
+
+/// By the version of WASI that its entry is of.
+#[derive(Clone)]
+pub(crate) enum Handler {
+    /// With `wasi:http/incoming-handler`.
+    P2(ProxyPre<ComponentState>),
+    /// With `wasi:http/handler`.
+    P3(ServicePre<ComponentState>),
+}
+
+impl Handler {
+    pub(crate) fn engine(&self) -> &Engine {
+        match self {
+            Self::P2(handler) => handler.engine(),
+            Self::P3(handler) => handler.engine(),
+        }
+    }
 }
 
 /// The programs of one sandbox; each is loaded once, however many containers
@@ -124,8 +157,13 @@ fn load(
                 .components
                 .instantiate_pre(&component)
                 .map_err(|error| offers::unlinkable_component(warm, &component, &error))?;
-            let command = CommandPre::new(linked).map_err(|error| no_entry(&error))?;
-            Ok(Program::Command(command))
+            // Of two the newer.
+            let command = if exports(warm, &component, "wasi:cli/run@0.3") {
+                p3::CommandPre::new(linked).map(Command::P3)
+            } else {
+                p2::CommandPre::new(linked).map(Command::P2)
+            };
+            command.map(Program::Command).map_err(|error| no_entry(&error))
         }
         GuestKind::Http(limits) => {
             let component = component(warm, directory, name)?;
@@ -133,10 +171,20 @@ fn load(
                 .components
                 .instantiate_pre(&component)
                 .map_err(|error| offers::unlinkable_component(warm, &component, &error))?;
-            let linked = ProxyPre::new(linked).map_err(|error| no_entry(&error))?;
-            Ok(Program::Http { linked, limits: limits.clone() })
+            let handler = if exports(warm, &component, "wasi:http/handler@0.3") {
+                ServicePre::new(linked).map(Handler::P3)
+            } else {
+                ProxyPre::new(linked).map(Handler::P2)
+            };
+            let handler = handler.map_err(|error| no_entry(&error))?;
+            Ok(Program::Http { handler, limits: limits.clone() })
         }
     }
+}
+
+/// Whether it exports an interface whose name and version begin so.
+fn exports(warm: &Warm, component: &Component, start: &str) -> bool {
+    component.component_type().exports(&warm.engine).any(|(name, _)| name.starts_with(start))
 }
 
 /// wasmtime 48 opens components by path only.

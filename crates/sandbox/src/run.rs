@@ -12,9 +12,9 @@ use wasmtime_wasi::{
 use crate::{
     container::Container,
     exit::Ending,
-    preview1,
-    program::Program,
-    state::{Budgeted, ComponentState, ModuleState},
+    p3, preview1,
+    program::{Command, Program},
+    state::{Budgeted, ComponentState, ModuleState, bound},
 };
 
 /// What an instance reads and writes, and how it is called.
@@ -113,7 +113,10 @@ pub(crate) async fn run(
                 usize::MAX,
             );
             let mut run = Run::new(command.engine(), state, entered);
-            let result = unconstrained(run_command(&mut run.store, command)).await;
+            let result = match command {
+                Command::P2(command) => unconstrained(run_command(&mut run.store, command)).await,
+                Command::P3(command) => unconstrained(p3::run(&mut run.store, command)).await,
+            };
             run.end(result)
         }
         (Program::Http { .. }, Ok(_)) => {
@@ -181,6 +184,7 @@ pub(crate) fn store<T: Budgeted>(
     mut entered: impl FnMut() + Send + Sync + 'static,
 ) -> Store<T> {
     let mut store = Store::new(engine, state);
+    bound(&mut store);
     store.limiter(|state| state.budget());
     store.set_epoch_deadline(0);
     let mut first = true;

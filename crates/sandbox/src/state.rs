@@ -11,7 +11,7 @@ use std::{
 use crate::{net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
 use krustlet_protocol::Limits;
 use wasmtime::{
-    ResourceLimiter,
+    ResourceLimiter, Store,
     component::{HasData, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, p1::WasiP1Ctx};
@@ -34,6 +34,11 @@ pub(crate) const REQUEST_HANDLES: usize = 1024;
 
 /// Bytes of a request's or an answer's fields, with what they take in memory.
 const FIELDS: usize = 32 << 10;
+
+/// Tasks, threads and ends of streams and futures one instance may have. A
+/// connection of WASI 0.3 takes some 12 of them. wasmtime's default is a million,
+/// and a task that waits may hold a stack, which no memory limit counts.
+const CONCURRENT: usize = 65_536;
 
 /// What all instances of a container use together.
 #[derive(Debug)]
@@ -235,6 +240,14 @@ impl ResourceLimiter for Budget {
 /// A store's data, whatever the kind of guest.
 pub(crate) trait Budgeted: Send + 'static {
     fn budget(&mut self) -> &mut Budget;
+}
+
+/// Bounds what wasmtime itself keeps for an instance.
+pub(crate) fn bound<T>(store: &mut Store<T>) {
+    store.set_max_component_handles(HANDLES);
+    if let Some(table) = store.concurrent_resource_table() {
+        table.set_max_capacity(CONCURRENT);
+    }
 }
 
 /// The data of a core module's store.

@@ -9,7 +9,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
 use crate::{
-    preview1, sockets,
+    p3, preview1, sockets,
     state::{ComponentState, ModuleState},
 };
 
@@ -18,7 +18,7 @@ pub(crate) struct Warm {
     pub(crate) engine: Engine,
     /// What core modules may import: WASI preview 1, and 0 for old ones.
     pub(crate) modules: Linker<ModuleState>,
-    /// What components may import: WASI 0.2 with http.
+    /// What components may import: WASI 0.2 and 0.3, both with http.
     pub(crate) components: component::Linker<ComponentState>,
 }
 
@@ -54,6 +54,7 @@ impl Warm {
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
         sockets::add_to_linker(&mut components)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components)?;
+        p3::add_to_linker(&mut components)?;
         Ok(Self { engine, modules, components })
     }
 }

@@ -70,6 +70,29 @@ func TestAGuestCallsAnHTTPGuest(t *testing.T) {
 	same(t, "the answer", said, "418\n418\n")
 }
 
+func TestGuestsOfWASI03ServeAndCallEachOther(t *testing.T) {
+	b := bed.Start(t)
+	b.Node(t)
+	ns := b.Namespace(t)
+	image := b.Image(t, "net3.wasm")
+	tcp := serving(t, b, ns, wasmPod("tcp", image, "tcp-echo", "8080"))
+	udp := serving(t, b, ns, wasmPod("udp", image, "udp-echo", "5353"))
+	web := port(always(wasmPod("web", b.Image(t, "http3.wasm"))), 8080)
+	create(t, b, ns, web)
+	http := net.JoinHostPort(awaitReady(t, b, ns, "web").Status.PodIP, "8080")
+
+	said := output(t, b, ns, wasmPod("tcp-client", image, "tcp-get", tcp, "8080", "over TCP"))
+	same(t, "the echo", said, "over TCP\n")
+	said = output(t, b, ns, wasmPod("crowd", image, "connections", "300", tcp, "8080"))
+	same(t, "what the crowd says", said, "300 open\n300 echoed\n")
+	said = output(t, b, ns, wasmPod("udp-client", image, "udp-get", udp, "5353", "over UDP"))
+	same(t, "the echo", said, "over UDP\n")
+	// A guest of 0.2 asks one of 0.3 to ask itself.
+	url := "http://" + http + "/fetch?url=http://" + http + "/status?code=418"
+	said = output(t, b, ns, wasmPod("http-client", b.Image(t, "fetch.wasm"), url))
+	same(t, "the answer", said, "418\n418\n")
+}
+
 func TestAModuleInCServesManyConnectionsAtOnce(t *testing.T) {
 	b := bed.Start(t)
 	b.Node(t)

@@ -56,6 +56,10 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 const WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
+/// Bytes of a body that WASI 0.3 takes from a guest at once. Two such pieces may
+/// wait for whoever reads it.
+const CHUNK: usize = 64 << 10;
+
 /// Bytes of an answer's head. What holds it is bounded by wasmtime (128 KiB of
 /// fields, counted with what they take in memory).
 const HEAD: usize = 64 << 10;
@@ -168,6 +172,10 @@ type Done = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
 type Sent = Result<(Response<WasiBody>, Done), HttpError>;
 
 impl WasiHttpHooks for Hooks {
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,

@@ -11,7 +11,10 @@ mod streams;
 mod tcp;
 mod udp;
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::{
@@ -46,6 +49,10 @@ mod generated {
     });
 }
 use generated::wasi::sockets as bindings;
+
+/// Connections that wait at a listener of which nothing was said; Rust's
+/// standard library's number.
+pub(crate) const BACKLOG: u32 = 128;
 
 type SocketResult<T> = Result<T, SocketError>;
 
@@ -146,7 +153,7 @@ impl From<Family> for IpAddressFamily {
 
 /// Whether a socket of the family can have this address at either end. IPv4
 /// addresses in IPv6's clothes are not WASI's way to write them.
-fn of_family(address: SocketAddr, family: Family) -> Result<(), NetError> {
+pub(crate) fn of_family(address: SocketAddr, family: Family) -> Result<(), NetError> {
     let dressed = |ip: Ipv6Addr| {
         let compatible = matches!(ip.segments(), [0, 0, 0, 0, 0, 0, _, _]);
         ip.to_ipv4_mapped().is_some() || compatible && !ip.is_unspecified() && !ip.is_loopback()
@@ -159,7 +166,7 @@ fn of_family(address: SocketAddr, family: Family) -> Result<(), NetError> {
 }
 
 /// Whether there can be one machine at it.
-fn unicast(address: SocketAddr) -> Result<(), NetError> {
+pub(crate) fn unicast(address: SocketAddr) -> Result<(), NetError> {
     let broadcast = address.ip() == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
     if address.ip().is_multicast() || broadcast {
         return Err(NetError::InvalidArgument);
@@ -168,12 +175,17 @@ fn unicast(address: SocketAddr) -> Result<(), NetError> {
 }
 
 /// Whether something can be sent to it.
-fn destination(address: SocketAddr, family: Family) -> Result<(), NetError> {
+pub(crate) fn destination(address: SocketAddr, family: Family) -> Result<(), NetError> {
     of_family(address, family)?;
     if address.ip().is_unspecified() || address.port() == 0 {
         return Err(NetError::InvalidArgument);
     }
     Ok(())
+}
+
+/// A time in WASI's unit.
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -33,16 +33,12 @@ use wasmtime_wasi::{
 };
 
 use super::{
-    SocketResult, SocketsView, bindings, bindings::tcp::ShutdownType, destination, of_family,
-    streams::Shared, unicast,
+    BACKLOG, SocketResult, SocketsView, bindings, bindings::tcp::ShutdownType, destination,
+    nanoseconds, of_family, streams::Shared, unicast,
 };
 use crate::net::{
     BoundTcp, Connection, Family, Listener, NetError, Options, Permit, Setting, Stack,
 };
-
-/// Connections that wait at a listener of which nothing was said; Rust's
-/// standard library's number.
-const BACKLOG: u32 = 128;
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Connection, NetError>> + Send>>;
 
@@ -265,10 +261,6 @@ impl Pollable for TcpSocket {
             | State::Closed => {}
         }
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 type Socket = Resource<TcpSocket>;

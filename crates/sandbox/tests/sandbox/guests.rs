@@ -193,7 +193,7 @@ pub(crate) fn a_missing_interface_is_named_with_what_there_is() {
     let sandbox = zygote.sandbox();
     let text = r#"(component
         (import "wasi:keyvalue/store@0.3.0" (instance (export "open" (func))))
-        (import "wasi:cli/environment@0.3.0" (instance (export "get-it" (func))))
+        (import "wasi:cli/environment@0.4.0" (instance (export "get-it" (func))))
         (import "wasi:cli/exit@0.2.0" (instance))
         (core module $code)
         (core instance (instantiate $code)))"#;

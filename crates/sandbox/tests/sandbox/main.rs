@@ -19,6 +19,7 @@ mod guests;
 mod http;
 mod life;
 mod locks;
+mod p3;
 mod place;
 mod policy;
 mod preview1;
@@ -76,7 +77,10 @@ const TESTS: &[Test] = tests! {
         a_stopped_server_finishes_what_it_has_begun,
         a_server_that_does_not_finish_in_time_is_killed,
         a_killed_server_computes_no_more,
-        so_many_requests_wait_and_no_more;
+        so_many_requests_wait_and_no_more,
+        a_body_comes_back_as_it_goes_in,
+        a_handler_sees_the_request_and_may_go_on_after_its_answer,
+        a_handler_calls_other_servers_by_its_pods_network;
     life:
         a_guest_that_computes_is_stopped_at_once,
         a_guest_that_waits_is_stopped_at_once,
@@ -101,6 +105,23 @@ const TESTS: &[Test] = tests! {
         nothing_of_the_zygote_stays_open,
         a_sandbox_may_be_neither_root_nor_the_zygotes_user,
         an_ordinary_user_has_the_empty_room_too;
+    p3:
+        a_command_sees_its_arguments_environment_and_directories,
+        a_command_ends_as_it_says,
+        a_command_is_stopped_as_any_other,
+        calls_that_wait_and_streams_have_a_bound,
+        much_output_is_in_the_log_whole,
+        a_command_runs_beside_its_container,
+        a_version_that_is_not_there_is_named,
+        servers_and_clients_are_at_the_pods_addresses,
+        a_client_comes_from_the_pods_address,
+        destinations_limits_and_pods_without_network_are_refused,
+        hundreds_of_connections_of_one_guest_are_served_at_once,
+        much_goes_through_whole_and_waits_for_who_reads,
+        connections_joined_by_a_guest_do_not_keep_its_thread,
+        datagrams_of_any_length_come_back,
+        options_are_kept_and_calls_out_of_order_are_refused,
+        names_are_the_pods;
     sockets:
         a_server_answers_at_its_pods_address_and_nowhere_else,
         a_server_answers_over_ipv6,
