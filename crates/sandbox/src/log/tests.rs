@@ -109,7 +109,8 @@ async fn a_disk_that_stalls_holds_a_guest_up_once_and_loses_output_after() {
         stream.push(&piece);
         stream.push(b"\n");
     }
-    assert_eq!(waits, 1);
+    // In vain once; before that maybe until the first lines were on their way.
+    assert!((1..=2).contains(&waits), "{waits}");
     assert!(log.dropped() > 0);
 
     // The disk moves again, and nothing of what was kept is lost.
