@@ -303,7 +303,7 @@ impl From<PodText> for SlimPod {
         let SpecText { host_network, containers, init_containers } = text.spec;
         let beside = init_containers.unwrap_or_default().into_iter();
         let beside = beside.filter(|one| one.restart_policy.as_deref() == Some("Always"));
-        let ports = containers.into_iter().chain(beside).flat_map(|one| one.ports);
+        let ports = containers.into_iter().chain(beside).filter_map(|one| one.ports);
         let ports = ports.flatten().filter_map(|port| {
             NamedPort::new(port.name.as_deref(), port.protocol.as_deref(), port.container_port)
         });

@@ -62,6 +62,9 @@ impl SocketAnnotations {
     ///
     /// The first that is not known or whose value makes no sense.
     pub fn of(pod: &Pod) -> Result<Self, SocketAnnotationError> {
+        if let Some(name) = unknown(pod) {
+            return Err(SocketAnnotationError::Unknown { name: name.to_owned() });
+        }
         let mut all = Self::default();
         for (name, value) in pod.metadata.annotations.iter().flatten() {
             let refuse = |wanted| SocketAnnotationError::Value {
@@ -89,12 +92,20 @@ impl SocketAnnotations {
                     all.max_lookups = Some(number(MOST_LOOKUPS, "a number from 1 to 256")?);
                 }
                 // Whoever needs the list reads it.
-                (_, Some(HOSTS) | None) => {}
-                (_, Some(_)) => return Err(SocketAnnotationError::Unknown { name: name.clone() }),
+                (_, Some(_) | None) => {}
             }
         }
         Ok(all)
     }
+}
+
+/// The first annotation of the domain that there is not.
+fn unknown(pod: &Pod) -> Option<&str> {
+    const KNOWN: [&str; 3] = ["max-sockets", "max-lookups", HOSTS];
+    let names = pod.metadata.annotations.iter().flatten().map(|(name, _)| name.as_str());
+    names
+        .into_iter()
+        .find(|name| name.strip_prefix(DOMAIN).is_some_and(|name| !KNOWN.contains(&name)))
 }
 
 #[cfg(test)]

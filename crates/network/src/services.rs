@@ -248,9 +248,9 @@ mod tests {
         Arc::new(Slices::from([(slice.service.clone(), vec![Arc::new(slice)])]))
     }
 
-    fn node(zone: &str) -> Option<Arc<Node>> {
+    fn node(zone: &str) -> Arc<Node> {
         let node = json!({"metadata": {"name": "here", "labels": {ZONE: zone}}});
-        Some(Arc::new(serde_json::from_value(node).unwrap()))
+        Arc::new(serde_json::from_value(node).unwrap())
     }
 
     struct Bed {
@@ -310,7 +310,7 @@ mod tests {
             state.wait_for(|state| *state == ServicesState::Written).await.unwrap();
             assert!(bed.home.path().join("services").join(COMPLETE).exists());
             bed.until(&["10.1.0.1:8080", "10.1.0.2:8080"]).await;
-            bed.node.send_replace(node("b"));
+            bed.node.send_replace(Some(node("b")));
             bed.until(&["10.1.0.2:8080"]).await;
             bed.slices.send_replace(Some(slices(&[])));
             bed.until(&[]).await;

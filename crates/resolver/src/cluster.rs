@@ -51,7 +51,12 @@ impl Question<'_> {
     /// What follows from what the name of the Service stands for.
     pub(crate) fn answer(self, service: Option<ServiceName>) -> Told {
         match (self, service) {
-            (_, None) | (Self::Nothing, _) => Told::NoName,
+            (_, None)
+            | (Self::Nothing, _)
+            | (
+                Self::Endpoint { .. },
+                Some(ServiceName::Addresses(_) | ServiceName::Elsewhere(_)),
+            ) => Told::NoName,
             (Self::Service { .. }, Some(ServiceName::Addresses(addresses))) => {
                 Told::Addresses(addresses)
             }
@@ -65,10 +70,6 @@ impl Question<'_> {
                 let addresses: Vec<IpAddr> = named.map(|one| one.address).collect();
                 if addresses.is_empty() { Told::NoName } else { Told::Addresses(addresses) }
             }
-            (
-                Self::Endpoint { .. },
-                Some(ServiceName::Addresses(_) | ServiceName::Elsewhere(_)),
-            ) => Told::NoName,
         }
     }
 }

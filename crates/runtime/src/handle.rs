@@ -124,7 +124,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, RuntimeError>>;
 #[derive(Debug)]
 pub(crate) enum Command {
     Run {
-        sandbox: PodSandbox,
+        sandbox: Box<PodSandbox>,
         reply: Reply<PodEvents>,
     },
     Create {
@@ -231,7 +231,7 @@ impl Runtime {
         if !is_file_name(&sandbox.pod) {
             return Err(RuntimeError::InvalidPod { uid: sandbox.pod });
         }
-        self.ask(|reply| Command::Run { sandbox, reply }).await
+        self.ask(|reply| Command::Run { sandbox: Box::new(sandbox), reply }).await
     }
 
     /// Loads a container's code and hands over its files.

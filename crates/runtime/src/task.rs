@@ -208,7 +208,7 @@ impl RuntimeTask {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Run { sandbox, reply } => self.run_pod(sandbox, reply),
+            Command::Run { sandbox, reply } => self.run_pod(*sandbox, reply),
             Command::StopPod { pod, reply } => self.stop_pod(pod, reply),
             Command::Create { launch, reply } => {
                 let pod = launch.spec.pod.clone();

@@ -32,6 +32,10 @@ const HANDLES_PER_SOCKET: usize = 4;
 /// Handles of an instance that answers one request, of which there may be many.
 pub(crate) const REQUEST_HANDLES: usize = 1024;
 
+/// Handles an instance may number itself, of any kind. wasmtime's default is a
+/// million.
+const NUMBERS: usize = 100_000;
+
 /// Bytes of a request's or an answer's fields, with what they take in memory.
 const FIELDS: usize = 32 << 10;
 
@@ -244,7 +248,7 @@ pub(crate) trait Budgeted: Send + 'static {
 
 /// Bounds what wasmtime itself keeps for an instance.
 pub(crate) fn bound<T>(store: &mut Store<T>) {
-    store.set_max_component_handles(HANDLES);
+    store.set_max_component_handles(NUMBERS);
     if let Some(table) = store.concurrent_resource_table() {
         table.set_max_capacity(CONCURRENT);
     }

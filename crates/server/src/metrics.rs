@@ -115,10 +115,12 @@ fn started(_: &PodUsage, container: &ContainerUsage) -> Option<Value> {
     Some((at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64(), None))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "others may have no value")]
 fn cpu(pod: &PodUsage, container: &ContainerUsage) -> Option<Value> {
     Some((number(container.cpu_nanoseconds) / 1e9, Some(milliseconds(pod))))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "others may have no value")]
 fn memory(pod: &PodUsage, container: &ContainerUsage) -> Option<Value> {
     Some((number(container.memory_bytes), Some(milliseconds(pod))))
 }

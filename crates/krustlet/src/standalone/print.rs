@@ -12,7 +12,7 @@ use krustlet_model::{Chain, PodKey};
 use tokio::{
     io::AsyncWriteExt as _,
     sync::{mpsc, oneshot},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
 };
 
 use super::{follow::RunLog, manifest::Bundle};
@@ -29,7 +29,7 @@ const PIECES: usize = 16;
 pub(super) struct Printer {
     local: Local,
     out: mpsc::Sender<Vec<u8>>,
-    writer: JoinHandle<io::Result<()>>,
+    writer: JoinSet<io::Result<()>>,
     prefixes: Prefixes,
     /// Dropped when the newest run's log of a container has been printed.
     printed: BTreeMap<(PodKey, String), oneshot::Receiver<()>>,
@@ -41,7 +41,8 @@ impl Printer {
     pub(super) fn new(local: Local, bundle: &Bundle) -> Self {
         let prefixes = Prefixes::new(bundle);
         let (out, pieces) = mpsc::channel(PIECES);
-        let writer = tokio::spawn(write(pieces));
+        let mut writer = JoinSet::new();
+        writer.spawn(write(pieces));
         Self { local, out, writer, prefixes, printed: BTreeMap::new(), logs: JoinSet::new() }
     }
 
@@ -69,7 +70,7 @@ impl Printer {
             }
         }
         drop(self.out);
-        if let Ok(Err(error)) = self.writer.await {
+        if let Some(Ok(Err(error))) = self.writer.join_next().await {
             say(&format!("cannot write to standard output: {error}"));
         }
     }

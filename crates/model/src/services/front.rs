@@ -16,7 +16,7 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// How long a client keeps its endpoint if nothing else is said. Source:
 /// `DefaultClientIPServiceAffinitySeconds` in `pkg/apis/core/types.go`.
-const AFFINITY: Duration = Duration::from_secs(10_800);
+const AFFINITY: Duration = Duration::from_hours(3);
 
 /// Ports of one Service that are led to; others are as if they were not there.
 /// Services of hundreds of ports are rare: an object has room for some thousand.

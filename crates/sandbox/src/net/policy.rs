@@ -15,7 +15,7 @@ use krustlet_model::{outbound::Outbound, policy::PodPolicy, services::Transport}
 use krustlet_protocol::{Names, PodNetwork};
 use tokio::time::Instant;
 
-use super::route::Route;
+use super::{place::is_same, route::Route};
 
 /// For whom something is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,8 @@ impl Asker<'_> {
     /// A guest that was asked nothing.
     pub(super) const GUEST: Self = Self { whom: For::Guest, answers: None };
 
-    /// Whether the pod's list and the policies let it go by a route.
+    /// Whether the pod's list and the policies let it go by a route, or it answers
+    /// somebody whom they let in.
     pub(super) fn may_go(
         self,
         network: &PodNetwork,
@@ -46,9 +47,29 @@ impl Asker<'_> {
         transport: Transport,
         route: Route,
     ) -> bool {
-        let is_let = self.whom == For::Resolver || is_listed(network, learned, route.asked);
-        is_let && lets_out(network, transport, route.real)
-            || self.answers.is_some_and(|answers| answers.goes_on(route.real))
+        self.may_begin(network, learned, transport, route)
+            || self.answers.is_some_and(|answers| answers.goes_on(route.real, Begun::There))
+    }
+
+    /// Whether they let it go there unasked.
+    pub(super) fn may_begin(
+        self,
+        network: &PodNetwork,
+        learned: &Learned,
+        transport: Transport,
+        route: Route,
+    ) -> bool {
+        self.is_listed(network, learned, route.asked) && lets_out(network, transport, route.real)
+    }
+
+    /// Whether the pod's list lets it ask for an address.
+    pub(super) fn is_listed(
+        self,
+        network: &PodNetwork,
+        learned: &Learned,
+        asked: SocketAddr,
+    ) -> bool {
+        self.whom == For::Resolver || is_listed(network, learned, asked)
     }
 }
 
@@ -90,7 +111,7 @@ pub(super) fn may_look_up(network: &PodNetwork, names: &Names, name: &str) -> bo
             || bare.ends_with(".localhost")
             || names.hosts.iter().any(|line| {
                 (line.address.is_loopback() || is_own(network, line.address))
-                    && line.names.iter().any(|name| *name == bare)
+                    && line.names.contains(&bare)
             })
     };
     // An address needs no looking up; whether it may be connected to is seen then.
@@ -158,44 +179,49 @@ const ANSWER_TIME: Duration = Duration::from_mins(2);
 /// forgotten.
 const MOST_ANSWERS: usize = 256;
 
+/// Who began to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// The pod.
+    Here,
+    /// Its peer.
+    There,
+}
+
 /// Peers of one datagram socket of which one direction was let through and the
-/// other would not be: answers to what was let through are let through too.
+/// other would not be: answers to what was let through are let through too, for a
+/// time after each such datagram.
 #[derive(Debug, Default)]
-pub(super) struct Answers(Mutex<Vec<(SocketAddr, Instant)>>);
+pub(super) struct Answers(Mutex<Vec<(SocketAddr, Begun, Instant)>>);
 
 impl Answers {
-    fn lock(&self) -> MutexGuard<'_, Vec<(SocketAddr, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(SocketAddr, Begun, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something went to or came from a peer lately. It did just now, then.
-    pub(super) fn goes_on(&self, peer: SocketAddr) -> bool {
+    /// Whether something answers what was let through lately. An answer makes the
+    /// time no longer: else a flow that is not let through any more had no end.
+    pub(super) fn goes_on(&self, peer: SocketAddr, begun: Begun) -> bool {
         let now = Instant::now();
-        let mut flows = self.lock();
-        let known = flows.iter_mut().find(|(known, _)| super::place::is_same(*known, peer));
-        let Some((_, last)) = known else { return false };
-        let goes_on = now.duration_since(*last) < ANSWER_TIME;
-        if goes_on {
-            *last = now;
-        }
-        goes_on
+        self.lock().iter().any(|(known, by, last)| {
+            is_same(*known, peer) && *by == begun && now.duration_since(*last) < ANSWER_TIME
+        })
     }
 
-    /// Something that was let through went to or came from a peer.
-    pub(super) fn begin(&self, peer: SocketAddr) {
-        if self.goes_on(peer) {
-            return;
-        }
+    /// Something was let through by its own right, and may be answered.
+    pub(super) fn begin(&self, peer: SocketAddr, begun: Begun) {
         let now = Instant::now();
         let mut flows = self.lock();
-        flows.retain(|(_, last)| now.duration_since(*last) < ANSWER_TIME);
+        flows.retain(|(known, by, last)| {
+            !(is_same(*known, peer) && *by == begun) && now.duration_since(*last) < ANSWER_TIME
+        });
         if flows.len() >= MOST_ANSWERS {
-            let oldest = flows.iter().enumerate().min_by_key(|(_, (_, last))| *last);
+            let oldest = flows.iter().enumerate().min_by_key(|(_, (.., last))| *last);
             if let Some(index) = oldest.map(|(index, _)| index) {
                 flows.swap_remove(index);
             }
         }
-        flows.push((peer, now));
+        flows.push((peer, begun, now));
     }
 }
 
@@ -261,7 +287,7 @@ mod tests {
         let answers = Answers::default();
         let asker = Asker { answers: Some(&answers), ..Asker::GUEST };
         assert!(!may_go(&network, asker));
-        answers.begin(route.real);
+        answers.begin(route.real, Begun::There);
         assert!(may_go(&network, asker));
     }
 
@@ -287,23 +313,27 @@ mod tests {
     async fn what_was_looked_up_holds_for_a_time() {
         let (list, learned) = (list("a.example"), Learned::default());
         learned.learn(&list, "a.example", &[at("192.0.2.1:0").ip()]);
-        tokio::time::advance(LEARNED_TIME - Duration::from_secs(1)).await;
+        tokio::time::advance(LEARNED_TIME.saturating_sub(Duration::from_secs(1))).await;
         assert!(learned.has(at("192.0.2.1:1")));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!learned.has(at("192.0.2.1:1")));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_is_known_as_long_as_something_comes_or_goes() {
-        let flows = Answers::default();
-        flows.begin(at("192.0.2.1:53"));
+    async fn a_peer_may_answer_for_a_time_and_begins_nothing_by_that() {
+        let answers = Answers::default();
+        let peer = at("192.0.2.1:53");
         for _ in 0..3 {
-            tokio::time::advance(ANSWER_TIME - Duration::from_secs(1)).await;
-            assert!(flows.goes_on(at("192.0.2.1:53")));
+            answers.begin(peer, Begun::Here);
+            tokio::time::advance(ANSWER_TIME.saturating_sub(Duration::from_secs(1))).await;
+            assert!(answers.goes_on(peer, Begun::Here));
+            assert!(!answers.goes_on(peer, Begun::There), "it answers, and nobody answers it");
         }
-        assert!(!flows.goes_on(at("192.0.2.1:54")));
-        tokio::time::advance(ANSWER_TIME).await;
-        assert!(!flows.goes_on(at("192.0.2.1:53")));
+        assert!(!answers.goes_on(at("192.0.2.1:54"), Begun::Here));
+        answers.begin(peer, Begun::There);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!answers.goes_on(peer, Begun::Here), "its answers did not make it longer");
+        assert!(answers.goes_on(peer, Begun::There));
     }
 
     #[test]
@@ -332,8 +362,8 @@ mod tests {
                 let flows = Answers::default();
                 for port in ports {
                     let peer = SocketAddr::new("192.0.2.1".parse().unwrap(), port);
-                    flows.begin(peer);
-                    prop_assert!(flows.goes_on(peer));
+                    flows.begin(peer, Begun::There);
+                    prop_assert!(flows.goes_on(peer, Begun::There));
                     prop_assert!(flows.lock().len() <= MOST_ANSWERS);
                 }
                 let (list, learned) = (list("a.example, *.example:1"), Learned::default());

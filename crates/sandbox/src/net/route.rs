@@ -75,7 +75,7 @@ impl Stack {
 
     fn find(
         &self,
-        asker: Asker<'_>,
+        by: Asker<'_>,
         transport: Transport,
         to: SocketAddr,
         before: Option<SocketAddr>,
@@ -89,11 +89,15 @@ impl Stack {
         let real = match lead {
             Lead::Itself => asked,
             Lead::Endpoint(endpoint) => endpoint,
-            Lead::Refused => return Ok(Destination::Nobody { asked, is_silent: false }),
-            Lead::Silence => return Ok(Destination::Nobody { asked, is_silent: true }),
+            Lead::Refused | Lead::Silence => {
+                if !by.is_listed(&network, &self.0.learned, asked) {
+                    return Err(NetError::AccessDenied);
+                }
+                return Ok(Destination::Nobody { asked, is_silent: lead == Lead::Silence });
+            }
         };
         let route = Route { asked, real };
-        self.may_go(asker, transport, route)?;
+        self.may_go(by, transport, route)?;
         Ok(Destination::Real(route))
     }
 

@@ -287,7 +287,15 @@ impl BoundTcp {
         if sources.is_empty() {
             return Err(NetError::AddressInUse);
         }
-        Ok(Listener { stack, address, sources, turn: 0, arrived: None, _permit: permit })
+        Ok(Listener {
+            stack,
+            address,
+            sources,
+            turn: 0,
+            arrived: None,
+            has_made_room: false,
+            _permit: permit,
+        })
     }
 }
 
@@ -302,6 +310,8 @@ pub(crate) struct Listener {
     sources: Vec<Source>,
     /// Which source is asked first.
     turn: usize,
+    /// Whether a connection was closed for the one that is waited for.
+    has_made_room: bool,
     /// What was found ready and not taken yet.
     arrived: Option<Result<Connection, NetError>>,
     _permit: Permit,
@@ -371,9 +381,13 @@ impl Listener {
         let network = self.stack.network();
         let most = network.limits.sockets;
         let Poll::Ready(permit) = Permit::poll_new(&self.stack.0.counters, most, context) else {
-            self.stack.make_room();
+            // Once for each wait: whoever looks often closes no more for it.
+            if !std::mem::replace(&mut self.has_made_room, true) {
+                self.stack.make_room();
+            }
             return Poll::Pending;
         };
+        self.has_made_room = false;
         let mut refusals = 0;
         let count = self.sources.len();
         let mut offset = 0;
@@ -479,7 +493,15 @@ impl Stack {
         let permit = Permit::new(&self.0.counters, u32::MAX)?;
         let sources = handed.into_iter().map(Source::Handed).collect();
         let (stack, turn, arrived) = (self.clone(), 0, None);
-        Ok(Some(Listener { stack, address, sources, turn, arrived, _permit: permit }))
+        Ok(Some(Listener {
+            stack,
+            address,
+            sources,
+            turn,
+            arrived,
+            has_made_room: false,
+            _permit: permit,
+        }))
     }
 
     /// Connects for the pod's resolver.

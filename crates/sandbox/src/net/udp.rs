@@ -23,7 +23,7 @@ use super::{
     flows::Flows,
     pace::{Flow, Turn},
     place::{self, Binding, Family, is_same},
-    policy::{self, Answers, Asker, For},
+    policy::{self, Answers, Asker, Begun, For},
     private::{Mailbox, Reservation},
     route::{Destination, Route},
 };
@@ -212,7 +212,7 @@ impl UdpSocket {
                 let mut led = self.led();
                 led.flows.put(route, Instant::now());
                 self.connect_real(&mut led, route.real)?;
-                self.goes_out(route.real);
+                self.goes_out(route);
                 let asked = route.asked;
                 Some(if route.is_led() { Remote::Service(asked) } else { Remote::Real(asked) })
             }
@@ -260,12 +260,14 @@ impl UdpSocket {
         Asker { whom: self.whom, answers: Some(&self.answers) }
     }
 
-    /// Something that was let through goes to a real address: its answers are let
-    /// in.
-    fn goes_out(&self, real: SocketAddr) {
+    /// Something goes by a route: its answers are let in, if it was not one itself.
+    fn goes_out(&self, route: Route) {
+        let (network, learned) = (self.stack.network(), &self.stack.0.learned);
         let port = self.address.port();
-        if !policy::lets_in(&self.stack.network(), Transport::Udp, real.ip(), port) {
-            self.answers.begin(real);
+        if !policy::lets_in(&network, Transport::Udp, route.real.ip(), port)
+            && self.asker().may_begin(&network, learned, Transport::Udp, route)
+        {
+            self.answers.begin(route.real, Begun::Here);
         }
     }
 
@@ -274,12 +276,12 @@ impl UdpSocket {
     fn lets_in(&self, real: SocketAddr) -> bool {
         let network = self.stack.network();
         if !policy::lets_in(&network, Transport::Udp, real.ip(), self.address.port()) {
-            return self.answers.goes_on(real);
+            return self.answers.goes_on(real, Begun::Here);
         }
         let learned = &self.stack.0.learned;
         let is_listed = self.whom == For::Resolver || policy::is_listed(&network, learned, real);
         if !is_listed || !policy::lets_out(&network, Transport::Udp, real) {
-            self.answers.begin(real);
+            self.answers.begin(real, Begun::There);
         }
         true
     }
@@ -349,7 +351,7 @@ impl UdpSocket {
                 if self.remote.is_some() {
                     self.connect_real(&mut led, route.real)?;
                 }
-                self.goes_out(route.real);
+                self.goes_out(route);
                 let attempt = || match self.remote {
                     Some(_) => rustix::net::send(real, bytes, SendFlags::empty()),
                     None => rustix::net::sendto(real, bytes, SendFlags::empty(), &route.real),

@@ -269,7 +269,7 @@ pub(crate) fn a_handler_sees_the_request_and_may_go_on_after_its_answer() {
     assert_eq!(server.get("/refuse").0, 502);
     // Who leaves before the end of an answer holds nothing up.
     let mut stream = server.send("/bytes?count=1000000000");
-    stream.read_exact(&mut [0; 100_000]).unwrap();
+    stream.read_exact(&mut vec![0; 100_000]).unwrap();
     drop(stream);
     wait_until(|| {
         let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
@@ -307,7 +307,7 @@ pub(crate) fn so_many_requests_wait_and_no_more() {
     const SENT: usize = 300;
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
-    let server = serve(&sandbox, 3_600_000, None);
+    let server = serve(&sandbox, "http.wasm", 3_600_000, None);
     let (tell, told) = std::sync::mpsc::channel();
     for _ in 0..SENT {
         let (stream, tell) = (server.send("/sleep?ms=3600000"), tell.clone());

@@ -320,7 +320,8 @@ pub(crate) fn connections_joined_by_a_guest_do_not_keep_its_thread() {
     let stream = connect("10.77.0.1:8080");
     let (mut writer, mut reader) = (stream.try_clone().unwrap(), stream);
     // As fast as it goes, until the server is stopped.
-    let writing = thread::spawn(move || while writer.write_all(&[b'.'; 65_536]).is_ok() {});
+    let piece = vec![b'.'; 65_536];
+    let writing = thread::spawn(move || while writer.write_all(&piece).is_ok() {});
     let reading = thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
     wait_until(|| report(&sandbox).sent_bytes > 64 << 20);
     assert_eq!(sandbox.run(net3(&["world"])).1.exit_code, 0);

@@ -15,14 +15,14 @@ use crate::{
 const SERVER: &str = "10.77.0.1";
 
 /// Lets through one address and one port, of both protocols.
-fn one(address: &str, port: u16) -> Option<Vec<PolicyRule>> {
+fn one(address: &str, port: u16) -> Vec<PolicyRule> {
     let ports = [Transport::Tcp, Transport::Udp].map(|protocol| PortRange {
         protocol,
         first: port,
         last: port,
     });
     let peers = vec![AddressRange::one(address.parse().unwrap())];
-    Some(vec![PolicyRule { peers: Some(peers), ports: Some(ports.to_vec()) }])
+    vec![PolicyRule { peers: Some(peers), ports: Some(ports.to_vec()) }]
 }
 
 fn under(policy: PodPolicy, address: &str) -> PodNetwork {
@@ -37,7 +37,7 @@ pub(crate) fn only_whom_a_policy_lets_in_is_heard() {
     let zygote = Zygote::start();
     let [server, friend, stranger] = [(); 3].map(|()| zygote.sandbox());
     // Nor does it let anything out but answers.
-    let policy = PodPolicy { ingress: one("10.77.0.2", 8080), ..PodPolicy::closed() };
+    let policy = PodPolicy { ingress: Some(one("10.77.0.2", 8080)), ..PodPolicy::closed() };
     server.network("pod", &under(policy, SERVER));
     friend.network("pod", &network(&["10.77.0.2"]));
     stranger.network("pod", &network(&["10.77.0.3"]));
@@ -68,7 +68,7 @@ pub(crate) fn a_policy_lets_guests_out_and_answers_in() {
     let zygote = Zygote::start();
     let [server, client] = [(); 2].map(|()| zygote.sandbox());
     server.network("pod", &network(&[SERVER]));
-    let policy = PodPolicy { egress: one(SERVER, 8080), ..PodPolicy::closed() };
+    let policy = PodPolicy { egress: Some(one(SERVER, 8080)), ..PodPolicy::closed() };
     client.network("pod", &under(policy, "10.77.0.2"));
     serve(&server, "pod", &["tcp-echo", "8080"]);
     serve(&server, "pod", &["udp-echo", "8080"]);
