@@ -99,4 +99,5 @@ chmod 644 prebuilt/*.wasm
 cp prebuilt/hello.wasm ../examples/hello/hello.wasm
 cp prebuilt/http.wasm ../examples/http/http.wasm
 cp prebuilt/hello.wasm ../examples/volumes/hello.wasm
+cp prebuilt/fetch.wasm ../examples/outbound/fetch.wasm
 cat prebuilt/SHA256SUMS

@@ -39,3 +39,26 @@ async fn the_server_answers_on_its_port() {
     assert_eq!(end(&mut child).await, 143);
     assert!(ask(port, "/").await.is_err(), "it listens no more");
 }
+
+#[tokio::test]
+async fn a_client_goes_only_where_its_pods_list_says() {
+    let machine = Machine::new();
+    let manifest = std::fs::read_to_string(example("outbound/pod.yaml")).unwrap();
+    machine.write("fetch.wasm", std::fs::read(example("outbound/fetch.wasm")).unwrap());
+    let name = "http://elsewhere.example.net/";
+    assert!(manifest.contains(name), "{manifest}");
+    for (to, expected) in
+        [(name, "HttpRequestDenied\n"), ("http://203.0.113.7/", "DestinationIpProhibited\n")]
+    {
+        let manifest = machine.write("pod.yaml", manifest.replace(name, to));
+        let ran = machine.krustlet(&["run", &manifest]).await;
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), expected, "{ran:?}");
+        assert_eq!(ran.status.code(), Some(1));
+    }
+    let bad = manifest.replace("*.example.org", "http://a");
+    let manifest = machine.write("pod.yaml", bad);
+    let ran = machine.krustlet(&["run", &manifest]).await;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(said.contains("InvalidNetworkAnnotation") && said.contains("\"http://a\""), "{said}");
+    assert_eq!(ran.status.code(), Some(1));
+}
