@@ -22,9 +22,10 @@ use cli::{Cli, Command};
 use krustlet_model::Chain;
 use tracing_subscriber::EnvFilter;
 
-/// Threads that wait for files. All such work is short, and more threads make no
-/// disk faster: hundreds of pods that start at once would begin hundreds.
-const FILE_THREADS: usize = 16;
+/// Threads that wait for files, and for the system to look names up. Work on files
+/// is short, and more threads make no disk faster: hundreds of pods that start at
+/// once would begin hundreds.
+const FILE_THREADS: usize = 32;
 
 /// How long what threads still do when a command has ended is waited for.
 const LAST_WORK: Duration = Duration::from_secs(1);

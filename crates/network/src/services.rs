@@ -132,6 +132,7 @@ impl ServicesTask {
                 node: sources.node.clone(),
                 zone: zone(sources.seen.borrow_and_update().as_deref()),
             };
+            let before = here.zone.clone();
             let services = sources.services.borrow_and_update().clone();
             let slices = sources.slices.borrow_and_update().clone();
             if let (Some(services), Some(slices)) = (services, slices) {
@@ -180,7 +181,7 @@ impl ServicesTask {
                 () = stop.cancelled() => return,
                 Ok(()) = sources.services.changed() => {}
                 Ok(()) = sources.slices.changed() => {}
-                Ok(()) = zone_changed(&mut sources.seen) => {}
+                Ok(()) = zone_changed(&mut sources.seen, &before) => {}
                 () = again => {}
                 else => return stop.cancelled().await,
             }
@@ -196,8 +197,8 @@ impl ServicesTask {
 /// Waits until the Node is in another zone: it changes each few seconds.
 async fn zone_changed(
     seen: &mut watch::Receiver<Option<Arc<Node>>>,
+    before: &str,
 ) -> Result<(), watch::error::RecvError> {
-    let before = zone(seen.borrow().as_deref());
     seen.wait_for(|node| zone(node.as_deref()) != before).await.map(drop)
 }
 

@@ -63,9 +63,13 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Whether it must outlive a power failure. What it says of a pod that is
-    /// run again anyway need not: the pod starts afresh.
+    /// run again anyway need not: the pod starts afresh. But then so do its
+    /// directories.
     fn is_durable(&self) -> bool {
-        restarts::may_end_for_good(&self.pod) || self.observed.failure.is_some()
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        restarts::may_end_for_good(&self.pod)
+            || self.observed.failure.is_some()
+            || volumes.into_iter().any(|volume| volume.empty_dir.is_some())
     }
 }
 

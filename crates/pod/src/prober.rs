@@ -6,15 +6,16 @@
 mod http;
 mod tls;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, ToSocketAddrs},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use krustlet_model::probes::target::{HttpTarget, Target, join};
-use tokio::{
-    net::{TcpStream, lookup_host},
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 
@@ -23,16 +24,26 @@ use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 /// count.
 const AT_ONCE: usize = 256;
 
+/// Names of hosts that are looked up at once. Each takes one of the threads that
+/// all file work shares, for as long as the system waits for name servers,
+/// whether or not its probe still waits; and pods choose the names.
+const LOOKUPS: usize = 2;
+
 /// Connects from this process.
 #[derive(Clone, Debug)]
 pub struct NetProber {
     turns: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
     tls: tls::Connector,
 }
 
 impl Default for NetProber {
     fn default() -> Self {
-        Self { turns: Arc::new(Semaphore::new(AT_ONCE)), tls: tls::Connector::new() }
+        Self {
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+            tls: tls::Connector::new(),
+        }
     }
 }
 
@@ -46,7 +57,8 @@ impl Prober for NetProber {
             let pod = address.to_string();
             match target {
                 Target::Tcp { host, port } => {
-                    tcp(host.as_deref().unwrap_or(&pod), port, limit).await
+                    let host = host.as_deref().unwrap_or(&pod);
+                    tcp(&prober.lookups, host, port, limit).await
                 }
                 Target::Http(target) => {
                     let host = target.host.clone().unwrap_or(pod);
@@ -59,7 +71,7 @@ impl Prober for NetProber {
 
 impl NetProber {
     async fn http(&self, target: &HttpTarget, host: &str, limit: Duration) -> ProbeAnswer {
-        match timeout(limit, http::get(&self.tls, target, host)).await {
+        match timeout(limit, http::get(&self.tls, &self.lookups, target, host)).await {
             Ok(answer) => answer,
             Err(_) => http::failed(
                 &target.url(host),
@@ -70,8 +82,8 @@ impl NetProber {
 }
 
 /// Source: kubelet, `DoTCPProbe` in `pkg/probe/tcp/tcp.go`.
-async fn tcp(host: &str, port: u16, limit: Duration) -> ProbeAnswer {
-    match timeout(limit, connect(host, port)).await {
+async fn tcp(lookups: &Arc<Semaphore>, host: &str, port: u16, limit: Duration) -> ProbeAnswer {
+    match timeout(limit, connect(lookups, host, port)).await {
         Ok(Ok(_)) => ProbeAnswer::Success,
         Ok(Err(error)) => ProbeAnswer::Failure(error.to_string()),
         Err(_) => ProbeAnswer::Failure(format!("dial tcp {}: i/o timeout", join(host, port))),
@@ -103,14 +115,22 @@ fn go_words(error: &io::Error) -> String {
 }
 
 /// Connects to the first address of a host that takes it.
-async fn connect(host: &str, port: u16) -> Result<TcpStream, DialError> {
+async fn connect(lookups: &Arc<Semaphore>, host: &str, port: u16) -> Result<TcpStream, DialError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         let connect_error = |system| DialError::Connect { address: join(host, port), system };
         return TcpStream::connect((address, port)).await.map_err(connect_error);
     }
     let no_host = || DialError::NoHost { host: host.to_owned() };
     let mut failed = None;
-    for address in lookup_host((host, port)).await.map_err(|_| no_host())? {
+    let permit = Arc::clone(lookups).acquire_owned().await.map_err(|_| no_host())?;
+    let name = host.to_owned();
+    let found = spawn_blocking(move || {
+        // Held until the system has its answer.
+        let _permit = permit;
+        (name.as_str(), port).to_socket_addrs()
+    });
+    let found = found.await.map_err(|_| no_host())?.map_err(|_| no_host())?;
+    for address in found {
         match TcpStream::connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(system) => {

@@ -244,13 +244,19 @@ impl ResourceLimiter for Budget {
 /// A store's data, whatever the kind of guest.
 pub(crate) trait Budgeted: Send + 'static {
     fn budget(&mut self) -> &mut Budget;
+
+    /// Whether there may be many such instances at once.
+    fn is_one_of_many(&self) -> bool {
+        false
+    }
 }
 
 /// Bounds what wasmtime itself keeps for an instance.
-pub(crate) fn bound<T>(store: &mut Store<T>) {
-    store.set_max_component_handles(NUMBERS);
+pub(crate) fn bound<T: Budgeted>(store: &mut Store<T>) {
+    let is_one_of_many = store.data().is_one_of_many();
+    store.set_max_component_handles(if is_one_of_many { REQUEST_HANDLES } else { NUMBERS });
     if let Some(table) = store.concurrent_resource_table() {
-        table.set_max_capacity(CONCURRENT);
+        table.set_max_capacity(if is_one_of_many { REQUEST_HANDLES } else { CONCURRENT });
     }
 }
 
@@ -276,6 +282,7 @@ pub(crate) struct ComponentState {
     outgoing: Hooks,
     budget: Budget,
     stack: Stack,
+    is_one_of_many: bool,
 }
 
 impl ComponentState {
@@ -289,7 +296,8 @@ impl ComponentState {
         let outgoing = Hooks::new(stack.clone());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
-        Self { wasi, table, http, outgoing, budget, stack }
+        let is_one_of_many = most <= REQUEST_HANDLES;
+        Self { wasi, table, http, outgoing, budget, stack, is_one_of_many }
     }
 
     /// What calls of `wasi:sockets` work with.
@@ -301,6 +309,10 @@ impl ComponentState {
 impl Budgeted for ComponentState {
     fn budget(&mut self) -> &mut Budget {
         &mut self.budget
+    }
+
+    fn is_one_of_many(&self) -> bool {
+        self.is_one_of_many
     }
 }
 

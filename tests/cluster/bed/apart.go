@@ -38,7 +38,8 @@ func (b *Bed) StartNodeApart(t testing.TB, name string, args ...string) *Node {
 		t.Fatal(err)
 	}
 	b.begin(t, node)
-	b.inRoom(t, "ip", "route", "add", node.PodRange(t).String(), "via", address, "dev", link)
+	// A node before it may have had the range, and another node a route to it.
+	b.inRoom(t, "ip", "route", "replace", node.PodRange(t).String(), "via", address, "dev", link)
 	return node
 }
 

@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -70,12 +71,16 @@ func TestADeploymentBecomesAvailable(t *testing.T) {
 		same(t, "observed generation", pod.Status.ObservedGeneration, pod.Generation)
 		same(t, "observed generation of Ready", condition(pod, corev1.PodReady).ObservedGeneration, pod.Generation)
 
-		told := b.Kubectl(t, "--namespace="+ns, "describe", "pod", pod.Name)
-		for _, event := range []string{"Scheduled", "Pull", "Created", "Started"} {
-			if !strings.Contains(told, event) {
-				t.Errorf("no event %s in\n%s", event, told)
+		// Events let the statuses go first, and have a rate.
+		b.WaitFor(t, "all events are told", limit, func() error {
+			told := b.Kubectl(t, "--namespace="+ns, "describe", "pod", pod.Name)
+			for _, event := range []string{"Scheduled", "Pull", "Created", "Started"} {
+				if !strings.Contains(told, event) {
+					return fmt.Errorf("no event %s in\n%s", event, told)
+				}
 			}
-		}
+			return nil
+		})
 	}
 
 	t.Run("and is rolled out anew", func(t *testing.T) {

@@ -1,6 +1,6 @@
 //! From what is known of the cluster's policies to what the pods' tasks go by.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Node;
 use krustlet_cluster::{
@@ -8,12 +8,15 @@ use krustlet_cluster::{
     policies::{PolicyFacts, Seen},
 };
 use krustlet_model::policy::{Book, Policies};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// The reason of the event by which a node says that it may not know policies,
 /// or whom they name.
 const FORBIDDEN: &str = "NetworkPoliciesForbidden";
+
+/// How long changes are gathered: each costs a look at all policies and pods.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Puts the facts together, and tells the Node's readers when some may not be
 /// known.
@@ -51,8 +54,11 @@ impl PoliciesTask {
     /// Puts together until stopped.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut told = BTreeSet::new();
+        let mut is_news = true;
         loop {
-            self.assembly.show();
+            if std::mem::take(&mut is_news) {
+                self.assembly.show();
+            }
             let node = self.node.borrow_and_update().clone();
             if let (Some(node), Some(why)) = (node, self.assembly.forbidden())
                 && told.insert(why.clone())
@@ -64,11 +70,19 @@ impl PoliciesTask {
                 biased;
                 // All are cancel-safe. No sender ends before this task.
                 () = stop.cancelled() => return,
-                Ok(()) = self.assembly.facts.policies.changed() => {}
-                Ok(()) = self.assembly.facts.namespaces.changed() => {}
-                Ok(()) = self.assembly.facts.pods.changed() => {}
+                Ok(()) = self.assembly.facts.policies.changed() => is_news = true,
+                Ok(()) = self.assembly.facts.namespaces.changed() => is_news = true,
+                Ok(()) = self.assembly.facts.pods.changed() => is_news = true,
                 Ok(()) = self.node.changed(), if told.is_empty() => {}
                 else => return stop.cancelled().await,
+            }
+            // The first facts at once: pods wait for them.
+            if is_news && matches!(*self.assembly.shown.borrow(), Policies::Known(_)) {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    () = sleep(SETTLE) => {}
+                }
             }
         }
     }
@@ -85,6 +99,12 @@ impl Assembly {
             }
             return;
         };
+        // What was known goes out of date: it holds for those who were told, and
+        // nobody is told anew.
+        if let Some(why) = self.forbidden() {
+            self.shown.send_replace(Policies::Unknown(why));
+            return;
+        }
         let next = Arc::new(Book::new(&policies, namespaces, &pods));
         // Worked out before the lock is taken. Who asks meanwhile asks the book
         // before, and is seen to have asked below.

@@ -56,8 +56,13 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
         if let Some(lock) = local.or_lock(&root).await? {
             break lock;
         }
-        match foreground(&local, &bundle).await {
-            Err(error) if client::is_ending(&error) => sleep(PAUSE).await,
+        let mut interrupts = Interrupts::new()?;
+        match foreground(&local, &bundle, &mut interrupts).await {
+            Err(error) if client::is_ending(&error) => tokio::select! {
+                // Both are cancel-safe.
+                () = sleep(PAUSE) => {}
+                () = interrupts.next() => return Err(Interrupted.into()),
+            },
             ended => return ended,
         }
     };
@@ -66,7 +71,10 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     let stop = CancellationToken::new();
     let world = agent.world();
     let pods = async {
-        let code = foreground(&local, &bundle).await;
+        let code = match Interrupts::new() {
+            Ok(mut interrupts) => foreground(&local, &bundle, &mut interrupts).await,
+            Err(error) => Err(error.into()),
+        };
         // Another `krustlet run` may have found this agent and trust in it.
         if !world.close_if_empty() {
             say(
@@ -145,15 +153,32 @@ async fn start_in_background(args: &RunArgs, root: &Root) -> Result<()> {
     Ok(())
 }
 
-async fn foreground(local: &Local, bundle: &Bundle) -> Result<ExitCode> {
-    let mut interrupts = Interrupts::new()?;
-    // The watch comes first, so that no event is missed.
-    let news = local.send(Method::GET, "/v1/watch", client::empty()).await?;
-    let keys = apply(local, bundle).await?;
+/// It was interrupted before there was a pod to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted before the pods were taken")]
+struct Interrupted;
+
+async fn foreground(
+    local: &Local,
+    bundle: &Bundle,
+    interrupts: &mut Interrupts,
+) -> Result<ExitCode> {
+    let taken = async {
+        // The watch comes first, so that no event is missed.
+        let news = local.send(Method::GET, "/v1/watch", client::empty()).await?;
+        let keys = apply(local, bundle).await?;
+        Ok::<_, anyhow::Error>((news, keys))
+    };
+    let (news, keys) = tokio::select! {
+        // Both are cancel-safe, if not for the pods: what the agent has taken by
+        // then is its own to keep.
+        taken = taken => taken?,
+        () = interrupts.next() => return Err(Interrupted.into()),
+    };
     let printer = Printer::new(local.clone(), bundle);
-    let followed = follow(local, news, &keys, printer, &mut interrupts).await;
+    let followed = follow(local, news, &keys, printer, interrupts).await;
     // Whatever happened, nothing is left behind.
-    leave_nothing(local, &keys, &mut interrupts).await;
+    leave_nothing(local, &keys, interrupts).await;
     let code = followed?;
     Ok(ExitCode::from(code.to_le_bytes()[0]))
 }

@@ -101,6 +101,8 @@ struct Entry {
 struct Resolved {
     ingress: Option<Vec<Unnamed>>,
     egress: Option<Vec<PolicyRule>>,
+    /// Whether it says more than is looked at.
+    is_too_large: bool,
 }
 
 /// A rule whose named ports each pod has to find among its own.
@@ -109,6 +111,10 @@ struct Unnamed {
     rule: PolicyRule,
     names: Vec<(Transport, String)>,
 }
+
+/// Rules, peers, ports and exceptions that one policy has, at most: each peer is
+/// compared with every pod of the cluster.
+pub(crate) const MOST_PARTS: usize = 8192;
 
 /// What policies come to for one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -197,6 +203,7 @@ impl Book {
                 continue;
             }
             let resolved = self.resolved(namespace, entry);
+            sum.verdict.is_too_large |= resolved.is_too_large;
             if let Some(rules) = &resolved.ingress {
                 sum.verdict.policy.ingress.get_or_insert_default();
                 for rule in rules {
@@ -225,6 +232,14 @@ impl Book {
         let has = |kind: &str| types.iter().any(|given| given == kind);
         let ingress = spec.ingress.as_deref().unwrap_or_default();
         let egress = spec.egress.as_deref().unwrap_or_default();
+        if size(spec) > MOST_PARTS {
+            // Not looked at: that alone would take too long.
+            return Resolved {
+                ingress: Some(Vec::new()),
+                egress: Some(Vec::new()),
+                is_too_large: true,
+            };
+        }
         // Source: `SetDefaults_NetworkPolicy` in `pkg/apis/networking/v1/defaults.go`.
         let is_ingress = types.is_empty() || has("Ingress");
         let is_egress = has("Egress") || types.is_empty() && !egress.is_empty();
@@ -233,6 +248,7 @@ impl Book {
                 .then(|| ingress.iter().map(|rule| self.ingress(namespace, rule)).collect()),
             egress: is_egress
                 .then(|| egress.iter().flat_map(|rule| self.egress(namespace, rule)).collect()),
+            is_too_large: false,
         }
     }
 
@@ -255,9 +271,14 @@ impl Book {
             return rules;
         }
         let mut by_port: BTreeMap<(Transport, u16), Vec<AddressRange>> = BTreeMap::new();
+        let blocks = merge(peers.unwrap_or_default().iter().flat_map(block).collect());
+        let is_meant = |pod: &PeerPod| {
+            let Some(peers) = peers else { return true };
+            peers.iter().any(|peer| self.names(namespace, peer, pod))
+                || pod.addresses.iter().any(|ip| blocks.iter().any(|range| range.contains(*ip)))
+        };
         for pod in self.pods.values().flatten() {
-            if !peers.is_none_or(|peers| peers.iter().any(|peer| self.names(namespace, peer, pod)))
-            {
+            if !is_meant(pod) {
                 continue;
             }
             for NamedPort { name, protocol, port } in &pod.ports {
@@ -276,33 +297,23 @@ impl Book {
 
     /// The addresses of peers.
     fn ranges(&self, namespace: &str, peers: &[NetworkPolicyPeer]) -> Vec<AddressRange> {
-        let mut ranges = Vec::new();
-        for peer in peers {
-            if peer.pod_selector.is_none() && peer.namespace_selector.is_none() {
-                ranges.extend(block(peer));
-                continue;
-            }
-            // Most select pods of their own namespace alone.
-            let own = peer.namespace_selector.is_none();
-            let pods = self.pods.iter().filter(|(of, _)| !own || *of == namespace);
-            for pod in pods.flat_map(|(_, pods)| pods) {
-                if self.names(namespace, peer, pod) {
-                    ranges.extend(pod.addresses.iter().copied().map(AddressRange::one));
-                }
+        let mut ranges: Vec<_> = peers.iter().flat_map(block).collect();
+        // Most select pods of their own namespace alone.
+        let own = peers.iter().all(|peer| peer.namespace_selector.is_none());
+        let pods = self.pods.iter().filter(|(of, _)| !own || *of == namespace);
+        // Each pod once, however many peers name it.
+        for pod in pods.flat_map(|(_, pods)| pods) {
+            if peers.iter().any(|peer| self.names(namespace, peer, pod)) {
+                ranges.extend(pod.addresses.iter().copied().map(AddressRange::one));
             }
         }
         merge(ranges)
     }
 
-    /// Whether a policy's peer names a pod, by its labels and its namespace's or
-    /// by its address.
+    /// Whether a policy's peer names a pod by its labels and its namespace's.
     fn names(&self, namespace: &str, peer: &NetworkPolicyPeer, pod: &PeerPod) -> bool {
         let NetworkPolicyPeer { pod_selector, namespace_selector, ip_block } = peer;
-        if pod_selector.is_none() && namespace_selector.is_none() {
-            let block = block(peer);
-            return pod.addresses.iter().any(|ip| block.iter().any(|range| range.contains(*ip)));
-        }
-        if ip_block.is_some() {
+        if ip_block.is_some() || pod_selector.is_none() && namespace_selector.is_none() {
             return false;
         }
         let is_there = match namespace_selector {
@@ -326,9 +337,29 @@ fn given<T>(items: Option<&[T]>) -> Option<&[T]> {
     items.filter(|items| !items.is_empty())
 }
 
-/// The addresses of an `ipBlock`; none of one that cannot be read.
+/// Rules, peers, ports and exceptions of a policy.
+fn size(spec: &NetworkPolicySpec) -> usize {
+    let peers = |peers: Option<&Vec<NetworkPolicyPeer>>| -> usize {
+        let except = |peer: &NetworkPolicyPeer| {
+            peer.ip_block.as_ref().and_then(|block| block.except.as_ref()).map_or(0, Vec::len)
+        };
+        peers.into_iter().flatten().map(|peer| 1 + except(peer)).sum()
+    };
+    let ports = |ports: Option<&Vec<NetworkPolicyPort>>| ports.map_or(0, Vec::len);
+    let ingress = spec.ingress.iter().flatten();
+    let ingress = ingress.map(|rule| 1 + peers(rule.from.as_ref()) + ports(rule.ports.as_ref()));
+    let egress = spec.egress.iter().flatten();
+    let egress = egress.map(|rule| 1 + peers(rule.to.as_ref()) + ports(rule.ports.as_ref()));
+    ingress.chain(egress).sum()
+}
+
+/// The addresses of an `ipBlock`; none of one that cannot be read, or of a peer
+/// that is another kind too.
 fn block(peer: &NetworkPolicyPeer) -> Vec<AddressRange> {
     let Some(block) = &peer.ip_block else { return Vec::new() };
+    if peer.pod_selector.is_some() || peer.namespace_selector.is_some() {
+        return Vec::new();
+    }
     let but = block.except.iter().flatten().map(|text| AddressRange::parse(text));
     match (AddressRange::parse(&block.cidr), but.collect::<Option<Vec<_>>>()) {
         (Some(range), Some(but)) => range.without(&but),
@@ -406,6 +437,9 @@ impl Sum {
         of: impl FnOnce(&mut PodPolicy) -> &mut Option<Vec<PolicyRule>>,
     ) {
         let rules = of(&mut self.verdict.policy).get_or_insert_default();
+        if self.verdict.is_too_large {
+            return;
+        }
         // Several policies often say the same.
         if rules.contains(rule) {
             return;

@@ -4,7 +4,7 @@ use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicySpec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::*;
+use super::{book::MOST_PARTS, *};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A small cluster: what there is of each kind, few enough to meet often.
@@ -315,7 +315,7 @@ fn own() -> OnePod {
 
 #[test]
 fn what_is_too_much_for_a_pod_is_told_and_lets_nothing_more_through() {
-    let peers: Vec<_> = (0..=MOST_RANGES)
+    let peers: Vec<_> = (0..=MOST_PARTS)
         .map(|number| json!({"ipBlock": {"cidr": format!("10.{}.{}.0/32", number / 256, number % 256)}}))
         .collect();
     let policy = |peers: &[Value]| {
@@ -329,10 +329,14 @@ fn what_is_too_much_for_a_pod_is_told_and_lets_nothing_more_through() {
     let verdict = policy(&peers[..MOST_RANGES - 1]);
     assert!(!verdict.is_too_large);
     assert!(verdict.policy.lets_in(Transport::Tcp, "10.0.0.0".parse().unwrap(), 1));
-    let verdict = policy(&peers);
+    let verdict = policy(&peers[..=MOST_RANGES]);
     assert!(verdict.is_too_large);
     assert!(verdict.policy.lets_in(Transport::Tcp, "192.0.2.1".parse().unwrap(), 1));
     assert!(!verdict.policy.lets_in(Transport::Tcp, "10.0.0.0".parse().unwrap(), 1));
+    // One that says too much to be looked at.
+    let verdict = policy(&peers);
+    assert!(verdict.is_too_large);
+    assert!(!verdict.policy.lets_in(Transport::Tcp, "192.0.2.1".parse().unwrap(), 1));
 }
 
 #[test]

@@ -18,6 +18,14 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 /// `DefaultClientIPServiceAffinitySeconds` in `pkg/apis/core/types.go`.
 const AFFINITY: Duration = Duration::from_hours(3);
 
+/// Addresses of each kind, beside the cluster's, that one Service has; the first
+/// count. Each costs a file with all its ports.
+const OUTSIDE: usize = 32;
+
+/// Ranges of clients that one Service is for; the first count, so that nobody is
+/// let through who should not.
+const SOURCES: usize = 64;
+
 /// Ports of one Service that are led to; others are as if they were not there.
 /// Services of hundreds of ports are rare: an object has room for some thousand.
 const PORTS: usize = 256;
@@ -119,6 +127,7 @@ impl Front {
                 .iter()
                 .flatten()
                 .filter_map(|text| range(text))
+                .take(SOURCES)
                 .collect(),
             naming,
         })
@@ -146,6 +155,7 @@ fn addresses(service: &Service, spec: &ServiceSpec, own: &[IpAddr]) -> BTreeMap<
         .filter(|one| one.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"))
         .filter_map(|one| address(one.ip.as_deref()?));
     let external = spec.external_ips.iter().flatten().filter_map(|text| address(text));
+    let (balanced, external) = (balanced.take(OUTSIDE), external.take(OUTSIDE));
     let mut all = BTreeMap::new();
     let named = own.iter().map(|address| (*address, Kind::Cluster));
     let named = named.chain(external.map(|address| (address, Kind::External)));

@@ -42,10 +42,28 @@ pub(super) fn make(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// This boot's own name.
+fn boot() -> io::Result<Vec<u8>> {
+    fs::read("/proc/sys/kernel/random/boot_id")
+}
+
+/// What was complete before the machine was started may be long out of date, or
+/// have been lost half: no sandbox has seen it.
+fn forget_earlier_boots(directory: &Path) -> io::Result<()> {
+    let complete = directory.join(COMPLETE);
+    match fs::read(&complete) {
+        Ok(of) if of == boot()? => Ok(()),
+        Ok(_) => fs::remove_file(complete),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 impl Files {
     /// Makes the directory if need be, and reads what is there.
     pub(super) fn open(directory: PathBuf) -> io::Result<Self> {
         make(&directory)?;
+        forget_earlier_boots(&directory)?;
         let mut files = Self {
             directory,
             written: HashMap::new(),
@@ -95,7 +113,7 @@ impl Files {
             let stale: Vec<String> =
                 self.written.keys().filter(|path| !wanted.contains(*path)).cloned().collect();
             stale.into_iter().try_for_each(|path| self.put(path, None))?;
-            self.publish(COMPLETE, b"")?;
+            self.publish(COMPLETE, &boot()?)?;
             self.is_clean = true;
         }
         Ok(())
@@ -186,6 +204,17 @@ mod tests {
             assert_eq!(inode(home, gone), None, "{gone}");
         }
         assert_ne!(fs::read(home.join("addresses/10.96.0.3")).unwrap(), b"{}");
+    }
+
+    #[test]
+    fn what_was_complete_before_the_machine_was_started_is_not() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let mut files = Files::open(home.to_owned()).unwrap();
+        write(&mut files, &["10.96.0.1"]);
+        assert!(Files::open(home.to_owned()).unwrap().are_complete());
+        fs::write(home.join(COMPLETE), "another boot").unwrap();
+        assert!(!Files::open(home.to_owned()).unwrap().are_complete());
     }
 
     #[test]

@@ -210,16 +210,28 @@ fn shares(
     front.addresses.iter().map(share).collect::<Vec<_>>().into_iter()
 }
 
+/// Ports, endpoints and ranges of clients that the file of one address has
+/// together: less than [`MAX_SERVICE`](krustlet_protocol::services::MAX_SERVICE)
+/// whatever they are. A cluster's own address has a Service's own, at most.
+const MOST: usize = 12_000;
+
 /// What an address is, of all Services that have it. Where the cluster gave it to
 /// one, others that name it too have no say; else the first in the order of their
-/// names has a port that several want.
+/// names has a port that several want. Beyond [`MOST`] a port has fewer endpoints,
+/// and then none.
 fn merge(all: &BTreeMap<ServiceKey, Share>) -> ServiceAddress {
     let is_only = all.values().any(|share| share.kind == Kind::Cluster);
     let mut ports: Vec<ServicePort> = Vec::new();
+    let mut left = MOST;
     for share in all.values().filter(|share| !is_only || share.kind == Kind::Cluster) {
         for port in &share.ports {
             if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
-                ports.push(port.clone());
+                let mut port = port.clone();
+                // One without its ranges would be for everybody.
+                let Some(rest) = left.checked_sub(1 + port.sources.len()) else { continue };
+                port.endpoints.truncate(rest);
+                left = rest - port.endpoints.len();
+                ports.push(port);
             }
         }
     }

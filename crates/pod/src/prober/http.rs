@@ -4,7 +4,7 @@
 //! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
 //! what redirects take along is Go's `net/http`, `client.go`.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
@@ -22,7 +22,10 @@ use krustlet_model::{
     Chain,
     probes::target::{HttpTarget, join},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
 use url::{Position, Url};
 
 use super::{DialError, connect, tls::Connector};
@@ -72,7 +75,12 @@ struct Answer {
 }
 
 /// Asks `host`, and judges what it says.
-pub(super) async fn get(tls: &Connector, target: &HttpTarget, host: &str) -> ProbeAnswer {
+pub(super) async fn get(
+    tls: &Connector,
+    lookups: &Arc<Semaphore>,
+    target: &HttpTarget,
+    host: &str,
+) -> ProbeAnswer {
     let first = target.url(host);
     let mut url = match Url::parse(&first) {
         Ok(url) => url,
@@ -84,7 +92,7 @@ pub(super) async fn get(tls: &Connector, target: &HttpTarget, host: &str) -> Pro
         Err(error) => return failed(&first, &error.to_string()),
     };
     for hop in 1.. {
-        let answer = match ask(tls, &url, &headers, authority.as_deref()).await {
+        let answer = match ask((tls, lookups), &url, &headers, authority.as_deref()).await {
             Ok(answer) => answer,
             Err(error) => return failed(&first, &Chain(&error).to_string()),
         };
@@ -139,7 +147,7 @@ fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError>
 }
 
 async fn ask(
-    tls: &Connector,
+    (tls, lookups): (&Connector, &Arc<Semaphore>),
     url: &Url,
     headers: &HeaderMap,
     authority: Option<&str>,
@@ -156,9 +164,9 @@ async fn ask(
         .map_err(|_| GetError::Header { what: "value for", given: "Host".to_owned() })?;
     request.headers_mut().insert(HOST, named);
     match url.scheme() {
-        "http" => exchange(connect(host, port).await?, request).await,
+        "http" => exchange(connect(lookups, host, port).await?, request).await,
         "https" => {
-            let stream = connect(host, port).await?;
+            let stream = connect(lookups, host, port).await?;
             exchange(tls.connect(host, stream).await.map_err(GetError::Tls)?, request).await
         }
         _ => Err(scheme()),

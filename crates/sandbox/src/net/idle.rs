@@ -5,7 +5,7 @@ use std::{
     net::Shutdown,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -25,22 +25,30 @@ pub(super) struct Idle(Mutex<Vec<Weak<Kept>>>);
 pub(crate) struct Kept {
     /// The answer may outlive it.
     connection: Weak<Connection>,
-    /// Something was asked that is not answered yet.
-    is_asked: AtomicBool,
+    /// How often bytes of requests went out, and how often they had when what was
+    /// answered last had been asked: the same when nothing is asked for.
+    written: AtomicUsize,
+    done: AtomicUsize,
     /// Answers that are being read.
     answers: AtomicUsize,
 }
 
 /// An answer that is being read.
 #[derive(Debug)]
-pub(crate) struct Answering(Arc<Kept>);
+pub(crate) struct Answering {
+    kept: Arc<Kept>,
+    /// What had been written when it began. A client may ask for more on the
+    /// connection before its reader lets go of it.
+    written: usize,
+}
 
 impl Idle {
     pub(super) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
         let kept = Arc::new(Kept {
             connection: Arc::downgrade(connection),
             // It was made for a request.
-            is_asked: AtomicBool::new(true),
+            written: AtomicUsize::new(1),
+            done: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
         });
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,23 +75,23 @@ impl Idle {
 impl Kept {
     /// Bytes of a request go out.
     pub(crate) fn asked(&self) {
-        self.is_asked.store(true, Relaxed);
+        self.written.fetch_add(1, Relaxed);
     }
 
     /// Its answer has begun.
     pub(crate) fn answered(self: &Arc<Self>) -> Answering {
         self.answers.fetch_add(1, Relaxed);
-        Answering(Arc::clone(self))
+        Answering { kept: Arc::clone(self), written: self.written.load(Relaxed) }
     }
 
     fn is_idle(&self) -> bool {
-        !self.is_asked.load(Relaxed) && self.answers.load(Relaxed) == 0
+        self.answers.load(Relaxed) == 0 && self.written.load(Relaxed) == self.done.load(Relaxed)
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.is_asked.store(false, Relaxed);
-        self.0.answers.fetch_sub(1, Relaxed);
+        self.kept.done.fetch_max(self.written, Relaxed);
+        self.kept.answers.fetch_sub(1, Relaxed);
     }
 }

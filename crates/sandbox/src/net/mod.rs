@@ -240,7 +240,9 @@ impl Stack {
         let mut permit = self.try_permit();
         if matches!(permit, Err(NetError::NewSocketLimit)) && self.make_room() {
             let most = self.network().limits.sockets;
-            let free = poll_fn(|context| Permit::poll_new(&self.0.counters, most, context));
+            let waiter = Arc::default();
+            let free =
+                poll_fn(|context| Permit::poll_new(&self.0.counters, most, &waiter, context));
             permit = timeout(ROOM_TIME, free).await.map_err(|_| NetError::NewSocketLimit);
         }
         permit.inspect_err(|error| self.note(*error))

@@ -27,8 +27,8 @@ impl Stack {
             return Err(LookupError::Denied);
         }
         let found = self.found(&network, &names, name).await?;
-        if let Some(list) = &network.outbound {
-            self.0.learned.learn(list, name, &found);
+        if network.outbound.is_some() {
+            self.0.learned.learn(|| self.network(), name, &found);
         }
         Ok(found)
     }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -15,8 +15,8 @@ use super::{NetError, pace::Flow};
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     sockets: AtomicU32,
-    /// Who waits for a socket to be closed.
-    waiting: Mutex<Vec<Waker>>,
+    /// Who waits for a socket to be closed; none twice.
+    waiting: Mutex<Vec<Weak<Waiter>>>,
     pub(super) received: Flow,
     pub(super) sent: Flow,
     pub(super) opened: AtomicU64,
@@ -31,6 +31,21 @@ impl Counters {
 
     pub(super) fn add(counter: &AtomicU64, more: usize) {
         counter.fetch_add(more as u64, Relaxed);
+    }
+}
+
+/// Somebody who may wait for a socket: one place in the queue, however many tasks
+/// wait for him one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Waiter(Mutex<Option<Waker>>);
+
+impl Waiter {
+    /// Whoever waits is woken; nobody is from now on.
+    fn wake(&self) {
+        let waker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -57,16 +72,20 @@ impl Permit {
     pub(super) fn poll_new(
         counters: &Arc<Counters>,
         most: u32,
+        waiter: &Arc<Waiter>,
         context: &Context<'_>,
     ) -> Poll<Self> {
         if let Ok(permit) = Self::new(counters, most) {
             return Poll::Ready(permit);
         }
-        let mut waiting = counters.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiting.push(context.waker().clone());
+        let waker = context.waker().clone();
+        let before = waiter.0.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+        // With a waker he is in the queue.
+        if before.is_none() {
+            let mut waiting = counters.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|other| other.strong_count() > 0);
+            waiting.push(Arc::downgrade(waiter));
         }
-        drop(waiting);
         // One may have been closed before it could see who waits.
         Self::new(counters, most).map_or(Poll::Pending, Poll::Ready)
     }
@@ -83,8 +102,8 @@ impl Drop for One {
             let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *waiting)
         };
-        for waker in waiting {
-            waker.wake();
+        for waiter in waiting.iter().filter_map(Weak::upgrade) {
+            waiter.wake();
         }
     }
 }
@@ -128,7 +147,8 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let first = Permit::new(&counters, 1).unwrap();
         let clone = first.clone();
-        let waits = poll_fn(|context| Permit::poll_new(&counters, 1, context));
+        let waiter = Arc::default();
+        let waits = poll_fn(|context| Permit::poll_new(&counters, 1, &waiter, context));
         let closes = async {
             drop(first);
             tokio::task::yield_now().await;
@@ -138,5 +158,23 @@ mod tests {
         let (second, ()) = tokio::join!(waits, closes);
         drop(second);
         assert_eq!(counters.sockets(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_again_and_again_waits_once() {
+        let counters = Arc::new(Counters::default());
+        let first = Permit::new(&counters, 1).unwrap();
+        let waiter = Arc::default();
+        let waits = || poll_fn(|context| Permit::poll_new(&counters, 1, &waiter, context));
+        let length = || counters.waiting.lock().unwrap().len();
+        for _ in 0..10 {
+            // Another task each time, which gives up.
+            let waiting = async { tokio::time::timeout(std::time::Duration::ZERO, waits()).await };
+            assert!(waiting.await.is_err());
+            assert_eq!(length(), 1);
+        }
+        let (second, ()) = tokio::join!(waits(), async { drop(first) });
+        assert_eq!(length(), 0);
+        drop(second);
     }
 }

@@ -7,11 +7,12 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use krustlet_model::{outbound::Outbound, policy::PodPolicy, services::Transport};
+use krustlet_model::{policy::PodPolicy, services::Transport};
 use krustlet_protocol::{Names, PodNetwork};
 use tokio::time::Instant;
 
@@ -115,7 +116,8 @@ pub(super) fn may_look_up(network: &PodNetwork, names: &Names, name: &str) -> bo
             })
     };
     // An address needs no looking up; whether it may be connected to is seen then.
-    let literal = bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(&bare);
+    // With a dot at its end it is a name, which servers are asked for.
+    let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     literal.parse::<IpAddr>().is_ok() || list.iter().any(|entry| entry.is_for(name)) || is_itself()
 }
 
@@ -138,9 +140,18 @@ impl Learned {
     }
 
     /// Remembers what a name led to, for the entries that speak of it.
-    pub(super) fn learn(&self, list: &[Outbound], name: &str, found: &[IpAddr]) {
+    /// The list is read while nobody can forget: what is learned is on the list
+    /// that holds then.
+    pub(super) fn learn<N: Deref<Target = PodNetwork>>(
+        &self,
+        network: impl FnOnce() -> N,
+        name: &str,
+        found: &[IpAddr],
+    ) {
         let now = Instant::now();
         let mut known = self.lock();
+        let network = network();
+        let Some(list) = &network.outbound else { return };
         for entry in list.iter().filter(|entry| entry.is_for(name)) {
             for address in found {
                 known.insert((address.to_canonical(), entry.port), now);
@@ -227,6 +238,7 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_model::outbound::Outbound;
     use proptest::prelude::*;
 
     use super::*;
@@ -263,10 +275,9 @@ mod tests {
         let resolver = Asker { whom: For::Resolver, ..Asker::GUEST };
         let server = Route { asked: at("192.0.2.53:53"), real: at("192.0.2.53:53") };
         assert!(resolver.may_go(&network, &learned, Transport::Udp, server));
-        let list = network.outbound.as_ref().unwrap();
-        learned.learn(list, "API.example.", &[at("192.0.2.1:0").ip()]);
-        learned.learn(list, "a.wild.example", &[at("192.0.2.2:0").ip()]);
-        learned.learn(list, "other.example", &[at("192.0.2.3:0").ip()]);
+        learned.learn(|| &network, "API.example.", &[at("192.0.2.1:0").ip()]);
+        learned.learn(|| &network, "a.wild.example", &[at("192.0.2.2:0").ip()]);
+        learned.learn(|| &network, "other.example", &[at("192.0.2.3:0").ip()]);
         assert!(goes("192.0.2.1:443") && goes("192.0.2.2:1") && goes("192.0.2.2:9"));
         assert!(!goes("192.0.2.1:80") && !goes("192.0.2.3:443"));
         learned.forget();
@@ -303,7 +314,7 @@ mod tests {
         for name in ["api.example", "me", "ME.", "localhost", "a.localhost", "192.0.2.1", "[::1]"] {
             assert!(may_look_up(&network, &names, name), "{name}");
         }
-        for name in ["other", "example", "x.api.example", ""] {
+        for name in ["other", "example", "x.api.example", "", "192.0.2.1."] {
             assert!(!may_look_up(&network, &names, name), "{name}");
         }
         assert!(may_look_up(&PodNetwork::default(), &names, "anything.example"));
@@ -311,8 +322,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_looked_up_holds_for_a_time() {
-        let (list, learned) = (list("a.example"), Learned::default());
-        learned.learn(&list, "a.example", &[at("192.0.2.1:0").ip()]);
+        let (network, learned) = (pod("a.example"), Learned::default());
+        learned.learn(|| &network, "a.example", &[at("192.0.2.1:0").ip()]);
         tokio::time::advance(LEARNED_TIME.saturating_sub(Duration::from_secs(1))).await;
         assert!(learned.has(at("192.0.2.1:1")));
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -366,11 +377,11 @@ mod tests {
                     prop_assert!(flows.goes_on(peer, Begun::There));
                     prop_assert!(flows.lock().len() <= MOST_ANSWERS);
                 }
-                let (list, learned) = (list("a.example, *.example:1"), Learned::default());
+                let (network, learned) = (pod("a.example, *.example:1"), Learned::default());
                 let answers = answers.into_iter().map(|bits| IpAddr::from(bits.to_be_bytes()));
                 for some in answers.collect::<Vec<_>>().chunks(100) {
                     tokio::time::advance(Duration::from_millis(1)).await;
-                    learned.learn(&list, "a.example", some);
+                    learned.learn(|| &network, "a.example", some);
                     prop_assert!(learned.lock().len() <= MOST_LEARNED);
                     prop_assert!(learned.has(SocketAddr::new(some[0], 7)));
                 }

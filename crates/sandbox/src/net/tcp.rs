@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Connection, NetError, Options, Permit, Stack,
     handed::Listening,
-    permit::Counters,
+    permit::{Counters, Waiter},
     pipe,
     place::{self, Binding, Family},
     policy::{self, Asker, For},
@@ -294,6 +294,7 @@ impl BoundTcp {
             turn: 0,
             arrived: None,
             has_made_room: false,
+            waiter: Arc::default(),
             _permit: permit,
         })
     }
@@ -312,6 +313,7 @@ pub(crate) struct Listener {
     turn: usize,
     /// Whether a connection was closed for the one that is waited for.
     has_made_room: bool,
+    waiter: Arc<Waiter>,
     /// What was found ready and not taken yet.
     arrived: Option<Result<Connection, NetError>>,
     _permit: Permit,
@@ -380,10 +382,12 @@ impl Listener {
         // the system's queue.
         let network = self.stack.network();
         let most = network.limits.sockets;
-        let Poll::Ready(permit) = Permit::poll_new(&self.stack.0.counters, most, context) else {
+        let Poll::Ready(permit) =
+            Permit::poll_new(&self.stack.0.counters, most, &self.waiter, context)
+        else {
             // Once for each wait: whoever looks often closes no more for it.
-            if !std::mem::replace(&mut self.has_made_room, true) {
-                self.stack.make_room();
+            if !self.has_made_room {
+                self.has_made_room = self.stack.make_room();
             }
             return Poll::Pending;
         };
@@ -422,6 +426,8 @@ impl Listener {
                     self.stack.note(NetError::AccessDenied);
                     refusals += 1;
                     if refusals == REFUSALS {
+                        // Whoever is not let in holds up no other source.
+                        self.turn = index + 1;
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -500,6 +506,7 @@ impl Stack {
             turn,
             arrived,
             has_made_room: false,
+            waiter: Arc::default(),
             _permit: permit,
         }))
     }
