@@ -85,6 +85,9 @@ func TestAThousandPodsAreReached(t *testing.T) {
 	})
 	t.Run("through a Service", func(t *testing.T) {
 		address := crowdService(t, b, ns, count)
+		b.WaitFor(t, "the node has heard of the Service", limit, func() error {
+			return node.Itself().GetTarget(t.Context(), addresses[0].String(), webPort, "/fetch?url=http://"+address+"/")
+		})
 		each(t, addresses, func(ctx context.Context, at int) error {
 			return node.Itself().GetTarget(ctx, addresses[at].String(), webPort, "/fetch?url=http://"+address+"/")
 		})
