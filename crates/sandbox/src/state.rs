@@ -29,7 +29,8 @@ const TABLE_BYTES: u64 = 64 << 20;
 /// body, a request or the fields of one.
 const HANDLES_PER_SOCKET: usize = 4;
 
-/// Handles of an instance that answers one request, of which there may be many.
+/// Handles, tasks and ends of streams, each, of an instance that answers one request:
+/// there may be many such instances.
 pub(crate) const REQUEST_HANDLES: usize = 1024;
 
 /// Handles an instance may number itself, of any kind. wasmtime's default is a

@@ -78,20 +78,20 @@ async fn every_run_of_a_container_is_printed_once_and_whole() {
     assert_eq!(output.status.code(), Some(0), "it ended well in the end");
 }
 
-#[tokio::test]
-async fn who_reads_slowly_does_not_hold_the_agent_up() {
-    let machine = Machine::new();
-    // Ten times what fits into a pipe.
-    let manifest = machine.manifest(
-        r"
+/// Says ten times what fits into a pipe.
+const TALKER: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: talker}
 spec:
   restartPolicy: Never
   containers: [{name: app, image: hello, args: [log-lines, '10000']}]
-",
-    );
+";
+
+#[tokio::test]
+async fn who_reads_slowly_does_not_hold_the_agent_up() {
+    let machine = Machine::new();
+    let manifest = machine.manifest(TALKER);
     let mut child = machine.command(&["run", &manifest]).spawn().unwrap();
     // Nobody has read a byte: that the pod has ended is known all the same.
     machine.until(&["ps", "-a"], "Completed").await;
@@ -105,16 +105,7 @@ spec:
 #[tokio::test]
 async fn an_interrupt_ends_the_wait_for_a_reader() {
     let machine = Machine::new();
-    let manifest = machine.manifest(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {name: talker}
-spec:
-  restartPolicy: Never
-  containers: [{name: app, image: hello, args: [log-lines, '10000']}]
-",
-    );
+    let manifest = machine.manifest(TALKER);
     let mut child = machine.command(&["run", &manifest]).spawn().unwrap();
     machine.until(&["ps", "-a"], "Completed").await;
     // Its standard output is full, and stays so. The first interrupt may come
