@@ -205,6 +205,11 @@ mod tests {
         assembly.show();
         assert!(shown.has_changed().unwrap());
         assert_eq!(rules(&mut shown)[0].peers.as_ref().unwrap().len(), 1);
+
+        // A right that is lost: what was known is no more said of new pods.
+        pods.send_modify(|seen| seen.forbidden = Some("no more".to_owned()));
+        assembly.show();
+        assert!(matches!(&*shown.borrow_and_update(), Policies::Unknown(_)));
         drop(namespaces);
     }
 }

@@ -210,10 +210,15 @@ fn shares(
     front.addresses.iter().map(share).collect::<Vec<_>>().into_iter()
 }
 
-/// Ports, endpoints and ranges of clients that the file of one address has
-/// together: less than [`MAX_SERVICE`](krustlet_protocol::services::MAX_SERVICE)
-/// whatever they are. A cluster's own address has a Service's own, at most.
+/// What the file of one address has room for, in endpoints: less than
+/// [`MAX_SERVICE`](krustlet_protocol::services::MAX_SERVICE) whatever they are, at
+/// some 50 bytes each.
 const MOST: usize = 12_000;
+
+/// What a port takes of that, with the names of its Service and its own, and a
+/// range of clients.
+const PORT: usize = 6;
+const SOURCE: usize = 2;
 
 /// What an address is, of all Services that have it. Where the cluster gave it to
 /// one, others that name it too have no say; else the first in the order of their
@@ -228,7 +233,9 @@ fn merge(all: &BTreeMap<ServiceKey, Share>) -> ServiceAddress {
             if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
                 let mut port = port.clone();
                 // One without its ranges would be for everybody.
-                let Some(rest) = left.checked_sub(1 + port.sources.len()) else { continue };
+                let Some(rest) = left.checked_sub(PORT + SOURCE * port.sources.len()) else {
+                    continue;
+                };
                 port.endpoints.truncate(rest);
                 left = rest - port.endpoints.len();
                 ports.push(port);
@@ -352,6 +359,40 @@ mod tests {
                     prop_assert!(owners.is_empty() || is_owners, "{} at {}", port.of, address);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_file_is_longer_than_sandboxes_read() {
+        let long = "x".repeat(63);
+        let endpoint: std::net::SocketAddr =
+            "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap();
+        let source = Destinations { address: endpoint.ip(), prefix: 128, port: None };
+        for (services, ports, endpoints, sources) in
+            [(200_u16, 256, 0, 0), (100, 256, 1, 64), (1, 256, 1000, 0), (30, 1, 8000, 1)]
+        {
+            let port = |number| ServicePort {
+                transport: krustlet_model::services::Transport::Tcp,
+                port: number,
+                of: format!("{long}/{long}:{long}"),
+                endpoints: vec![endpoint; endpoints],
+                is_silent: true,
+                affinity_s: 86_400,
+                sources: vec![source.clone(); sources],
+            };
+            let all: BTreeMap<ServiceKey, Share> = (0..services)
+                .map(|service| {
+                    let ports = (0..ports).map(|n| port(service * ports + n)).collect();
+                    let share = Share { kind: Kind::External, ports };
+                    (ServiceKey::new("n", format!("s{service:03}")), share)
+                })
+                .collect();
+            let merged = merge(&all);
+            let length = serde_json::to_vec(&merged).unwrap().len();
+            assert!(length <= krustlet_protocol::services::MAX_SERVICE, "{length}");
+            // What there is room for is there.
+            assert!(length > 400_000, "{length}");
+            assert!(merged.ports.iter().all(|port| port.sources.len() == sources));
         }
     }
 

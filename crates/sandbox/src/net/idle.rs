@@ -95,3 +95,26 @@ impl Drop for Answering {
         self.kept.answers.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::test_connection;
+
+    #[test]
+    fn a_connection_is_idle_when_all_that_was_asked_is_answered_and_read() {
+        let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
+        let kept = idle.add(&connection);
+        assert!(!idle.close_one(), "it was made for a request");
+        let first = kept.answered();
+        // Its answer is whole, but not let go of: the next request goes out.
+        kept.asked();
+        drop(first);
+        assert!(!idle.close_one(), "the next is not answered");
+        let second = kept.answered();
+        assert!(!idle.close_one(), "nor read");
+        drop(second);
+        assert!(idle.close_one());
+        assert!(!idle.close_one(), "it was closed");
+    }
+}

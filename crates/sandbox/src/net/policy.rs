@@ -320,6 +320,16 @@ mod tests {
         assert!(may_look_up(&PodNetwork::default(), &names, "anything.example"));
     }
 
+    #[test]
+    fn a_look_up_under_way_teaches_nothing_that_another_list_lacks() {
+        let (network, learned) = (pod("b.example"), Learned::default());
+        // Asked for when the list was another one.
+        learned.learn(|| &network, "a.example", &[at("192.0.2.1:0").ip()]);
+        let open = PodNetwork::default();
+        learned.learn(|| &open, "a.example", &[at("192.0.2.1:0").ip()]);
+        assert!(!learned.has(at("192.0.2.1:1")));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_was_looked_up_holds_for_a_time() {
         let (network, learned) = (pod("a.example"), Learned::default());
