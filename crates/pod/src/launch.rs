@@ -17,7 +17,7 @@ use krustlet_model::{
 };
 use krustlet_protocol::{ContainerSpec, HttpLimits, Limits, LogLimits, Preopen};
 use krustlet_volume::{MessagePlace, MessageRun, VolumeError, VolumeMountDir, Volumes};
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::JoinError;
 
 use crate::{
     config::Context,
@@ -27,6 +27,7 @@ use crate::{
     objects,
     outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
     place::Place,
+    turns::Turns,
     users,
     words::{self, waiting},
 };
@@ -44,6 +45,8 @@ pub(crate) struct LaunchOrder {
     pub(crate) previous: Option<ContainerId>,
     pub(crate) image: Arc<dyn PulledImage>,
     pub(crate) volumes: Volumes,
+    /// Whose turn it is to work on the files of runs.
+    pub(crate) turns: Turns,
     /// Where the pod is in the network.
     pub(crate) place: Place,
     /// What the environments of the pod refer to.
@@ -196,7 +199,7 @@ async fn mounts(
         mounts.extend(file.directory);
         Ok::<_, VolumeError>((mounts, file.place))
     };
-    Ok(spawn_blocking(look).await??)
+    Ok(order.turns.take(look).await??)
 }
 
 /// What the guest may open: the image's root file system, if it has one, the

@@ -38,6 +38,7 @@ pub mod prober;
 mod pulls;
 mod setup;
 mod storage;
+mod turns;
 pub mod users;
 pub mod view;
 mod words;

@@ -57,6 +57,7 @@ use crate::{
     order::{self, Standing},
     outside::{About, EventType, PodEvent, PodEvents},
     place::{self, Place},
+    turns::Turns,
     users::Allotted,
     words,
 };
@@ -209,6 +210,7 @@ pub(crate) struct Worker {
     wanted: watch::Receiver<Wanted>,
     user: Allotted,
     volumes: Volumes,
+    turns: Turns,
     /// Where it is in the network, from before its sandbox is made until after
     /// it is gone.
     place: Option<Place>,
@@ -289,6 +291,7 @@ impl Worker {
             wanted,
             user: start.user().clone(),
             volumes,
+            turns: Turns::default(),
             place: None,
             network: context.outside.network.state(),
             waits_for_network: false,

@@ -271,6 +271,7 @@ impl Worker {
             previous: self.slots[index].seen.id.clone(),
             image,
             volumes: self.volumes.clone(),
+            turns: self.turns.clone(),
             place,
             refs: of_environment(&self.pod),
         };

@@ -24,6 +24,7 @@ use rustix::{
     event::{PollFd, PollFlags},
     fs::{CWD, OFlags},
     mount::OpenTreeFlags,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::TempDir;
@@ -165,9 +166,17 @@ impl Drop for Zygote {
             && let (ZygoteReply::Sandboxes { running }, _) =
                 ask_on::<_, ZygoteReply>(&socket, ZygoteRequest::List, &[])
         {
-            for (_, pid) in running {
-                // SAFETY: the zygote has not reaped it, so it is the same one.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
+            let ends: Vec<OwnedFd> = running
+                .into_iter()
+                .filter_map(|(_, pid)| {
+                    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+                    pidfd_send_signal(&process, Signal::KILL).ok()?;
+                    Some(process)
+                })
+                .collect();
+            // The next test may want the addresses and ports that they have.
+            for process in ends {
+                readable(&process, LIMIT);
             }
         }
         let _ = process.kill();
