@@ -94,6 +94,9 @@ mod tests {
         request_timeout_ms: 1000,
         idle_timeout_ms: 1000,
         max_body_bytes: None,
+        max_instance_reuse: None,
+        max_instance_concurrent_reuse: None,
+        idle_instance_timeout_ms: 1000,
     };
 
     #[test]

@@ -234,6 +234,13 @@ fn http_limits(pod: &Pod, node: &HttpLimits) -> Result<HttpLimits, HttpAnnotatio
         request_timeout_ms: own.request_timeout.map_or(node.request_timeout_ms, milliseconds),
         idle_timeout_ms: own.idle_timeout.map_or(node.idle_timeout_ms, milliseconds),
         max_body_bytes: own.max_request_body.or(node.max_body_bytes),
+        max_instance_reuse: own.max_instance_reuse.or(node.max_instance_reuse),
+        max_instance_concurrent_reuse: own
+            .max_instance_concurrent_reuse
+            .or(node.max_instance_concurrent_reuse),
+        idle_instance_timeout_ms: own
+            .idle_instance_timeout
+            .map_or(node.idle_instance_timeout_ms, milliseconds),
     })
 }
 

@@ -56,8 +56,8 @@ pub enum GuestKind {
     },
     /// A component that exports `wasi:cli/run` 0.2.
     Command,
-    /// A component that exports `wasi:http/incoming-handler` 0.2; no instance
-    /// lives while nobody calls.
+    /// A component that exports `wasi:http/incoming-handler` 0.2 or
+    /// `wasi:http/handler` 0.3; no instance lives while nobody calls.
     Http(HttpLimits),
 }
 
@@ -74,18 +74,30 @@ pub struct HttpLimits {
     pub idle_timeout_ms: u64,
     /// Bytes of a request's body; no bound if none.
     pub max_body_bytes: Option<u64>,
+    /// Requests that an instance answers before another takes its place, at
+    /// least 1; if none, 1 of WASI 0.2 and 128 of 0.3.
+    pub max_instance_reuse: Option<u32>,
+    /// Requests at once in an instance, at least 1; if none, 16. WASI 0.2 has
+    /// no more than one.
+    pub max_instance_concurrent_reuse: Option<u32>,
+    /// How long an instance without a request is kept for the next one, in
+    /// milliseconds.
+    pub idle_instance_timeout_ms: u64,
 }
 
 impl Default for HttpLimits {
-    /// `wasmtime serve` has no bound for components of `wasi:http` 0.2; one
-    /// node holds many pods. Times are nginx's (`proxy_read_timeout`,
-    /// `keepalive_timeout`), rounded.
+    /// `wasmtime serve` has no bound on requests at once; one node holds many
+    /// pods. Times are nginx's (`proxy_read_timeout`, `keepalive_timeout`),
+    /// rounded; what is of instances is that of `wasmtime serve`.
     fn default() -> Self {
         Self {
             max_concurrent: 128,
             request_timeout_ms: 60_000,
             idle_timeout_ms: 60_000,
             max_body_bytes: None,
+            max_instance_reuse: None,
+            max_instance_concurrent_reuse: None,
+            idle_instance_timeout_ms: 1000,
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use krustlet_protocol::{ExecOutcome, Failure};
+use krustlet_protocol::{ExecOutcome, Failure, GuestKind};
 use tokio::{
     sync::mpsc,
     task::{Id, JoinSet},
@@ -225,7 +225,9 @@ async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Endin
 
 /// Returns when nothing of the program is left but what is being sent for it.
 async fn run_program(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
-    if let Program::Http { handler, limits } = &*container.program {
+    if let (Program::Http(handler), GuestKind::Http(limits)) =
+        (&*container.program, &container.spec.guest)
+    {
         return http::serve(container, handler, limits, ticker).await;
     }
     let entered = {

@@ -1,21 +1,29 @@
 //! Serves requests with a component: `wasi:http/incoming-handler` of WASI 0.2, or
 //! `wasi:http/handler` of 0.3.
 //!
-//! Each request gets an instance of its own, which ends with it: while nobody
-//! calls, no instance lives. A guest may go on after it has answered, until the
-//! request's time is over.
+//! Instances are made as they are needed, for one request or for several in turn,
+//! of 0.3 at once too, as the pod's annotations say: while nobody calls, no instance
+//! lives for long. A guest may go on after it has answered, until the request's time
+//! is over.
 //!
 //! ```text
-//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ instance.rs ──▶ response
+//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ an instance that waits for a
+//!                                          request (places.rs), or a new one
+//!                                          (instance.rs) ──▶ response
 //! stop: no more connections ──▶ open requests finish ──▶ end
 //! ```
 
 mod instance;
+mod places;
 mod speak;
+mod together;
+mod watched;
 
 use std::{
     convert::Infallible,
     future::poll_fn,
+    io,
+    net::Shutdown,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -33,8 +41,10 @@ use tokio::{
 use wasmtime_wasi_http::WasiBody;
 
 use self::{
-    instance::Reply,
+    instance::Asked,
+    places::Places,
     speak::{Times, speak},
+    watched::{Unread, Watched},
 };
 use crate::{
     container::{Container, Stop},
@@ -45,7 +55,7 @@ use crate::{
     net::{Connection, Stream},
     ports::{http_port, listen},
     program::Handler,
-    ticker::{Metered, Ticker},
+    ticker::Ticker,
 };
 
 /// Connections open at once; most of them wait between requests. A process may
@@ -59,6 +69,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// nginx's `send_timeout`.
 const SEND_TIME: Duration = Duration::from_mins(1);
 
+/// How long a connection is read on whose client may still be sending a body that
+/// nobody wants; nginx's `lingering_timeout`.
+const LINGER_TIME: Duration = Duration::from_secs(5);
+
+/// Requests that an instance answers if nothing is said, of WASI 0.2 and 0.3, and at
+/// once of 0.3. Source: wasmtime 48, `src/commands/serve.rs`.
+const REUSE_P2: u32 = 1;
+const REUSE_P3: u32 = 128;
+const AT_ONCE_P3: u32 = 16;
+
+/// A request's body as it comes.
+type Received = Watched<Incoming, Unread>;
+
+/// What the client is told.
+enum Reply {
+    Guest(Response<WasiBody>),
+    /// The guest gave an error for an answer.
+    Refused,
+    BadRequest,
+}
+
 struct Server {
     container: Arc<Container>,
     handler: Handler,
@@ -66,12 +97,22 @@ struct Server {
     permits: Arc<Semaphore>,
     /// Places for those who wait for a permit: each holds a request's head.
     queue: Semaphore,
+    /// Places for answers that wait for their clients when their instances have
+    /// ended or go on with others: each holds a piece of its body.
+    untaken: Arc<Semaphore>,
     time: Duration,
     idle_time: Duration,
     /// Bytes of a request's body.
     max_body: Option<u64>,
-    /// The instances at work. They may outlive their connection.
-    requests: Mutex<JoinSet<()>>,
+    /// Requests that an instance answers at most; not 0.
+    reuse: u32,
+    /// Those of them that one of WASI 0.3 answers at once at most; not 0.
+    at_once_in_one: usize,
+    idle_instance_time: Duration,
+    /// The instances. They may outlive their connection.
+    instances: Mutex<JoinSet<()>>,
+    /// Of those that could answer another request.
+    places: Places<Asked>,
 }
 
 /// Serves until the container is told to stop.
@@ -87,16 +128,26 @@ pub(crate) async fn serve(
         Err(why) => return Ending::not_started(&why),
     };
     let at_once = (limits.max_concurrent.max(1) as usize).min(Semaphore::MAX_PERMITS);
+    let waiting = at_once.saturating_mul(4).clamp(256, CONNECTIONS);
+    let reuse = match handler {
+        Handler::P2(_) => REUSE_P2,
+        Handler::P3(_) => REUSE_P3,
+    };
     let server = Arc::new(Server {
         container: Arc::clone(container),
         handler: handler.clone(),
         ticker,
         permits: Arc::new(Semaphore::new(at_once)),
-        queue: Semaphore::new(at_once.saturating_mul(4).clamp(256, CONNECTIONS)),
+        queue: Semaphore::new(waiting),
+        untaken: Arc::new(Semaphore::new(waiting)),
         time: Duration::from_millis(limits.request_timeout_ms),
         idle_time: Duration::from_millis(limits.idle_timeout_ms),
         max_body: limits.max_body_bytes,
-        requests: Mutex::default(),
+        reuse: limits.max_instance_reuse.unwrap_or(reuse).max(1),
+        at_once_in_one: limits.max_instance_concurrent_reuse.unwrap_or(AT_ONCE_P3).max(1) as usize,
+        idle_instance_time: Duration::from_millis(limits.idle_instance_timeout_ms),
+        instances: Mutex::default(),
+        places: Places::new(),
     });
     container.entered();
 
@@ -126,8 +177,9 @@ pub(crate) async fn serve(
         let finished = async {
             leave.send_replace(true);
             while connections.join_next().await.is_some() {}
+            server.places.end();
             // What is dropped here halfway is ended below.
-            while poll_fn(|context| server.lock_requests().poll_join_next(context)).await.is_some()
+            while poll_fn(|context| server.lock_instances().poll_join_next(context)).await.is_some()
             {
             }
         };
@@ -137,12 +189,27 @@ pub(crate) async fn serve(
             () = out_of_time(container) => Ending::stopped(KILLED),
         }
     };
-    // First those who could begin requests. The requests own the server that
+    // First those who could begin requests. The instances own the server that
     // owns them, so they would go on for ever if they were not taken from it.
     connections.shutdown().await;
-    let mut requests = std::mem::take(&mut *server.lock_requests());
-    requests.shutdown().await;
+    let mut instances = std::mem::take(&mut *server.lock_instances());
+    instances.shutdown().await;
     ending
+}
+
+/// Reads on until the client has done. A connection that is closed over bytes that
+/// nobody has read is reset, and with it goes the answer on its way (RFC 9112, 9.6).
+async fn linger(connection: &Connection) {
+    connection.shutdown(Shutdown::Write);
+    let mut bytes = vec![0; 16 << 10];
+    loop {
+        poll_fn(|context| connection.poll_read_ready(context)).await;
+        match connection.try_read(&mut bytes) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 /// How a request that the guest did not answer is answered.
@@ -157,14 +224,14 @@ fn failed(status: StatusCode, text: &'static str) -> Response<WasiBody> {
 }
 
 impl Server {
-    fn lock_requests(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_instances(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of requests that have ended.
+    /// Lets go of instances that have ended.
     fn reap(&self) {
-        let mut requests = self.lock_requests();
-        while let Some(ended) = requests.try_join_next() {
+        let mut instances = self.lock_instances();
+        while let Some(ended) = instances.try_join_next() {
             if let Err(error) = ended {
                 self.complain(&format!("the sandbox failed in a request: {error}"));
             }
@@ -181,14 +248,22 @@ impl Server {
         if let Some(socket) = accepted.socket() {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         }
-        let io = Stream(Arc::new(accepted));
+        let accepted = Arc::new(accepted);
+        let unread = Unread::default();
         // It waits for its turn as long as it may then take.
         let request = self.time.saturating_mul(2).saturating_add(SEND_TIME);
         let times = Times { idle: self.idle_time, request };
-        speak(io, times, leave, |request| Arc::clone(&self).answer(request)).await;
+        speak(Stream(Arc::clone(&accepted)), times, leave, |request| {
+            let unread = unread.clone();
+            Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)))
+        })
+        .await;
+        if unread.is_set() {
+            let _ = timeout(LINGER_TIME, linger(&accepted)).await;
+        }
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<WasiBody> {
+    async fn answer(self: Arc<Self>, request: Request<Received>) -> Response<WasiBody> {
         if self.max_body.is_some_and(|most| request.body().size_hint().lower() > most) {
             return failed(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n");
         }
@@ -207,13 +282,7 @@ impl Server {
         };
         let end = Instant::now() + self.time;
         let (reply, answered) = oneshot::channel();
-        let guest = Arc::clone(&self).instance(request, reply, permit, end);
-        let guest =
-            Metered::new(guest, Arc::clone(&self.ticker), Arc::clone(&self.container.usage));
-        self.lock_requests().spawn(async move {
-            // Past its time a guest is dropped, and with it a body half sent.
-            let _ = timeout_at(end, guest).await;
-        });
+        self.begin(Asked { request, reply, permit, end });
         let answer = timeout_at(end, answered).await;
         self.reap();
         match answer {

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use krustlet_protocol::{Failure, GuestKind, HttpLimits};
+use krustlet_protocol::{Failure, GuestKind};
 use rustix::fs::{Mode, OFlags};
 use wasmtime::{Engine, ExternType, InstancePre, Module, component::Component};
 use wasmtime_wasi::{p2::bindings as p2, p3::bindings as p3};
@@ -33,7 +33,7 @@ pub(crate) enum Program {
     /// A component with `wasi:cli/run`.
     Command(Command),
     /// A component that answers requests.
-    Http { handler: Handler, limits: HttpLimits },
+    Http(Handler),
 }
 
 /// By the version of WASI that its entry is of.
@@ -77,8 +77,9 @@ pub(crate) struct Programs(HashMap<Key, Weak<Program>>);
 /// The file, by device and inode, and how it is entered.
 type Key = (u64, u64, GuestKindKey);
 
-/// [`GuestKind`] as a key.
-type GuestKindKey = (u8, String, u64);
+/// [`GuestKind`] as a key: how a program is entered. Within which bounds is each
+/// container's own.
+type GuestKindKey = (u8, String);
 
 impl Programs {
     /// Returns the program in `directory`, loading it if no container runs it.
@@ -109,11 +110,9 @@ impl Programs {
 
 fn kind_key(kind: &GuestKind) -> GuestKindKey {
     match kind {
-        GuestKind::Module { export } => (0, export.clone(), 0),
-        GuestKind::Command => (1, String::new(), 0),
-        GuestKind::Http(limits) => {
-            (2, limits.max_concurrent.to_string(), limits.request_timeout_ms)
-        }
+        GuestKind::Module { export } => (0, export.clone()),
+        GuestKind::Command => (1, String::new()),
+        GuestKind::Http(_) => (2, String::new()),
     }
 }
 
@@ -165,7 +164,7 @@ fn load(
             };
             command.map(Program::Command).map_err(|error| no_entry(&error))
         }
-        GuestKind::Http(limits) => {
+        GuestKind::Http(_) => {
             let component = component(warm, directory, name)?;
             let linked = warm
                 .components
@@ -176,8 +175,7 @@ fn load(
             } else {
                 ProxyPre::new(linked).map(Handler::P2)
             };
-            let handler = handler.map_err(|error| no_entry(&error))?;
-            Ok(Program::Http { handler, limits: limits.clone() })
+            handler.map(Program::Http).map_err(|error| no_entry(&error))
         }
     }
 }

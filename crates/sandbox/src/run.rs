@@ -110,7 +110,7 @@ pub(crate) async fn run(
                 wasi.build(),
                 container.budget(),
                 container.stack.clone(),
-                usize::MAX,
+                None,
             );
             let mut run = Run::new(command.engine(), state, entered);
             let result = match command {
@@ -119,7 +119,7 @@ pub(crate) async fn run(
             };
             run.end(result)
         }
-        (Program::Http { .. }, Ok(_)) => {
+        (Program::Http(_), Ok(_)) => {
             Ending::not_started("an http program has no command to run; it answers requests")
         }
     }

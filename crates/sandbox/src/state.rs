@@ -29,8 +29,8 @@ const TABLE_BYTES: u64 = 64 << 20;
 /// body, a request or the fields of one.
 const HANDLES_PER_SOCKET: usize = 4;
 
-/// Handles, tasks and ends of streams, each, of an instance that answers one request:
-/// there may be many such instances.
+/// Handles, tasks and ends of streams, each, of an instance that answers requests, for
+/// each request that it may answer at once: there may be many such instances.
 pub(crate) const REQUEST_HANDLES: usize = 1024;
 
 /// Handles an instance may number itself, of any kind. wasmtime's default is a
@@ -246,18 +246,19 @@ impl ResourceLimiter for Budget {
 pub(crate) trait Budgeted: Send + 'static {
     fn budget(&mut self) -> &mut Budget;
 
-    /// Whether there may be many such instances at once.
-    fn is_one_of_many(&self) -> bool {
-        false
+    /// Handles, tasks and ends of streams, each, that it may have, if it is one of
+    /// many instances.
+    fn most_handles(&self) -> Option<usize> {
+        None
     }
 }
 
 /// Bounds what wasmtime itself keeps for an instance.
 pub(crate) fn bound<T: Budgeted>(store: &mut Store<T>) {
-    let is_one_of_many = store.data().is_one_of_many();
-    store.set_max_component_handles(if is_one_of_many { REQUEST_HANDLES } else { NUMBERS });
+    let most = store.data().most_handles();
+    store.set_max_component_handles(most.unwrap_or(NUMBERS));
     if let Some(table) = store.concurrent_resource_table() {
-        table.set_max_capacity(if is_one_of_many { REQUEST_HANDLES } else { CONCURRENT });
+        table.set_max_capacity(most.unwrap_or(CONCURRENT));
     }
 }
 
@@ -283,22 +284,20 @@ pub(crate) struct ComponentState {
     outgoing: Hooks,
     budget: Budget,
     stack: Stack,
-    is_one_of_many: bool,
+    most_handles: Option<usize>,
 }
 
 impl ComponentState {
-    /// One that may hold so many handles at most.
-    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack, most: usize) -> Self {
+    /// One that may hold `most` handles; if none, so many as its pod's sockets need.
+    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack, most: Option<usize>) -> Self {
         let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
+        let all = sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(
-            sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES).min(most),
-        );
+        table.set_max_capacity(most.unwrap_or(all).min(all));
         let outgoing = Hooks::new(stack.clone());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
-        let is_one_of_many = most <= REQUEST_HANDLES;
-        Self { wasi, table, http, outgoing, budget, stack, is_one_of_many }
+        Self { wasi, table, http, outgoing, budget, stack, most_handles: most }
     }
 
     /// What calls of `wasi:sockets` work with.
@@ -312,8 +311,8 @@ impl Budgeted for ComponentState {
         &mut self.budget
     }
 
-    fn is_one_of_many(&self) -> bool {
-        self.is_one_of_many
+    fn most_handles(&self) -> Option<usize> {
+        self.most_handles
     }
 }
 

@@ -7,7 +7,7 @@
 //! GET  /headers       the request's method, path, authority and headers
 //! GET  /count         how many requests this instance has answered
 //! GET  /status?code=N answers with that status
-//! GET  /sleep?ms=N    waits first
+//! GET  /sleep?ms=N    waits first; `&spin=M` uses a CPU after that
 //! GET  /spin?ms=N     uses a CPU first
 //! GET  /alloc?mib=N   holds that much memory while it answers
 //! GET  /bytes?count=N a body of that many bytes
@@ -61,6 +61,7 @@ impl wasip3::exports::http::handler::Guest for Server {
             }
             "/sleep" => {
                 monotonic_clock::wait_for(nanoseconds()).await;
+                spin(parameter(query, "spin") * 1_000_000);
                 answer(200, "slept\n")
             }
             "/spin" => {

@@ -30,7 +30,18 @@ type answered struct {
 	cpu      float64 // microseconds of the server's CPU time for a request
 }
 
-// BenchmarkHTTP compares an http pod with `wasmtime serve` of the same component
+// httpCases are the programs that are compared, and how many requests an instance answers.
+var httpCases = []struct {
+	name, program string
+	annotations   map[string]string
+	serve         []string // what says the same to `wasmtime serve`
+}{
+	{"p2", "http", nil, nil}, // one request
+	{"p2-reuse", "http", map[string]string{"http.krustlet.dev/max-instance-reuse-count": "1000"}, []string{"--max-instance-reuse-count=1000"}},
+	{"p3", "http3", nil, nil}, // 128 requests, 16 of them at once
+}
+
+// BenchmarkHTTP compares http pods with `wasmtime serve` of the same component
 // and with a native server that answers the same, in one run and by one way.
 func BenchmarkHTTP(b *testing.B) {
 	if *wasmtime == "" {
@@ -40,15 +51,28 @@ func BenchmarkHTTP(b *testing.B) {
 	if _, err := exec.LookPath("wrk"); err != nil {
 		b.Fatal(err)
 	}
-	pod := s.pods(guest{name: "web", program: "http"})["web"]
-	native, other := portOf(nativePlace, httpPort), portOf(otherPlace, httpPort)
-	hyper := s.beside(native, s.native, "http", native.String())
-	serve := s.beside(other, *wasmtime, "serve", "-S", "cli", "--addr="+other.String(), s.dir+"/pods/http.wasm")
-	servers := []asked{
-		{"krustlet", portOf(pod, httpPort), s.sandboxes},
-		{"wasmtime serve", other, func() time.Duration { return s.clock(serve.Pid()) }},
-		{"native hyper", native, func() time.Duration { return s.clock(hyper.Pid()) }},
+	var guests []guest
+	for _, c := range httpCases {
+		guests = append(guests, guest{name: c.name, program: c.program, annotations: c.annotations})
 	}
+	pods := s.pods(guests...)
+	native := portOf(nativePlace, httpPort)
+	hyper := s.beside(native, s.native, "http", native.String())
+	for i, c := range httpCases {
+		other := portOf(otherPlace, httpPort+uint16(i))
+		args := append([]string{"serve", "-S", "cli", "--addr=" + other.String()}, c.serve...)
+		serve := s.beside(other, *wasmtime, append(args, s.dir+"/pods/"+c.program+".wasm")...)
+		compareHTTP(s, c.name, []asked{
+			{"krustlet", portOf(pods[c.name], httpPort), s.sandboxes},
+			{"wasmtime serve", other, func() time.Duration { return s.clock(serve.Pid()) }},
+			{"native hyper", native, func() time.Duration { return s.clock(hyper.Pid()) }},
+		})
+	}
+}
+
+// compareHTTP asks each server in its turn.
+func compareHTTP(s *standalone, name string, servers []asked) {
+	s.b.Helper()
 	for _, server := range servers {
 		s.load(server, 1, time.Second) // uncounted: pools fill, code is paged in
 	}
@@ -61,7 +85,7 @@ func BenchmarkHTTP(b *testing.B) {
 				results[i] = append(results[i], s.load(servers[i], connections, *duration))
 			}
 		}
-		sayHTTP(b, connections, servers, results)
+		sayHTTP(s.b, name, connections, servers, results)
 	}
 }
 
@@ -117,9 +141,9 @@ func parseWrk(said string) (answered, float64, error) {
 }
 
 // sayHTTP prints all rounds; the first server is compared with the others.
-func sayHTTP(b *testing.B, connections int, servers []asked, results [][]answered) {
+func sayHTTP(b *testing.B, name string, connections int, servers []asked, results [][]answered) {
 	b.Helper()
-	say("\n%d connection(s), %d rounds of %s, in turn: median (least to greatest)", connections, *rounds, *duration)
+	say("\n%s, %d connection(s), %d rounds of %s, in turn: median (least to greatest)", name, connections, *rounds, *duration)
 	figures := []struct {
 		name string
 		of   func(answered) float64
@@ -141,9 +165,9 @@ func sayHTTP(b *testing.B, connections int, servers []asked, results [][]answere
 			say("  %-16s %s / %s: %s", "", servers[0].name, servers[i].name, ratio(against(columns[0], columns[i])))
 		}
 		if figure.name == "requests/s" {
-			b.ReportMetric(summarize(columns[0]).p50, fmt.Sprintf("requests/s-%d", connections))
-			b.ReportMetric(summarize(against(columns[0], columns[1])).p50, fmt.Sprintf("of-wasmtime-%d", connections))
-			b.ReportMetric(summarize(against(columns[0], columns[2])).p50, fmt.Sprintf("of-native-%d", connections))
+			b.ReportMetric(summarize(columns[0]).p50, fmt.Sprintf("requests/s-%s-%d", name, connections))
+			b.ReportMetric(summarize(against(columns[0], columns[1])).p50, fmt.Sprintf("of-wasmtime-%s-%d", name, connections))
+			b.ReportMetric(summarize(against(columns[0], columns[2])).p50, fmt.Sprintf("of-native-%s-%d", name, connections))
 		}
 	}
 }

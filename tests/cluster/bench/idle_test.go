@@ -9,13 +9,18 @@ import (
 func BenchmarkIdle(b *testing.B) {
 	cluster, node := start(b)
 	n := number(b, 100)
-	field := plant(b, cluster, node.Name)
+	field := plantKind(b, cluster, node.Name)
 	field.warm()
 	time.Sleep(*rest)
 	b.ReportMetric(sayIdle(b, look(b, cluster)), "idle-cpu-%")
 	made := field.createMany(n)
 	time.Sleep(*rest)
 	b.ReportMetric(sayIdle(b, look(b, cluster)), "idle-with-pods-cpu-%")
+	if *guestKind == "http" {
+		field.askEach(n)
+		time.Sleep(*rest)
+		b.ReportMetric(sayIdle(b, look(b, cluster)), "idle-again-with-pods-cpu-%")
+	}
 	field.removeMany(made.names)
 }
 

@@ -29,7 +29,7 @@ var (
 	rest    = flag.Duration("rest", 15*time.Second, "memory, idle: how long pods are Ready before they are looked at")
 	seconds = flag.Int("seconds", 60, "idle: how long CPU time is counted")
 
-	guestKind = flag.String("guest", "hello", "memory: what the pods run: hello sleeps, http waits for requests")
+	guestKind = flag.String("guest", "hello", "memory, idle: what the pods run: hello sleeps, http waits for requests")
 	duration  = flag.Duration("duration", 5*time.Second, "http, tcp: how long each is asked in each round")
 	wasmtime  = flag.String("wasmtime", "", "http: the program wasmtime")
 )

@@ -11,15 +11,7 @@ import (
 func BenchmarkMemory(b *testing.B) {
 	cluster, node := start(b)
 	n := number(b, 100)
-	var field *field
-	switch *guestKind {
-	case "hello":
-		field = plant(b, cluster, node.Name)
-	case "http":
-		field = plantOf(b, cluster, node.Name, "http.wasm")
-	default:
-		b.Fatal("-guest is hello or http")
-	}
+	field := plantKind(b, cluster, node.Name)
 	field.warm()
 	time.Sleep(*rest)
 	empty, system := look(b, cluster), machine(b)

@@ -44,6 +44,19 @@ func plant(b *testing.B, cluster *bed.Bed, node string) *field {
 	return plantOf(b, cluster, node, "hello.wasm", "sleep", "3600")
 }
 
+// plantKind is plant for pods of the program that -guest names.
+func plantKind(b *testing.B, cluster *bed.Bed, node string) *field {
+	b.Helper()
+	switch *guestKind {
+	case "hello":
+		return plant(b, cluster, node)
+	case "http":
+		return plantOf(b, cluster, node, "http.wasm")
+	}
+	b.Fatal("-guest is hello or http")
+	return nil
+}
+
 // plantOf is plant for pods of another program.
 func plantOf(b *testing.B, cluster *bed.Bed, node, program string, args ...string) *field {
 	b.Helper()

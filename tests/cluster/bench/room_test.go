@@ -81,6 +81,7 @@ func alone(b *testing.B) *standalone {
 type guest struct {
 	name, program string
 	args          []string
+	annotations   map[string]string
 }
 
 // pods starts pods by `krustlet run -d` and returns their addresses by name.
@@ -98,7 +99,7 @@ func (s *standalone) pods(guests ...guest) map[string]netip.Addr {
 			s.b.Fatal(err)
 		}
 		pod, err := json.Marshal(map[string]any{
-			"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": guest.name},
+			"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": guest.name, "annotations": guest.annotations},
 			"spec": map[string]any{"containers": []any{
 				map[string]any{"name": "main", "image": guest.program, "args": guest.args},
 			}},

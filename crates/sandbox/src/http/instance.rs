@@ -1,32 +1,33 @@
-//! One request, from its instance's birth to its end.
+//! An instance, from the request that it is made for to its end.
+//!
+//! ```text
+//! made ──▶ answering ──▶ waiting for another ──idle time, or its number is full──▶ end
+//!             ▲ └─trap, time over──▶ end │
+//!             └───────────request────────┘
+//! ```
+//!
+//! Of WASI 0.2 it answers one request after the other; how one of 0.3 answers
+//! several at once is in [`together`](super::together).
 
 use std::{
     future::poll_fn,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::Bytes;
-use http::{
-    Request, Response, header,
-    uri::{Authority, Scheme},
-};
+use http::Request;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
     task::unconstrained,
-    time::Instant,
+    time::{Instant, sleep_until, timeout},
 };
 use wasmtime::Store;
 use wasmtime_wasi_http::{
-    Error as HttpError, FieldMap, WasiBody, WasiHttpView,
-    p2::bindings::{ProxyPre, http::types::Scheme as P2Scheme},
-    p3::{self, bindings::ServicePre},
+    Error as HttpError, WasiBody, WasiHttpView,
+    p2::bindings::{Proxy, ProxyPre, http::types::Scheme},
 };
 
-use super::Server;
+use super::{Received, Reply, Server, places::Place, together::together};
 use crate::{
     exit::Ending,
     held::Held,
@@ -35,19 +36,164 @@ use crate::{
     program::Handler,
     run::{Session, store},
     state::{Budgeted, ComponentState, REQUEST_HANDLES},
+    ticker::Metered,
 };
 
-/// What the client is told.
-pub(super) enum Reply {
-    Guest(Response<WasiBody>),
-    /// The guest gave an error for an answer.
-    Refused,
-    BadRequest,
+/// A request on its way to an instance.
+pub(super) struct Asked {
+    pub(super) request: Request<Received>,
+    pub(super) reply: oneshot::Sender<Reply>,
+    /// The right to be answered at the same time as others.
+    pub(super) permit: OwnedSemaphorePermit,
+    /// Until when it is to be answered whole.
+    pub(super) end: Instant,
+}
+
+/// What an answer keeps as long as it waits for its client.
+type Kept = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
+
+/// Until when an instance may go on; none while nothing is asked of it.
+pub(super) type Until = watch::Sender<Option<Instant>>;
+
+/// Waits until an instance's time is over.
+async fn is_over(until: &Until) {
+    let mut changes = until.subscribe();
+    loop {
+        let end = *changes.borrow_and_update();
+        tokio::select! {
+            biased;
+            // Both may be dropped and asked again. Closed never: it is borrowed.
+            _ = changes.changed() => {}
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => return,
+        }
+    }
 }
 
 impl Server {
+    /// Has a request answered: by an instance that waits for one, or by a new one.
+    pub(super) fn begin(self: &Arc<Self>, asked: Asked) {
+        if let Err(asked) = self.places.hand(asked) {
+            let instance = Arc::clone(self).instance(asked);
+            self.lock_instances().spawn(instance);
+        }
+    }
+
+    /// Lives as long as an instance does.
+    async fn instance(self: Arc<Self>, first: Asked) {
+        let (place, until) = (self.places.place(), Until::new(Some(first.end)));
+        let guest = self.live(first, place, &until);
+        let usage = Arc::clone(&self.container.usage);
+        tokio::select! {
+            biased;
+            // Past its time a guest is dropped, and with it a body half sent.
+            () = is_over(&until) => {}
+            () = Metered::new(guest, Arc::clone(&self.ticker), usage) => {}
+        }
+        self.leave(place);
+    }
+
+    /// An instance waits no more; what it was handed and has not seen is another's.
+    pub(super) fn leave(self: &Arc<Self>, place: Place) {
+        if let Some(asked) = self.places.withdraw(place) {
+            self.begin(asked);
+        }
+    }
+
+    async fn live(self: &Arc<Self>, first: Asked, place: Place, until: &Until) {
+        let stream = |stream| Box::new(LogStream::new(Arc::clone(&self.container.log), stream));
+        let session = Session {
+            args: self.container.spec.args.clone(),
+            stdin: None,
+            stdout: stream(log::Stream::Stdout),
+            stderr: stream(log::Stream::Stderr),
+            listens: false,
+        };
+        let mut wasi = match session.wasi(&self.container) {
+            Ok(wasi) => wasi,
+            Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
+        };
+        let at_once = match &self.handler {
+            Handler::P2(_) => 1,
+            Handler::P3(_) => self.at_once_in_one,
+        };
+        let state = ComponentState::new(
+            wasi.build(),
+            self.container.budget(),
+            self.container.stack.clone(),
+            Some(REQUEST_HANDLES.saturating_mul(at_once)),
+        );
+        let mut store = store(self.handler.engine(), state, || {});
+        // It yields by its epochs.
+        let ended = match &self.handler {
+            Handler::P2(handler) => {
+                unconstrained(self.in_turn(&mut store, handler, first, place, until)).await
+            }
+            Handler::P3(handler) => {
+                unconstrained(together(self, &mut store, handler, first, place, until)).await
+            }
+        };
+        if let Err(error) = ended {
+            let denied = store.data_mut().budget().denied();
+            let ending = Ending::of(Err(error), denied, true);
+            let is_in_time = until.borrow().is_none_or(|end| Instant::now() < end);
+            if ending.code != 0 && is_in_time {
+                self.complain(&format!("a request failed: {}\n", ending.message));
+            }
+        }
+    }
+
+    /// Answers one request after the other by `wasi:http/incoming-handler`.
+    async fn in_turn(
+        self: &Arc<Self>,
+        store: &mut Store<ComponentState>,
+        handler: &ProxyPre<ComponentState>,
+        first: Asked,
+        place: Place,
+        until: &Until,
+    ) -> wasmtime::Result<()> {
+        let instance = handler.instantiate_async(&mut *store).await?;
+        let mut asked = first;
+        let mut left = self.reuse;
+        loop {
+            let Asked { request, reply, permit, end } = asked;
+            until.send_replace(Some(end));
+            let kept = Kept::default();
+            let request = self.bounded(request);
+            answer(store, &instance, request, reply, Arc::clone(&kept)).await?;
+            self.let_go(permit, &kept);
+            left -= 1;
+            if left == 0 {
+                return Ok(());
+            }
+            until.send_replace(None);
+            match self.next(place).await {
+                Some(next) => asked = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The next request may have its turn, though the end of this answer may still
+    /// wait for its client; but only so many do, and each further one keeps its turn.
+    fn let_go(&self, permit: OwnedSemaphorePermit, kept: &Kept) {
+        if Arc::strong_count(kept) > 1 {
+            let place = Arc::clone(&self.untaken).try_acquire_owned().unwrap_or(permit);
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        }
+    }
+
+    /// The next request for an instance that has none; nothing if it is to end.
+    async fn next(&self, place: Place) -> Option<Asked> {
+        let next = poll_fn(|context| self.places.poll(place, context));
+        match timeout(self.idle_instance_time, next).await {
+            Ok(next) => next,
+            // It may have been handed one in the same moment.
+            Err(_) => self.places.withdraw(place),
+        }
+    }
+
     /// A request whose body ends with an error when it is too large.
-    fn bounded(&self, request: Request<Incoming>) -> Request<WasiBody> {
+    pub(super) fn bounded(&self, request: Request<Received>) -> Request<WasiBody> {
         let Some(most) = self.max_body else {
             return request.map(|body| body.map_err(HttpError::from).boxed_unsync());
         };
@@ -62,165 +208,25 @@ impl Server {
             Limited::new(body, bytes).map_err(told).boxed_unsync()
         })
     }
-
-    /// Answers a request by an instance of its own, until that has ended.
-    pub(super) async fn instance(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        reply: oneshot::Sender<Reply>,
-        permit: OwnedSemaphorePermit,
-        end: Instant,
-    ) {
-        let stream = |stream| Box::new(LogStream::new(Arc::clone(&self.container.log), stream));
-        let session = Session {
-            args: self.container.spec.args.clone(),
-            stdin: None,
-            stdout: stream(log::Stream::Stdout),
-            stderr: stream(log::Stream::Stderr),
-            listens: false,
-        };
-        let mut wasi = match session.wasi(&self.container) {
-            Ok(wasi) => wasi,
-            Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
-        };
-        let state = ComponentState::new(
-            wasi.build(),
-            self.container.budget(),
-            self.container.stack.clone(),
-            REQUEST_HANDLES,
-        );
-        let mut store = store(self.handler.engine(), state, || {});
-        let request = self.bounded(request);
-        // It yields by its epochs.
-        let called = match &self.handler {
-            Handler::P2(handler) => unconstrained(p2(&mut store, handler, request, reply)).await,
-            Handler::P3(handler) => unconstrained(p3(&mut store, handler, request, reply)).await,
-        };
-        if let Err(error) = called {
-            let denied = store.data_mut().budget().denied();
-            let ending = Ending::of(Err(error), denied, true);
-            if ending.code != 0 && Instant::now() < end {
-                self.complain(&format!("a request failed: {}\n", ending.message));
-            }
-        }
-        drop(permit);
-    }
 }
 
 /// Calls `wasi:http/incoming-handler`.
-async fn p2(
+async fn answer(
     store: &mut Store<ComponentState>,
-    handler: &ProxyPre<ComponentState>,
+    instance: &Proxy,
     request: Request<WasiBody>,
     reply: oneshot::Sender<Reply>,
+    kept: Kept,
 ) -> wasmtime::Result<()> {
-    let Ok(request) = store.data_mut().http().new_incoming_request(P2Scheme::Http, request) else {
+    let Ok(request) = store.data_mut().http().new_incoming_request(Scheme::Http, request) else {
         let _ = reply.send(Reply::BadRequest);
         return Ok(());
     };
     // The answer goes out as soon as the guest gives it; the guest may run on.
     let out = store.data_mut().http().new_response_outparam_from_callback(move |answer| {
+        let answer = answer.map(|answer| answer.map(|body| Held::new(body, kept).boxed_unsync()));
         // Whoever asked may have left.
         let _ = reply.send(answer.map_or(Reply::Refused, Reply::Guest));
     })?;
-    let instance = handler.instantiate_async(&mut *store).await?;
     instance.wasi_http_incoming_handler().call_handle(store, request, out).await
-}
-
-/// Calls `wasi:http/handler`. The answer's body is made while it is sent, and
-/// the guest may run on after that.
-async fn p3(
-    store: &mut Store<ComponentState>,
-    handler: &ServicePre<ComponentState>,
-    request: Request<WasiBody>,
-    reply: oneshot::Sender<Reply>,
-) -> wasmtime::Result<()> {
-    let Some(request) = p3_request(store, request) else {
-        let _ = reply.send(Reply::BadRequest);
-        return Ok(());
-    };
-    let service = handler.instantiate_async(&mut *store).await?;
-    let answered = store.run_concurrent(async |accessor| -> wasmtime::Result<()> {
-        let Ok(answer) = service.handle(accessor, request).await? else {
-            let _ = reply.send(Reply::Refused);
-            return Ok(());
-        };
-        let (told, sent) = oneshot::channel();
-        // An answer that nobody wants any more was not sent.
-        let sent = async move { sent.await.unwrap_or(Err(HttpError::ConnectionTerminated)) };
-        let answer = accessor.with(|mut store| answer.into_http(&mut store, sent))?;
-        let (kept, gone) = oneshot::channel::<()>();
-        let answer = answer.map(|body| Held::new(Watched::new(body, told), kept).boxed_unsync());
-        if reply.send(Reply::Guest(answer)).is_ok() {
-            // Nothing is ever sent: this is its end.
-            let _ = gone.await;
-        }
-        poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
-        Ok(())
-    });
-    answered.await?
-}
-
-/// A request as the guest gets it; none without a host.
-fn p3_request(
-    store: &mut Store<ComponentState>,
-    request: Request<WasiBody>,
-) -> Option<p3::Request> {
-    let (parts, body) = request.into_parts();
-    let authority = match parts.uri.authority() {
-        Some(authority) => authority.clone(),
-        None => Authority::try_from(parts.headers.get(header::HOST)?.as_bytes()).ok()?,
-    };
-    let path = parts.uri.path_and_query().cloned();
-    let headers = FieldMap::new_immutable(store.data_mut().http().hooks, parts.headers);
-    let scheme = Some(Scheme::HTTP);
-    let (request, _done) =
-        p3::Request::new(parts.method, scheme, Some(authority), path, headers, None, body);
-    Some(request)
-}
-
-/// A body that tells whether all of it was taken.
-struct Watched {
-    body: WasiBody,
-    is_over: bool,
-    told: Option<oneshot::Sender<Result<(), HttpError>>>,
-}
-
-impl Watched {
-    fn new(body: WasiBody, told: oneshot::Sender<Result<(), HttpError>>) -> Self {
-        Self { body, is_over: false, told: Some(told) }
-    }
-}
-
-impl Body for Watched {
-    type Data = Bytes;
-    type Error = HttpError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        self.is_over |= frame.is_none();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        // Who has been told the length does not ask for the end.
-        let is_over = self.is_over || self.body.is_end_stream();
-        let how = if is_over { Ok(()) } else { Err(HttpError::ConnectionTerminated) };
-        if let Some(told) = self.told.take() {
-            let _ = told.send(how);
-        }
-    }
 }

@@ -452,7 +452,7 @@ pub(crate) fn statistics_tell_memory_and_processor_time() {
 }
 
 /// Waits for a condition, within the limit of all waits here.
-pub(crate) fn wait_until(condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + crate::fixture::LIMIT;
     while !condition() {
         assert!(std::time::Instant::now() < end, "it does not come true");

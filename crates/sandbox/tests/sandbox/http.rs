@@ -34,9 +34,27 @@ pub(crate) fn serve_as(
     request_timeout_ms: u64,
     change: impl FnOnce(Make) -> Make,
 ) -> Server {
+    serve_within(sandbox, HttpLimits { request_timeout_ms, ..LIMITS }, change)
+}
+
+/// Four requests at once, and what the program does is waited for.
+const LIMITS: HttpLimits = HttpLimits {
+    max_concurrent: 4,
+    request_timeout_ms: 3_600_000,
+    idle_timeout_ms: 60_000,
+    max_body_bytes: None,
+    max_instance_reuse: None,
+    max_instance_concurrent_reuse: None,
+    idle_instance_timeout_ms: 1000,
+};
+
+fn serve_within(
+    sandbox: &Sandbox,
+    limits: HttpLimits,
+    change: impl FnOnce(Make) -> Make,
+) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let limits = HttpLimits { max_concurrent: 4, request_timeout_ms, ..HttpLimits::default() };
     let make = Make {
         guest: GuestKind::Http(limits),
         listener: Some(listener),
@@ -60,6 +78,26 @@ impl Server {
     fn get(&self, path: &str) -> (u16, String) {
         read(self.send(path))
     }
+
+    /// Which request of its instance one is.
+    fn count(&self) -> u32 {
+        let (code, text) = self.get("/count");
+        assert_eq!(code, 200, "{text}");
+        let body = text.split_once("\r\n\r\n").unwrap().1;
+        // It may come in chunks.
+        let number = body.lines().filter_map(|line| line.trim().parse().ok()).collect::<Vec<u32>>();
+        match number[..] {
+            [count] | [_, count, 0] => count,
+            _ => panic!("{text:?}"),
+        }
+    }
+}
+
+/// Bytes that the guests of a sandbox with one container have, and the nanoseconds of
+/// processor time that they took.
+fn used(sandbox: &Sandbox) -> (u64, u64) {
+    let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else { panic!() };
+    (containers[0].memory_bytes, containers[0].cpu_ns)
 }
 
 fn read(mut stream: TcpStream) -> (u16, String) {
@@ -72,13 +110,13 @@ fn read(mut stream: TcpStream) -> (u16, String) {
 
 pub(crate) fn requests_are_answered_each_by_its_own_instance() {
     let zygote = Zygote::start();
-    for program in PROGRAMS {
+    // That is what an instance of 0.2 is for, and one of 0.3 if it is said.
+    for (program, max_instance_reuse) in PROGRAMS.into_iter().zip([None, Some(1)]) {
         let sandbox = zygote.sandbox();
-        let server = serve(&sandbox, program, 10_000, None);
+        let limits = HttpLimits { max_instance_reuse, ..LIMITS };
+        let server = serve_within(&sandbox, limits, |make| make.code(compiled(program)));
         for _ in 0..3 {
-            let (code, text) = server.get("/count");
-            assert_eq!(code, 200);
-            assert!(text.contains("\r\n1\n") || text.ends_with("1\n\r\n0\r\n\r\n"), "{text}");
+            assert_eq!(server.count(), 1);
         }
         assert!(server.get("/env").1.contains("COLOUR=green"));
         assert_eq!(server.get("/status?code=418").0, 418);
@@ -90,16 +128,96 @@ pub(crate) fn requests_are_answered_each_by_its_own_instance() {
         for stream in waiting {
             assert_eq!(read(stream).0, 200);
         }
-        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
-            panic!()
+        assert!(used(&sandbox).1 > 50_000_000);
+        wait_until(|| used(&sandbox).0 == 0);
+    }
+}
+
+pub(crate) fn an_instance_answers_as_many_requests_as_it_may() {
+    let zygote = Zygote::start();
+    for program in PROGRAMS {
+        let sandbox = zygote.sandbox();
+        let limits = HttpLimits {
+            max_instance_reuse: Some(3),
+            idle_instance_timeout_ms: 3_600_000,
+            ..LIMITS
         };
-        assert!(containers[0].cpu_ns > 50_000_000, "{containers:?}");
-        wait_until(|| {
-            let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
-                panic!()
-            };
-            containers[0].memory_bytes == 0
-        });
+        let server = serve_within(&sandbox, limits, |make| make.code(compiled(program)));
+        // One that is still about its last request is not handed the next.
+        let counts: Vec<_> = (0..20).map(|_| server.count()).collect();
+        assert_eq!(counts.iter().max(), Some(&3), "{counts:?}");
+        wait_until(|| server.count() == 2);
+        assert!(used(&sandbox).0 > 0, "it waits for another request");
+        // One that it goes down with.
+        assert_eq!(server.get("/trap").0, 500);
+        assert_eq!(server.get("/").0, 200);
+        // Nobody waits for those that wait.
+        sandbox.stop(&server.id, 3_600_000);
+        assert_eq!(sandbox.exit(&server.id).exit_code, 143);
+    }
+}
+
+pub(crate) fn an_instance_that_is_not_asked_ends() {
+    let zygote = Zygote::start();
+    for program in PROGRAMS {
+        let sandbox = zygote.sandbox();
+        let limits =
+            HttpLimits { max_instance_reuse: Some(1000), idle_instance_timeout_ms: 50, ..LIMITS };
+        let server = serve_within(&sandbox, limits, |make| make.code(compiled(program)));
+        assert_eq!(server.get("/").0, 200);
+        wait_until(|| used(&sandbox).0 == 0);
+        assert_eq!(server.count(), 1);
+    }
+}
+
+pub(crate) fn requests_that_wait_share_an_instance_of_version_3() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limits = HttpLimits {
+        max_concurrent: 64,
+        max_instance_reuse: Some(5),
+        max_instance_concurrent_reuse: Some(4),
+        idle_instance_timeout_ms: 3_600_000,
+        ..LIMITS
+    };
+    let server = serve_within(&sandbox, limits, |make| make.code(compiled("http3.wasm")));
+    let mut waiting = vec![server.send("/sleep?ms=3600000")];
+    // An instance that has answered nothing else counts from one.
+    let mut last = 0;
+    wait_until(|| {
+        let count = server.count();
+        let is_anothers = count != 1 && count != last + 1;
+        last = count;
+        is_anothers
+    });
+    // Four times as many as one may have at once are in four instances at least.
+    waiting.extend((0..15).map(|_| server.send("/sleep?ms=3600000")));
+    wait_until(|| used(&sandbox).0 >= 4 << 20);
+}
+
+pub(crate) fn an_instance_that_computes_keeps_nobody_waiting() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limits = HttpLimits { idle_instance_timeout_ms: 3_600_000, ..LIMITS };
+    let server = serve_within(&sandbox, limits, |make| make.code(compiled("http3.wasm")));
+    assert_eq!(server.count(), 1);
+    // It waits, so that it would take another; then it computes for ever.
+    let _busy = server.send("/sleep?ms=100&spin=3600000");
+    wait_until(|| used(&sandbox).1 > 200_000_000);
+    assert_eq!(server.count(), 1, "by a new one");
+    assert_eq!(server.count(), 2);
+}
+
+pub(crate) fn containers_of_one_program_have_their_own_bounds() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    for (most, code) in [(Some(10), 413), (None, 200), (Some(1000), 200)] {
+        let limits = HttpLimits { max_body_bytes: most, ..LIMITS };
+        let server = serve_within(&sandbox, limits, |make| make);
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        let head = "POST /echo HTTP/1.0\r\nHost: test\r\nContent-Length: 20\r\n\r\n";
+        stream.write_all(format!("{head}{}", ".".repeat(20)).as_bytes()).unwrap();
+        assert_eq!(read(stream).0, code, "{most:?}");
     }
 }
 
@@ -165,12 +283,7 @@ pub(crate) fn a_stopped_server_finishes_what_it_has_begun() {
         let sandbox = zygote.sandbox();
         let server = serve(&sandbox, program, 60_000, None);
         let begun = server.send("/sleep?ms=500");
-        wait_until(|| {
-            let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
-                panic!()
-            };
-            containers[0].memory_bytes > 0
-        });
+        wait_until(|| used(&sandbox).0 > 0);
         sandbox.stop(&server.id, 20_000);
         assert_eq!(read(begun).0, 200);
         let exit = sandbox.exit(&server.id);
@@ -185,12 +298,7 @@ pub(crate) fn a_server_that_does_not_finish_in_time_is_killed() {
         let sandbox = zygote.sandbox();
         let server = serve(&sandbox, program, 3_600_000, None);
         let _begun = server.send("/spin?ms=3600000");
-        wait_until(|| {
-            let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
-                panic!()
-            };
-            containers[0].cpu_ns > 10_000_000
-        });
+        wait_until(|| used(&sandbox).1 > 10_000_000);
         // A second request shortens the first.
         sandbox.stop(&server.id, 3_600_000);
         let asked = Instant::now();
@@ -271,12 +379,7 @@ pub(crate) fn a_handler_sees_the_request_and_may_go_on_after_its_answer() {
     let mut stream = server.send("/bytes?count=1000000000");
     stream.read_exact(&mut vec![0; 100_000]).unwrap();
     drop(stream);
-    wait_until(|| {
-        let SandboxReply::Stats { containers } = sandbox.ask(SandboxRequest::Stats) else {
-            panic!()
-        };
-        containers[0].memory_bytes == 0
-    });
+    wait_until(|| used(&sandbox).0 == 0);
 }
 
 pub(crate) fn a_handler_calls_other_servers_by_its_pods_network() {
@@ -326,4 +429,63 @@ pub(crate) fn so_many_requests_wait_and_no_more() {
     }
     assert_eq!(server.get("/").0, 503, "there is no place for it either");
     told.try_recv().unwrap_err();
+}
+
+pub(crate) fn who_sends_what_nobody_wants_hears_why() {
+    let zygote = Zygote::start();
+    for program in PROGRAMS {
+        let sandbox = zygote.sandbox();
+        let limits = HttpLimits { max_body_bytes: Some(10), ..LIMITS };
+        let server = serve_within(&sandbox, limits, |make| make.code(compiled(program)));
+        // More than is on its way at once, so that most of it comes after the answer.
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let length = 16 << 20;
+        write!(stream, "POST /echo HTTP/1.0\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")
+            .unwrap();
+        for _ in 0..length >> 20 {
+            stream.write_all(&vec![b'.'; 1 << 20]).unwrap();
+        }
+        assert_eq!(read(stream).0, 413);
+    }
+}
+
+/// A client of HTTP/2 that asks for `/` a hundred times and takes no byte of any answer.
+fn takes_nothing(server: &Server) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let frame = |kind: u8, flags: u8, of: u32, payload: &[u8]| {
+        let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(of.to_be_bytes());
+        frame.extend(payload);
+        frame
+    };
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    bytes.extend(frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    for request in 0..100 {
+        // GET, http, /, and an authority (RFC 7541, appendix A); the end of the
+        // headers and of the stream.
+        bytes.extend(frame(1, 5, 2 * request + 1, b"\x82\x86\x84\x01\x04test"));
+    }
+    stream.write_all(&bytes).unwrap();
+    stream
+}
+
+pub(crate) fn answers_that_nobody_takes_are_bounded() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, "http.wasm", 1000, None);
+    // 256 may wait for their clients, and then four keep their turn. Some of a
+    // hundred at once may wait for it too long.
+    let mut clients = Vec::new();
+    wait_until(|| {
+        clients.push(takes_nothing(&server));
+        server.get("/").0 == 503
+    });
+    assert!(clients.len() > 2, "{} clients", clients.len());
+    // Nor is it a matter of time.
+    assert_eq!(server.get("/").0, 503);
+    drop(clients);
+    wait_until(|| server.get("/").0 == 200);
 }

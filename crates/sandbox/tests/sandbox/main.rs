@@ -70,6 +70,13 @@ const TESTS: &[Test] = tests! {
         statistics_tell_memory_and_processor_time;
     http:
         requests_are_answered_each_by_its_own_instance,
+        an_instance_answers_as_many_requests_as_it_may,
+        an_instance_that_is_not_asked_ends,
+        requests_that_wait_share_an_instance_of_version_3,
+        an_instance_that_computes_keeps_nobody_waiting,
+        containers_of_one_program_have_their_own_bounds,
+        who_sends_what_nobody_wants_hears_why,
+        answers_that_nobody_takes_are_bounded,
         a_request_that_traps_fails_alone_and_is_logged,
         a_request_that_takes_too_long_is_cut_off,
         a_request_that_waits_too_long_for_its_turn_is_turned_away,
