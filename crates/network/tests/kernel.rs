@@ -489,6 +489,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
         node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
+        node.network.restored();
         let new = node.pod("two", 80)[0];
         assert_eq!(call(new).unwrap(), "two 10.244.1.1");
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     PodUid,
     bandwidth::{SocketAnnotationError, SocketAnnotations},
+    observed::PodObserved,
 };
 use krustlet_network::{AddressError, Network, NetworkState};
 use krustlet_protocol::{Names, PodNetwork, SocketLimits};
@@ -57,6 +58,12 @@ pub(crate) fn find(network: &Network, pod: &Pod, uid: &PodUid) -> Result<Place, 
             Ok(Place { kind: NetworkKind::Pods, addresses })
         }
     }
+}
+
+/// The place of a pod that was left by an agent which had but one.
+pub(crate) fn of_older_agent(observed: &PodObserved) -> Option<Place> {
+    let addresses = observed.pod_ips.clone();
+    observed.sandbox_ready.then_some(Place { kind: NetworkKind::Node, addresses })
 }
 
 /// The node's bounds, and those that the pod's annotations put in their place. A

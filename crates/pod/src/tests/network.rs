@@ -22,11 +22,20 @@ fn of_host_network() -> Value {
     }))
 }
 
+/// As [`one`], by another name.
+fn named(name: &str) -> Value {
+    let mut pod = one("Always");
+    pod["metadata"]["name"] = name.into();
+    pod["metadata"]["uid"] = name.into();
+    pod
+}
+
 fn second() -> Value {
-    let mut second = one("Always");
-    second["metadata"]["name"] = "p2".into();
-    second["metadata"]["uid"] = "u2".into();
-    second
+    named("u2")
+}
+
+fn address_of(bed: &Bed, uid: &str) -> Option<String> {
+    bed.shared.with(|world| world.last_status(uid)?.pod_ip.clone())
 }
 
 /// Whether the address is nobody's.
@@ -113,6 +122,67 @@ async fn a_new_agent_keeps_what_pods_have_before_it_gives_any() {
         assert_eq!(world.last_status("u").unwrap().pod_ip, before.pod_ip);
     });
     bed.stop().await;
+}
+
+/// Threads are needed: pods run as soon as they are taken up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pod_that_waited_gets_no_address_that_another_goes_on_with() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    let living: Vec<String> = (10..40).map(|number| format!("b{number}")).collect();
+    for name in &living {
+        bed.put(named(name));
+    }
+    for name in &living {
+        bed.until_status(name, "it is Ready", is_ready).await;
+    }
+    bed.network.show(NetworkState::Waiting("no podCIDR any more".into()));
+    bed.put(named("a"));
+    bed.until("it says what it waits for", |world| world.has_event("NetworkNotReady")).await;
+
+    let bed = bed.stop().await.next(true).await;
+    bed.until_status("a", "it is Ready", is_ready).await;
+    let new = address_of(&bed, "a");
+    for name in &living {
+        assert_ne!(address_of(&bed, name), new, "{name} goes on with it");
+    }
+    // It did not have to ask twice.
+    assert!(!bed.shared.with(|world| world.has_event("FailedCreatePodSandBox")));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_claims_anothers_address_gets_another_and_another_sandbox() {
+    for first_lives in [true, false] {
+        let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+        bed.put(named("a"));
+        bed.until_status("a", "it is Ready", is_ready).await;
+        bed.put(named("b"));
+        bed.until_status("b", "it is Ready", is_ready).await;
+        let left = bed.stop().await;
+        // As an agent may have left it that did not know who had which.
+        let path = left.home_path().join("pods/b/checkpoint.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("10.244.1.3", "10.244.1.2")).unwrap();
+        if !first_lives {
+            left.shared.with(|world| world.sandboxes.remove(&PodUid::new("a")));
+        }
+        let bed = left.next(true).await;
+        bed.until("the two are at places of their own", |world| {
+            let address = |uid: &str| world.last_status(uid)?.pod_ip.clone();
+            world.places.len() == 3
+                && world.sandboxes.len() == 2
+                && address("a").is_some()
+                && address("b").is_some()
+                && address("a") != address("b")
+        })
+        .await;
+        let ended = bed.shared.with(|world| world.count(&Call::StopSandbox));
+        assert_eq!(ended, usize::from(first_lives), "one that lives has it");
+        if !first_lives {
+            assert_eq!(address_of(&bed, "b").as_deref(), Some("10.244.1.2"));
+        }
+        bed.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
