@@ -109,6 +109,9 @@ pub(super) struct World {
     pub(super) rules: Vec<PodNetwork>,
     /// How often a sandbox does not take what it is told.
     pub(super) refuse_rules: usize,
+    /// Whether sandboxes take their time for what they are told, until they are
+    /// let go on.
+    pub(super) slow_rules: Option<watch::Receiver<bool>>,
     /// Whether sandboxes end without anybody hearing of it.
     pub(super) ends_unheard: bool,
     /// Whether sandboxes take other limits.
@@ -405,7 +408,13 @@ impl PodRuntime for Shared {
             world.rules.push(network);
             Ok(())
         });
-        Box::pin(async { result })
+        let slow = self.with(|world| world.slow_rules.clone());
+        Box::pin(async {
+            if let Some(mut slow) = slow {
+                slow.wait_for(|may_go_on| *may_go_on).await.unwrap();
+            }
+            result
+        })
     }
 
     fn exec(

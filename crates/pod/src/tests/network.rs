@@ -347,6 +347,58 @@ async fn a_pods_annotations_bound_its_sockets_also_while_it_lives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_is_told_one_thing_at_a_time_and_the_newest_last() {
+    let bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.api_port = Some(10250));
+    let mut bed = bed.stop().await.next(true).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let (go_on, slow) = tokio::sync::watch::channel(false);
+    bed.shared.with(|world| world.slow_rules = Some(slow));
+    let bound =
+        |sockets: &str| with_annotations(json!({"network.krustlet.dev/max-sockets": sockets}));
+    bed.put(bound("1"));
+    bed.until("it is told", |world| world.rules.len() == 1).await;
+    // Each in its own way, while the first is under way.
+    bed.put(bound("2"));
+    bed.network.show_node(&["172.17.0.1".parse().unwrap()]);
+    tokio::time::sleep(std::time::Duration::from_secs(100)).await;
+    assert_eq!(
+        bed.shared.with(|world| world.rules.len()),
+        1,
+        "the second might overtake the first"
+    );
+
+    go_on.send_replace(true);
+    bed.until("it is told the newest", |world| {
+        let newest = world.rules.last().unwrap();
+        newest.limits.sockets == 2 && refuses(newest, "172.17.0.1", 10250)
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(100)).await;
+    assert_eq!(bed.shared.with(|world| world.rules.len()), 2, "once is enough");
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_sandbox_is_told_again_if_the_one_before_it_was_being_told() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let (go_on, slow) = tokio::sync::watch::channel(false);
+    bed.shared.with(|world| world.slow_rules = Some(slow));
+    bed.put(with_annotations(json!({"network.krustlet.dev/max-sockets": "1"})));
+    bed.until("it is told", |world| world.rules.len() == 1).await;
+    bed.shared.kill_sandbox("u");
+    bed.until("another is made", |world| world.places.len() == 2).await;
+    // What was under way may reach the new one.
+    go_on.send_replace(true);
+    bed.until("it is told again", |world| world.rules.len() == 2).await;
+    bed.until_status("u", "it is Ready again", is_ready).await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_whose_annotations_make_no_sense_is_refused() {
     let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
     bed.put(with_annotations(json!({"kubernetes.io/ingress-bandwidth": "10"})));
