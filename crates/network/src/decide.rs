@@ -124,24 +124,55 @@ fn none(facts: &Facts<'_>, without: impl Fn(String) -> Decision) -> Decision {
     }
 }
 
-/// Failures in a row after which a node that never led to pods lets them share
-/// its address: a quarter of a minute.
+/// Failures in a row after which one is not believed to pass: a quarter of a
+/// minute.
 const FAILURES: u32 = 3;
 
-/// Whether pods share the node's address after the links could not be made, or
-/// wait for the next try.
+/// The links could not be made, or not be put right.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    /// What is asked for.
+    pub(crate) mode: Mode,
+    /// Whether a right or a part of the kernel is missing.
+    pub(crate) is_permanent: bool,
+    /// Whether it ever worked on this machine before the agent started.
+    pub(crate) was_led: bool,
+    /// Whether it worked since.
+    pub(crate) is_led: bool,
+    /// Whether new pods get addresses of the very ranges that it is about.
+    pub(crate) is_shown: bool,
+    /// So many, in a row.
+    pub(crate) failures: u32,
+}
+
+/// What becomes of new pods after a failure. Those that have addresses keep them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterFailure {
+    /// They get addresses as before.
+    GoOn,
+    /// They wait for the next try.
+    Wait,
+    /// They share the node's address.
+    Share,
+}
+
+/// Decides what becomes of new pods after a failure.
 ///
-/// Who shares it does so for as long as it lives, so that a passing failure is
-/// waited for: for ever if it ever worked on this machine (`was_led`), for
-/// [`FAILURES`] tries if not. One that is `permanent` is not waited for.
+/// Who shares the node's address does so for as long as it lives, so that a
+/// passing failure is waited for: for ever if it ever worked on this machine, for
+/// [`FAILURES`] tries if not. One that is permanent is not waited for, unless it
+/// worked under this very agent.
 #[must_use]
-pub(crate) fn shares_after_failure(
-    mode: Mode,
-    is_permanent: bool,
-    was_led: bool,
-    failures: u32,
-) -> bool {
-    mode == Mode::Auto && (is_permanent || (!was_led && failures >= FAILURES))
+pub(crate) fn after_failure(failure: Failure) -> AfterFailure {
+    let Failure { mode, is_permanent, was_led, is_led, is_shown, failures } = failure;
+    let lasts = failures >= FAILURES;
+    if is_shown && !lasts {
+        AfterFailure::GoOn
+    } else if mode == Mode::Auto && !is_led && (is_permanent || (!was_led && lasts)) {
+        AfterFailure::Share
+    } else {
+        AfterFailure::Wait
+    }
 }
 
 #[cfg(test)]
@@ -217,14 +248,37 @@ mod tests {
         assert!(matches!(decide(&seen), Decision::Host(Some(_))));
     }
 
+    fn failure(failures: u32) -> Failure {
+        let mode = Mode::Auto;
+        let (is_permanent, was_led, is_led, is_shown) = (false, false, false, false);
+        Failure { mode, is_permanent, was_led, is_led, is_shown, failures }
+    }
+
     #[test]
     fn a_passing_failure_does_not_make_pods_share_the_nodes_address() {
+        use AfterFailure::{Share, Wait};
         for failures in [1, FAILURES, u32::MAX] {
-            assert!(!shares_after_failure(Mode::Auto, false, true, failures));
-            assert!(!shares_after_failure(Mode::Own, true, false, failures));
-            assert!(shares_after_failure(Mode::Auto, true, true, failures));
+            let seen = failure(failures);
+            assert_eq!(after_failure(Failure { was_led: true, ..seen }), Wait);
+            assert_eq!(after_failure(Failure { is_led: true, ..seen }), Wait);
+            let permanent = Failure { is_permanent: true, ..seen };
+            assert_eq!(after_failure(Failure { was_led: true, ..permanent }), Share);
+            assert_eq!(after_failure(Failure { is_led: true, ..permanent }), Wait);
+            assert_eq!(after_failure(Failure { mode: Mode::Own, ..permanent }), Wait);
         }
-        assert!(!shares_after_failure(Mode::Auto, false, false, FAILURES - 1));
-        assert!(shares_after_failure(Mode::Auto, false, false, FAILURES));
+        assert_eq!(after_failure(failure(FAILURES - 1)), Wait);
+        assert_eq!(after_failure(failure(FAILURES)), Share);
+    }
+
+    #[test]
+    fn a_failure_that_lasts_holds_new_pods_up_and_at_once_if_the_range_is_another() {
+        for mode in [Mode::Auto, Mode::Own] {
+            let seen =
+                |failures| Failure { mode, was_led: true, is_led: true, ..failure(failures) };
+            let shown = |failures| Failure { is_shown: true, ..seen(failures) };
+            assert_eq!(after_failure(shown(FAILURES - 1)), AfterFailure::GoOn);
+            assert_eq!(after_failure(shown(FAILURES)), AfterFailure::Wait);
+            assert_eq!(after_failure(seen(1)), AfterFailure::Wait);
+        }
     }
 }

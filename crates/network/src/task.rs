@@ -35,7 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     allowed::NodeAddresses,
-    decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide, shares_after_failure},
+    decide::{
+        AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, decide,
+    },
     ensure::{Changes, EnsureError, ensure, lead_to_peers, node_addresses, withdraw},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
@@ -384,7 +386,7 @@ impl NetworkTask {
                 LOOK
             }
             Err(error) => {
-                self.failed(&error, current.is_some());
+                self.failed(&error, current.as_ref());
                 RETRY
             }
         }
@@ -508,23 +510,28 @@ impl NetworkTask {
         self.failures = 0;
     }
 
-    fn failed(&mut self, error: &EnsureError, is_wanted: bool) {
+    /// Something failed that was done for `current`, if new pods are to get any.
+    fn failed(&mut self, error: &EnsureError, current: Option<&PodRanges>) {
         let chain = Chain(error).to_string();
         if self.failures == 0 {
             tracing::error!(error = chain, "the pods' network is not in order");
         }
         self.failures = self.failures.saturating_add(1);
-        // Pods that have addresses keep them; what is broken is tried again.
-        if self.is_led || !is_wanted {
-            return;
+        let Some(current) = current else { return };
+        let is_shown =
+            matches!(&*self.shared.state.borrow(), NetworkState::Own(shown) if shown == current);
+        match after_failure(Failure {
+            mode: self.mode,
+            is_permanent: error.is_permanent(),
+            was_led: self.was_led,
+            is_led: self.is_led,
+            is_shown,
+            failures: self.failures,
+        }) {
+            AfterFailure::GoOn => {}
+            AfterFailure::Wait => self.show(NetworkState::Waiting(chain)),
+            AfterFailure::Share => self.show(NetworkState::Host { why: Some(chain) }),
         }
-        let shares =
-            shares_after_failure(self.mode, error.is_permanent(), self.was_led, self.failures);
-        self.show(if shares {
-            NetworkState::Host { why: Some(chain) }
-        } else {
-            NetworkState::Waiting(chain)
-        });
     }
 
     fn show(&self, next: NetworkState) {

@@ -532,9 +532,7 @@ fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
         // Where the namespace is kept, nothing can be kept for the moment. The
         // task has yet to run.
         let path = namespace(node.home.path());
-        lose(node.home.path());
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
+        obstruct(node.home.path());
         node.wait_for(|state| {
             assert!(!matches!(state, NetworkState::Host { .. }), "{state:?}");
             matches!(state, NetworkState::Waiting(why) if why.contains("cannot keep"))
@@ -548,6 +546,55 @@ fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
             matches!(state, NetworkState::Own(_))
         })
         .await;
+    });
+}
+
+/// Makes it impossible to keep a node's namespace, for the moment.
+fn obstruct(home: &Path) {
+    let path = namespace(home);
+    // It may be kept again in between.
+    lose(home);
+    while fs::remove_file(&path).is_err() {
+        lose(home);
+    }
+    fs::create_dir(&path).unwrap();
+}
+
+/// Has the kernel tell of a change that is none of ours, which is another try.
+async fn prompt() {
+    ip(&["link", "add", "other", "type", "veth", "peer", "name", "end"]);
+    ip(&["link", "del", "other"]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[test]
+fn a_failure_that_lasts_is_told_and_nothing_is_given_of_a_range_that_is_gone() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let old = node.pod("old", 80)[0];
+        let state = node.network.state();
+        let is_broken = || matches!(&*state.borrow(), NetworkState::Waiting(why) if why.contains("cannot keep"));
+        // Of the range that is the Node's, pods get addresses for a few tries.
+        obstruct(node.home.path());
+        let end = Instant::now() + LIMIT;
+        while !is_broken() {
+            assert!(Instant::now() < end, "{:?}", *state.borrow());
+            prompt().await;
+        }
+        assert!(call(old).unwrap().starts_with("old "), "who has one keeps it");
+        fs::remove_dir(namespace(node.home.path())).unwrap();
+        prompt().await;
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+
+        // Of one that is not, none at all.
+        obstruct(node.home.path());
+        node.ranges.send_replace(NodeRanges::Some(vec!["10.244.9.0/24".into()]));
+        node.wait_for(|state| matches!(state, NetworkState::Waiting(_))).await;
+        assert!(is_broken(), "{:?}", *state.borrow());
+        fs::remove_dir(namespace(node.home.path())).unwrap();
+        prompt().await;
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        assert_eq!(node.pod("new", 80)[0].to_string(), "10.244.9.2:80");
     });
 }
 
