@@ -8,12 +8,16 @@
 //! | auto, own | yes | unknown yet, an earlier agent's | have their own |
 //! | auto, own | yes | unknown yet | wait |
 //! | auto, own | yes | the Node has none, the configuration does | have their own |
-//! | auto | yes | none | share the node's address, with the reason |
+//! | auto | yes | none, and there was none before | share the node's address, with the reason |
+//! | auto | yes | none, an earlier agent's or the Node's before | wait |
 //! | own | yes | none | wait |
 //!
 //! "Has none" is said [`NODE_WAIT`] after the Node was seen without: the
 //! controller that gives ranges out takes a moment. A range that comes later is
-//! taken for the pods that come after it.
+//! taken for the pods that come after it. One that cannot be used is none.
+//!
+//! Pods that had addresses of their own are not given the node's for want of
+//! one: what is said of who may call them would hold no more.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -62,7 +66,8 @@ pub struct Facts<'a> {
     pub has_waited: bool,
     /// Ranges that the node's configuration names.
     pub configured: Option<&'a PodRanges>,
-    /// Ranges that an earlier agent of this node went by.
+    /// Ranges that pods of this node got addresses of, under this agent or one
+    /// before it.
     pub remembered: Option<&'a PodRanges>,
 }
 
@@ -83,13 +88,20 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if facts.mode == Mode::Host {
         return Decision::Host(None);
     }
-    let without = |why: String| match facts.mode {
-        Mode::Own => Decision::Wait(why),
-        Mode::Auto | Mode::Host => Decision::Host(Some(why)),
-    };
     if let Some(why) = facts.unable {
-        return without(why.to_owned());
+        return match facts.mode {
+            Mode::Own => Decision::Wait(why.to_owned()),
+            Mode::Auto | Mode::Host => Decision::Host(Some(why.to_owned())),
+        };
     }
+    let without = |why: String| match (facts.mode, facts.remembered) {
+        (Mode::Auto | Mode::Host, None) => Decision::Host(Some(why)),
+        (Mode::Auto | Mode::Host, Some(_)) => Decision::Wait(format!(
+            "{why}; pods of this node had addresses of their own, so that new ones do not share \
+             the node's unless --pod-network=host says so"
+        )),
+        (Mode::Own, _) => Decision::Wait(why),
+    };
     let usable = |ranges: PodRanges| ranges.apart_from(facts.addresses);
     match facts.node {
         NodeRanges::Some(texts) => match PodRanges::parse(texts).and_then(usable) {
@@ -228,6 +240,22 @@ mod tests {
             assert!(matches!(decide(&seen), Decision::Wait(_)), "{seen:?}");
             let seen = Facts { mode: Mode::Host, ..seen };
             assert_eq!(decide(&seen), Decision::Host(None));
+        }
+    }
+
+    #[test]
+    fn where_pods_had_addresses_of_their_own_none_is_given_the_nodes() {
+        let bad = NodeRanges::Some(vec!["nonsense".into()]);
+        let before = ranges("10.3.0.0/24");
+        for node in [&NodeRanges::None, &bad] {
+            let seen = Facts { has_waited: true, remembered: Some(&before), ..facts(node) };
+            let Decision::Wait(why) = decide(&seen) else { panic!("{seen:?}") };
+            assert!(why.contains("--pod-network=host"), "{why}");
+            // Unless that is asked for, or there can be none.
+            let asked = Facts { mode: Mode::Host, ..seen.clone() };
+            assert_eq!(decide(&asked), Decision::Host(None));
+            let unable = Facts { unable: Some("not root"), ..seen };
+            assert!(matches!(decide(&unable), Decision::Host(Some(_))));
         }
     }
 

@@ -435,7 +435,7 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
 }
 
 #[test]
-fn a_node_that_lost_its_range_shares_its_address_again() {
+fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
     in_a_room(async || {
         let home = Home::new();
         let (ranges, told) = watch::channel(NodeRanges::Unknown);
@@ -451,6 +451,12 @@ fn a_node_that_lost_its_range_shares_its_address_again() {
         ranges.send_replace(NodeRanges::Some(vec!["10.244.1.0/24".into()]));
         let own = |state: &NetworkState| matches!(state, NetworkState::Own(_));
         timeout(LIMIT, state.wait_for(own)).await.unwrap().unwrap();
+        ranges.send_replace(NodeRanges::None);
+        let told = |state: &NetworkState| {
+            assert!(!shared(state), "{state:?}");
+            matches!(state, NetworkState::Waiting(why) if why.contains("--pod-network=host"))
+        };
+        timeout(LIMIT, state.wait_for(told)).await.unwrap().unwrap();
     });
 }
 
