@@ -160,8 +160,11 @@ pub async fn open(
             }
         }
     }
-    task.strays.extend(adopted.into_keys());
     task.keep_addresses(&mut resumed).await;
+    for (uid, stray) in adopted {
+        task.reserve(&stray);
+        task.strays.insert(uid);
+    }
     // From now on pods may be given some; the first may ask as soon as it is begun.
     task.context.outside.network.restored();
     let context = Arc::clone(&task.context);

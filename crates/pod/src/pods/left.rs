@@ -61,8 +61,11 @@ impl PodsTask {
 
     async fn keep_address(&self, left: &mut Left) {
         let Left { uid, checkpoint, adopted } = left;
-        checkpoint.place =
-            checkpoint.place.take().or_else(|| place::of_older_agent(&checkpoint.observed));
+        // One that was killed may have made the sandbox and not written it down.
+        let place = checkpoint.place.take();
+        checkpoint.place = place
+            .or_else(|| adopted.as_ref().and_then(place::of_sandbox))
+            .or_else(|| place::of_older_agent(&checkpoint.observed));
         let Some(place) = &checkpoint.place else { return };
         if place.kind == NetworkKind::Node {
             return;
@@ -83,6 +86,18 @@ impl PodsTask {
         // disk: the agent died in between. They rest from now on.
         if checkpoint.is_over && adopted.is_none() {
             network.release(uid);
+        }
+    }
+
+    /// Keeps others from the addresses of a sandbox that nobody knows, until it is
+    /// gone.
+    pub(super) fn reserve(&self, stray: &Adopted) {
+        let uid = &stray.pod;
+        let of_pods = place::of_sandbox(stray).filter(|place| place.kind == NetworkKind::Pods);
+        if let Some(place) = of_pods
+            && let Err(error) = self.context.outside.network.restore(uid, &place.addresses)
+        {
+            tracing::error!(%uid, %error, "a sandbox that nobody knows is at a pod's address");
         }
     }
 
@@ -117,9 +132,12 @@ impl PodsTask {
     /// their guests was entered, or it is not known what became of them.
     pub(super) async fn remove_strays(&mut self) {
         for uid in std::mem::take(&mut self.strays) {
-            let stopped = self.context.outside.runtime.stop_pod_sandbox(uid.clone()).await;
-            if let Err(error) = stopped {
-                tracing::error!(%uid, %error, "cannot end a sandbox that nobody knows");
+            match self.context.outside.runtime.stop_pod_sandbox(uid.clone()).await {
+                Ok(()) => self.context.outside.network.release(&uid),
+                Err(error) => {
+                    // Its addresses are kept from others as long as it may live.
+                    tracing::error!(%uid, %error, "cannot end a sandbox that nobody knows");
+                }
             }
             let directory = self.context.directories.of(&uid);
             let directories = self.context.directories.clone();

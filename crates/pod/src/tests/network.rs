@@ -7,7 +7,7 @@ use krustlet_network::{NetworkState, PodRanges};
 use krustlet_protocol::{PodNetwork, SocketLimits};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, Call, Guest, is_ready, one, pod};
+use super::bed::{Bed, Call, Guest, Left, is_ready, one, pod};
 use crate::outside::NetworkKind;
 
 fn own(range: &str) -> NetworkState {
@@ -183,6 +183,69 @@ async fn a_pod_that_claims_anothers_address_gets_another_and_another_sandbox() {
         }
         bed.stop().await;
     }
+}
+
+/// A pod that waits, and another whose checkpoint is damaged while its sandbox
+/// lives, of which the source knows nothing any more.
+async fn one_that_waits_beside_a_damaged_one(range: &str) -> Left {
+    let mut bed = Bed::with_network(own(range)).await;
+    bed.put(named("damaged"));
+    bed.until_status("damaged", "it is Ready", is_ready).await;
+    bed.network.show(NetworkState::Waiting("no podCIDR any more".into()));
+    bed.put(named("waits"));
+    bed.until("it says what it waits for", |world| world.has_event("NetworkNotReady")).await;
+    let mut left = bed.stop().await;
+    std::fs::write(left.home_path().join("pods/damaged/checkpoint.json"), "{").unwrap();
+    left.set.remove(&PodUid::new("damaged"));
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_the_address_of_a_sandbox_whose_checkpoint_is_damaged() {
+    let left = one_that_waits_beside_a_damaged_one("10.244.1.0/24").await;
+    // It takes its time to end.
+    left.shared.with(|world| world.ends_unheard = true);
+    let bed = left.next(true).await;
+    bed.until_status("waits", "it is Ready", is_ready).await;
+    assert_eq!(address_of(&bed, "waits").as_deref(), Some("10.244.1.3"));
+    // Nothing but the end of that sandbox is waited for: it would not stop.
+    bed.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_address_rests_when_the_sandbox_is_gone() {
+    let left = one_that_waits_beside_a_damaged_one("10.244.1.0/30").await;
+    let bed = left.next(true).await;
+    bed.until("it says what it waits for", |world| {
+        let full = "0 pods have one, 1 were let go less than 60 s ago";
+        world.events.iter().any(|(_, text)| text.contains(full))
+    })
+    .await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_says_where_it_is_if_the_checkpoint_does_not() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.endless.insert("web:1".to_owned()));
+    bed.put(one("Always"));
+    bed.until("its sandbox is made", |world| world.places.len() == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let left = bed.kill().await;
+    // As it was written before there was a sandbox.
+    let path = left.home_path().join("pods/u/checkpoint.json");
+    let mut written: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    written["place"] = Value::Null;
+    written["observed"]["sandbox_ready"] = false.into();
+    std::fs::write(&path, written.to_string()).unwrap();
+    left.shared.with(|world| world.endless.clear());
+
+    let bed = left.next(true).await;
+    let status = bed.until_status("u", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.2"));
+    assert!(!is_free(&bed, "10.244.1.2"));
+    assert_eq!(bed.shared.with(|world| world.places.len()), 1, "it is the same sandbox");
+    bed.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
