@@ -434,6 +434,50 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
     });
 }
 
+/// Nodes of a cluster: this one, and another whose pods are of `range`.
+fn cluster(range: &str, hop: &str) -> Peers {
+    let peer = |name: &str, address: &str, range: &str| Peer {
+        name: name.into(),
+        addresses: vec![address.parse().unwrap()],
+        ranges: vec![range.into()],
+    };
+    let all = vec![peer("self", "192.0.2.1", "10.244.1.0/24"), peer("other", hop, range)];
+    let known = watch::channel(Some(Arc::new(all))).1;
+    Peers { own: "self".into(), known }
+}
+
+#[test]
+fn routes_of_another_agent_stay_and_those_of_an_agent_before_go_when_they_are_not_asked_for() {
+    in_a_room(async || {
+        ip(&["link", "add", "here", "type", "veth", "peer", "name", "there"]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "here"]);
+        ip(&["link", "set", "here", "up"]);
+        // Two agents of two clusters on one machine.
+        let first = cluster("10.1.0.0/24", "192.0.2.2");
+        let first = Node::among(Home::new(), &["10.244.1.0/24"], Some(first)).await;
+        let show = ["route", "show", "proto", "107"];
+        until_routes(&show, |routes| routes.contains("10.1.0.0/24 via 192.0.2.2")).await;
+        let second = cluster("10.2.0.0/24", "192.0.2.3");
+        let second = Node::among(Home::new(), &["10.244.2.0/24"], Some(second)).await;
+        until_routes(&show, |routes| routes.contains("10.2.0.0/24 via 192.0.2.3")).await;
+        assert!(ip(&show).contains("10.1.0.0/24"), "{}", ip(&show));
+        // Each puts back its own at the next look; neither minds the other's.
+        for range in ["10.1.0.0/24", "10.2.0.0/24"] {
+            ip(&["route", "del", range]);
+            until_routes(&show, |routes| routes.contains(range)).await;
+        }
+        assert_eq!(ip(&show).lines().count(), 2, "{}", ip(&show));
+
+        // One that is not to lead to other nodes removes what the one before it made.
+        let home = first.leave().await;
+        assert_eq!(ip(&show).lines().count(), 2, "{}", ip(&show));
+        let first = Node::resume(home, &["10.244.1.0/24"]).await;
+        until_routes(&show, |routes| !routes.contains("10.1.0.0/24")).await;
+        assert!(ip(&show).contains("10.2.0.0/24"), "{}", ip(&show));
+        drop((first, second));
+    });
+}
+
 #[test]
 fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
     in_a_room(async || {
