@@ -28,7 +28,7 @@ use netlink_packet_route::{
 };
 
 use self::socket::Socket;
-pub(crate) use self::socket::notices;
+pub(crate) use self::socket::{neighbour_of, notices};
 
 /// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first.
 const FIRST_TABLE: u8 = 255;

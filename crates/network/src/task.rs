@@ -50,8 +50,8 @@ use crate::{
     remembered::Remembered,
 };
 
-/// How often everything is looked at although no notice came: neighbour
-/// entries, for one, come without.
+/// How often everything is looked at although no notice came: of mounts and most
+/// settings of the kernel there is none.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Changes that follow each other are looked at together: whoever removes a

@@ -292,24 +292,90 @@ fn a_new_agent_finds_all_as_it_was() {
     });
 }
 
+/// What leads to and from the pods as the kernel has it, on this side of the link.
+fn leads() -> Vec<String> {
+    let shown = [
+        ip(&["-4", "route", "show", "table", "all"]),
+        ip(&["-6", "route", "show", "table", "all"]),
+        ip(&["neigh", "show", "nud", "permanent"]),
+    ];
+    let ours = ["10.244.1.", "fd00:1::", "default via", "169.254.1.", "fe80::1 ", "fe80::2 "];
+    let is_ours = |line: &&str| ours.iter().any(|part| line.contains(part));
+    let lines = shown.iter().flat_map(|text| text.lines()).filter(is_ours);
+    let mut lines: Vec<_> = lines.map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
 #[test]
 fn what_is_removed_comes_back() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
         let pod = node.pod("one", 80);
         let link = node.link();
-        for removal in [
-            &["link", "del", &link][..],
-            &["link", "set", &link, "down"],
-            &["route", "del", "10.244.1.0/24"],
-            &["-6", "route", "del", "fd00:1::/64"],
-            &["address", "del", "10.244.1.1/32", "dev", &link],
-        ] {
-            ip(removal);
+        let inside = entered(node.home.path());
+        let both = || (leads(), inside.within(|| Ok(leads())).unwrap());
+        let whole = both();
+        assert!(whole.0.len() >= 6 && whole.1.len() >= 8, "{whole:#?}");
+        // Longer than it takes to hear of it, and not as long as until it is looked at unasked.
+        let back = async |what: &str| {
+            let end = Instant::now() + LIMIT;
+            while both() != whole {
+                assert!(Instant::now() < end, "{what}: {:#?} is not {whole:#?}", both());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             eventually(pod[0], "one 10.244.1.1").await;
             eventually(pod[1], "one fd00:1::1").await;
+        };
+        let removals = [
+            vec![format!("link del {link}")],
+            vec![format!("link set {link} down")],
+            vec!["route del 10.244.1.0/24".into(), "-6 route del fd00:1::/64".into()],
+            vec![
+                format!("address del 10.244.1.1/32 dev {link}"),
+                format!("-6 address del fd00:1::1/128 dev {link}"),
+            ],
+            vec![
+                format!("neigh del 169.254.1.2 dev {link}"),
+                format!("-6 neigh del fe80::2 dev {link}"),
+            ],
+        ];
+        for removals in removals {
+            for removal in &removals {
+                ip(&removal.split(' ').collect::<Vec<_>>());
+            }
+            back(&removals.join(", ")).await;
         }
-        // So does what is inside, and the file by which zygotes get there.
+        for removals in [
+            &["link set lo down"][..],
+            &["link set eth0 down"],
+            &["link del eth0"],
+            &[
+                "route del default",
+                "-6 route del default",
+                "route del local 10.244.1.0/24 dev lo table local",
+                "-6 route del local fd00:1::/64 dev lo table local",
+                "route del 10.244.1.1/32 table local",
+                "-6 route del fd00:1::1/128 table local",
+            ],
+            &["neigh del 169.254.1.1 dev eth0", "-6 neigh del fe80::1 dev eth0"],
+        ] {
+            for removal in removals {
+                let words: Vec<_> = removal.split(' ').collect();
+                inside.within(|| Ok(ip(&words))).unwrap();
+            }
+            back(&removals.join(", ")).await;
+        }
+        for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            let path = Path::new("/proc/sys").join(setting);
+            fs::write(&path, "0").unwrap();
+            let end = Instant::now() + LIMIT;
+            while fs::read_to_string(&path).unwrap().trim() != "1" {
+                assert!(Instant::now() < end, "{setting} stays off");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        // So does the file by which zygotes get there.
         lose(node.home.path());
         ip(&["link", "del", &link]);
         eventually(pod[0], "one 10.244.1.1").await;
