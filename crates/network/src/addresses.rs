@@ -34,6 +34,9 @@ pub enum AddressError {
 
     #[error("this node has no range of addresses for pods")]
     NoRange,
+
+    #[error("it is not known yet which addresses the pods have that go on")]
+    Unrestored,
 }
 
 fn in_words(held: usize, resting: usize) -> String {

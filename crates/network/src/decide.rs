@@ -8,12 +8,16 @@
 //! | auto, own | yes | unknown yet, an earlier agent's | have their own |
 //! | auto, own | yes | unknown yet | wait |
 //! | auto, own | yes | the Node has none, the configuration does | have their own |
-//! | auto | yes | none | share the node's address, with the reason |
+//! | auto | yes | none, and there was none before | share the node's address, with the reason |
+//! | auto | yes | none, an earlier agent's or the Node's before | wait |
 //! | own | yes | none | wait |
 //!
 //! "Has none" is said [`NODE_WAIT`] after the Node was seen without: the
 //! controller that gives ranges out takes a moment. A range that comes later is
-//! taken for the pods that come after it.
+//! taken for the pods that come after it. One that cannot be used is none.
+//!
+//! Pods that had addresses of their own are not given the node's for want of
+//! one: what is said of who may call them would hold no more.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -62,7 +66,8 @@ pub struct Facts<'a> {
     pub has_waited: bool,
     /// Ranges that the node's configuration names.
     pub configured: Option<&'a PodRanges>,
-    /// Ranges that an earlier agent of this node went by.
+    /// Ranges that pods of this node got addresses of, under this agent or one
+    /// before it.
     pub remembered: Option<&'a PodRanges>,
 }
 
@@ -83,13 +88,20 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if facts.mode == Mode::Host {
         return Decision::Host(None);
     }
-    let without = |why: String| match facts.mode {
-        Mode::Own => Decision::Wait(why),
-        Mode::Auto | Mode::Host => Decision::Host(Some(why)),
-    };
     if let Some(why) = facts.unable {
-        return without(why.to_owned());
+        return match facts.mode {
+            Mode::Own => Decision::Wait(why.to_owned()),
+            Mode::Auto | Mode::Host => Decision::Host(Some(why.to_owned())),
+        };
     }
+    let without = |why: String| match (facts.mode, facts.remembered) {
+        (Mode::Auto | Mode::Host, None) => Decision::Host(Some(why)),
+        (Mode::Auto | Mode::Host, Some(_)) => Decision::Wait(format!(
+            "{why}; pods of this node had addresses of their own, so that new ones do not share \
+             the node's unless --pod-network=host says so"
+        )),
+        (Mode::Own, _) => Decision::Wait(why),
+    };
     let usable = |ranges: PodRanges| ranges.apart_from(facts.addresses);
     match facts.node {
         NodeRanges::Some(texts) => match PodRanges::parse(texts).and_then(usable) {
@@ -124,24 +136,55 @@ fn none(facts: &Facts<'_>, without: impl Fn(String) -> Decision) -> Decision {
     }
 }
 
-/// Failures in a row after which a node that never led to pods lets them share
-/// its address: a quarter of a minute.
+/// Failures in a row after which one is not believed to pass: a quarter of a
+/// minute.
 const FAILURES: u32 = 3;
 
-/// Whether pods share the node's address after the links could not be made, or
-/// wait for the next try.
+/// The links could not be made, or not be put right.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    /// What is asked for.
+    pub(crate) mode: Mode,
+    /// Whether a right or a part of the kernel is missing.
+    pub(crate) is_permanent: bool,
+    /// Whether it ever worked on this machine before the agent started.
+    pub(crate) was_led: bool,
+    /// Whether it worked since.
+    pub(crate) is_led: bool,
+    /// Whether new pods get addresses of the very ranges that it is about.
+    pub(crate) is_shown: bool,
+    /// So many, in a row.
+    pub(crate) failures: u32,
+}
+
+/// What becomes of new pods after a failure. Those that have addresses keep them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterFailure {
+    /// They get addresses as before.
+    GoOn,
+    /// They wait for the next try.
+    Wait,
+    /// They share the node's address.
+    Share,
+}
+
+/// Decides what becomes of new pods after a failure.
 ///
-/// Who shares it does so for as long as it lives, so that a passing failure is
-/// waited for: for ever if it ever worked on this machine (`was_led`), for
-/// [`FAILURES`] tries if not. One that is `permanent` is not waited for.
+/// Who shares the node's address does so for as long as it lives, so that a
+/// passing failure is waited for: for ever if it ever worked on this machine, for
+/// [`FAILURES`] tries if not. One that is permanent is not waited for, unless it
+/// worked under this very agent.
 #[must_use]
-pub(crate) fn shares_after_failure(
-    mode: Mode,
-    is_permanent: bool,
-    was_led: bool,
-    failures: u32,
-) -> bool {
-    mode == Mode::Auto && (is_permanent || (!was_led && failures >= FAILURES))
+pub(crate) fn after_failure(failure: Failure) -> AfterFailure {
+    let Failure { mode, is_permanent, was_led, is_led, is_shown, failures } = failure;
+    let lasts = failures >= FAILURES;
+    if is_shown && !lasts {
+        AfterFailure::GoOn
+    } else if mode == Mode::Auto && !is_led && (is_permanent || (!was_led && lasts)) {
+        AfterFailure::Share
+    } else {
+        AfterFailure::Wait
+    }
 }
 
 #[cfg(test)]
@@ -201,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn where_pods_had_addresses_of_their_own_none_is_given_the_nodes() {
+        let bad = NodeRanges::Some(vec!["nonsense".into()]);
+        let before = ranges("10.3.0.0/24");
+        for node in [&NodeRanges::None, &bad] {
+            let seen = Facts { has_waited: true, remembered: Some(&before), ..facts(node) };
+            let Decision::Wait(why) = decide(&seen) else { panic!("{seen:?}") };
+            assert!(why.contains("--pod-network=host"), "{why}");
+            // Unless that is asked for, or there can be none.
+            let asked = Facts { mode: Mode::Host, ..seen.clone() };
+            assert_eq!(decide(&asked), Decision::Host(None));
+            let unable = Facts { unable: Some("not root"), ..seen };
+            assert!(matches!(decide(&unable), Decision::Host(Some(_))));
+        }
+    }
+
+    #[test]
     fn a_range_that_holds_the_nodes_own_address_is_refused() {
         let node = NodeRanges::Some(vec!["192.0.2.0/24".into()]);
         let addresses = ["192.0.2.1".parse().unwrap()];
@@ -217,14 +276,37 @@ mod tests {
         assert!(matches!(decide(&seen), Decision::Host(Some(_))));
     }
 
+    fn failure(failures: u32) -> Failure {
+        let mode = Mode::Auto;
+        let (is_permanent, was_led, is_led, is_shown) = (false, false, false, false);
+        Failure { mode, is_permanent, was_led, is_led, is_shown, failures }
+    }
+
     #[test]
     fn a_passing_failure_does_not_make_pods_share_the_nodes_address() {
+        use AfterFailure::{Share, Wait};
         for failures in [1, FAILURES, u32::MAX] {
-            assert!(!shares_after_failure(Mode::Auto, false, true, failures));
-            assert!(!shares_after_failure(Mode::Own, true, false, failures));
-            assert!(shares_after_failure(Mode::Auto, true, true, failures));
+            let seen = failure(failures);
+            assert_eq!(after_failure(Failure { was_led: true, ..seen }), Wait);
+            assert_eq!(after_failure(Failure { is_led: true, ..seen }), Wait);
+            let permanent = Failure { is_permanent: true, ..seen };
+            assert_eq!(after_failure(Failure { was_led: true, ..permanent }), Share);
+            assert_eq!(after_failure(Failure { is_led: true, ..permanent }), Wait);
+            assert_eq!(after_failure(Failure { mode: Mode::Own, ..permanent }), Wait);
         }
-        assert!(!shares_after_failure(Mode::Auto, false, false, FAILURES - 1));
-        assert!(shares_after_failure(Mode::Auto, false, false, FAILURES));
+        assert_eq!(after_failure(failure(FAILURES - 1)), Wait);
+        assert_eq!(after_failure(failure(FAILURES)), Share);
+    }
+
+    #[test]
+    fn a_failure_that_lasts_holds_new_pods_up_and_at_once_if_the_range_is_another() {
+        for mode in [Mode::Auto, Mode::Own] {
+            let seen =
+                |failures| Failure { mode, was_led: true, is_led: true, ..failure(failures) };
+            let shown = |failures| Failure { is_shown: true, ..seen(failures) };
+            assert_eq!(after_failure(shown(FAILURES - 1)), AfterFailure::GoOn);
+            assert_eq!(after_failure(shown(FAILURES)), AfterFailure::Wait);
+            assert_eq!(after_failure(seen(1)), AfterFailure::Wait);
+        }
     }
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::{
     namespace::{Namespace, NamespaceError, on_a_thread},
     netlink::{Link, Netlink, PeerRoute},
+    peers::Made,
     plan::{End, INSIDE, Plan, mac},
     routes::Unled,
     sysctl,
@@ -205,33 +206,42 @@ pub(crate) fn node_addresses() -> io::Result<BTreeSet<IpAddr>> {
     on_a_thread(|| Netlink::open()?.addresses())
 }
 
-/// Leads to other nodes' pods, and to no others than these any more. Returns
-/// those that cannot be led to. What fails keeps no other from being led to.
-/// Blocks.
+/// Leads to other nodes' pods, and to none any more that an agent of this root
+/// directory led to before. Returns those that cannot be led to. What fails keeps
+/// no other from being led to. Blocks.
 ///
 /// # Errors
 ///
 /// [`EnsureError::Peers`] with the first of the steps that failed.
 pub(crate) fn lead_to_peers(
     routes: &BTreeMap<IpNet, IpAddr>,
+    made: &mut Made,
 ) -> Result<BTreeSet<Unled>, EnsureError> {
     let lead = || {
         let mut net = Netlink::open()?;
-        let mut found = net.peer_routes(true)?;
+        let mut found: BTreeSet<_> = net.peer_routes(true)?.into_iter().collect();
         found.extend(net.peer_routes(false)?);
+        let is_wanted = |route: &(IpNet, IpAddr)| routes.get(&route.0) == Some(&route.1);
+        let ours = made.routes().iter().copied();
+        // Those that somebody else removed are ours no more, unless they are wanted.
+        let (mut ours, old): (BTreeSet<_>, BTreeSet<_>) =
+            ours.filter(|route| is_wanted(route) || found.contains(route)).partition(is_wanted);
+        let wanted = routes.iter().map(|(&range, &hop)| (range, hop));
+        let new: Vec<_> = wanted.filter(|route| !found.contains(route)).collect();
+        // Before they are made, also those that cannot be.
+        ours.extend(&new);
+        made.keep(ours.union(&old).copied().collect());
+
         let mut failed = None;
-        for &(range, hop) in &found {
-            if routes.get(&range) != Some(&hop)
-                && let Err(error) = net.remove_peer_route(range, hop)
-            {
+        for (range, hop) in old {
+            if let Err(error) = net.remove_peer_route(range, hop) {
+                ours.insert((range, hop));
                 failed.get_or_insert(error);
             }
         }
+        made.keep(ours);
         let mut unled = BTreeSet::new();
-        for (&range, &hop) in routes {
-            if found.contains(&(range, hop)) {
-                continue;
-            }
+        for (range, hop) in new {
             match net.add_peer_route(range, hop) {
                 Ok(PeerRoute::Added) => {}
                 Ok(PeerRoute::Apart) => drop(unled.insert(Unled::Apart { hop })),

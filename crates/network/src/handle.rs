@@ -137,8 +137,12 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// [`AddressError`] says which range has none left.
+    /// [`AddressError`] says which range has none left;
+    /// [`AddressError::Unrestored`] before [`Network::restored`].
     pub fn allocate(&self, pod: &PodUid) -> Result<Vec<IpAddr>, AddressError> {
+        if !self.shared.is_restored.load(Ordering::Acquire) {
+            return Err(AddressError::Unrestored);
+        }
         self.shared.book().addresses.allocate(pod, since_boot())
     }
 
@@ -151,8 +155,9 @@ impl Network {
         self.shared.book().addresses.restore(pod, addresses)
     }
 
-    /// Every pod that goes on has been given what it had. Before this, a range
-    /// that nobody has an address of may still be in use, and is led to.
+    /// Every pod that goes on has been given what it had. Before this, no other
+    /// pod gets an address, and a range that nobody has an address of may still
+    /// be in use, and is led to.
     pub fn restored(&self) {
         self.shared.is_restored.store(true, Ordering::Release);
         // As if the rest had been let go just now.
@@ -278,5 +283,24 @@ impl Shared {
     fn book(&self) -> MutexGuard<'_, Book> {
         // Nothing that is done under the lock can panic half-way.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pod_gets_an_address_before_it_is_known_who_has_one() {
+        let ranges = PodRanges::parse(&["10.244.1.0/24"]).unwrap();
+        let network = Network::stand_in(Vec::new(), None, NetworkState::Own(ranges));
+        let (new, living) = (PodUid::new("a"), PodUid::new("b"));
+        assert_eq!(network.allocate(&new), Err(AddressError::Unrestored));
+        let had = ["10.244.1.2".parse().unwrap()];
+        network.restore(&living, &had).unwrap();
+        assert_eq!(network.allocate(&new), Err(AddressError::Unrestored));
+        network.restored();
+        assert_ne!(network.allocate(&new).unwrap(), had);
+        assert_eq!(network.allocate(&living).unwrap(), had);
     }
 }

@@ -28,7 +28,7 @@ use netlink_packet_route::{
 };
 
 use self::socket::Socket;
-pub(crate) use self::socket::notices;
+pub(crate) use self::socket::{neighbour_of, notices};
 
 /// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first.
 const FIRST_TABLE: u8 = 255;
@@ -242,11 +242,7 @@ impl Netlink {
 
     /// Over which link an address of the range is reached.
     fn leads_over(&mut self, range: IpNet) -> io::Result<Option<u32>> {
-        // One that a pod may have; it is neither end's own.
-        let within = match range {
-            IpNet::V4(range) => IpAddr::V4((u32::from(range.broadcast()) - 1).into()),
-            IpNet::V6(range) => IpAddr::V6(range.broadcast()),
-        };
+        let within = one_of(range);
         let mut asked = RouteMessage::default();
         asked.header.address_family = family(within);
         asked.header.destination_prefix_length = whole(within);
@@ -257,6 +253,17 @@ impl Netlink {
             Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// An address of the range that a pod may have: neither end's own and, with IPv4,
+/// not the last one, if there are others.
+fn one_of(range: IpNet) -> IpAddr {
+    match range {
+        IpNet::V4(range) if range.prefix_len() < 31 => {
+            IpAddr::V4((u32::from(range.broadcast()) - 1).into())
+        }
+        other => other.broadcast(),
     }
 }
 
@@ -402,5 +409,25 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error().is_some_and(|code| NOT_THERE.contains(&code)) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_of_the_range() {
+        for (range, address) in [
+            ("10.244.1.0/24", "10.244.1.254"),
+            ("10.244.1.0/30", "10.244.1.2"),
+            ("10.244.1.8/31", "10.244.1.9"),
+            ("10.244.1.9/32", "10.244.1.9"),
+            ("0.0.0.0/32", "0.0.0.0"),
+            ("fd00::/64", "fd00::ffff:ffff:ffff:ffff"),
+            ("fd00::9/128", "fd00::9"),
+        ] {
+            assert_eq!(one_of(range.parse().unwrap()).to_string(), address, "{range}");
+        }
     }
 }

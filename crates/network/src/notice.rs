@@ -1,10 +1,16 @@
-//! Word from the kernel that links, addresses or routes of a namespace have
-//! changed. Which ones does not matter: whoever hears it looks at all.
+//! Word from the kernel that links, addresses, routes, settings of links or
+//! neighbours of a namespace have changed. Which ones does not matter: whoever
+//! hears it looks at all. But neighbours of other links come and go all the time.
 
 use std::{io, os::fd::OwnedFd};
 
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{netlink::neighbour_of, plan::is_hop};
+
+/// Enough for word of a neighbour; of all else it is enough that there is some.
+const LONGEST: usize = 256;
 
 /// A socket that hears of changes.
 #[derive(Debug)]
@@ -22,20 +28,23 @@ impl Notices {
     }
 
     /// Resolves when something has changed. Cancel-safe: what was not taken is
-    /// still there.
+    /// still there, and it waits for more only while nothing that was matters.
     pub(crate) async fn changed(&self) -> io::Result<()> {
-        let mut ready = self.socket.readable().await?;
+        let mut matters = false;
         loop {
-            // Nothing is to be learned from what it says.
-            let mut bytes = [0; 256];
-            let read = ready
-                .try_io(|socket| Ok(recv(socket.get_ref(), &mut bytes[..], RecvFlags::TRUNC)?));
-            match read {
-                Ok(Ok(_)) => {}
-                // Word was lost, which is word of a change too.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => return Ok(()),
+            let mut ready = self.socket.readable().await?;
+            loop {
+                let mut bytes = [0; LONGEST];
+                let read = ready
+                    .try_io(|socket| Ok(recv(socket.get_ref(), &mut bytes[..], RecvFlags::TRUNC)?));
+                match read {
+                    Ok(Ok((read, _))) => matters |= neighbour_of(&bytes[..read]).is_none_or(is_hop),
+                    // Word was lost, which is word of a change too.
+                    Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => matters = true,
+                    Ok(Err(error)) => return Err(error),
+                    Err(_would_block) if matters => return Ok(()),
+                    Err(_would_block) => break,
+                }
             }
         }
     }

@@ -64,6 +64,11 @@ impl End {
     }
 }
 
+/// Whether an address is the next hop of an end, of whichever link.
+pub(crate) fn is_hop(address: IpAddr) -> bool {
+    [End::Node, End::Pods].iter().any(|end| end.hop(address.is_ipv4()) == address)
+}
+
 impl Plan {
     /// Addresses of the node's end.
     pub(crate) fn gateways(&self) -> impl Iterator<Item = IpAddr> {

@@ -68,9 +68,10 @@ pub(crate) fn routes(
     let mut routes: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
     let mut unled = BTreeSet::new();
     let all = peers.iter().flat_map(|peer| &peer.addresses).chain(own_addresses);
-    let nodes: Vec<IpAddr> = all.copied().collect();
+    // In order, so that thousands of nodes are not compared each with each.
+    let nodes: BTreeSet<IpAddr> = all.copied().collect();
     for peer in peers.iter().filter(|peer| peer.name != own) {
-        let read = PodRanges::parse(&peer.ranges).and_then(|ranges| ranges.apart_from(&nodes));
+        let read = PodRanges::parse(&peer.ranges).and_then(|ranges| apart_from(ranges, &nodes));
         let theirs = match read {
             Ok(theirs) => theirs,
             // It has yet to get some.
@@ -83,7 +84,7 @@ pub(crate) fn routes(
         };
         for range in theirs.iter() {
             let is_ours = ranges.is_some_and(|ours| ours.iter().any(|our| overlap(our, range)));
-            let is_taken = routes.keys().any(|other| overlap(*other, range));
+            let is_taken = overlapping(&routes, range).is_some();
             let hop = peer.addresses.iter().find(|hop| hop.is_ipv4() == range.addr().is_ipv4());
             if let (false, false, Some(hop)) = (is_ours, is_taken, hop) {
                 routes.insert(range, *hop);
@@ -93,12 +94,32 @@ pub(crate) fn routes(
     (routes, unled)
 }
 
+/// As [`PodRanges::apart_from`], of many nodes.
+fn apart_from(ranges: PodRanges, nodes: &BTreeSet<IpAddr>) -> Result<PodRanges, RangeError> {
+    let within = |range: IpNet| {
+        let address = nodes.range(range.network()..=range.broadcast()).next();
+        address.map(|&address| RangeError::OfANode { range, address })
+    };
+    let error = ranges.iter().find_map(within);
+    error.map_or(Ok(ranges), Err)
+}
+
+/// Which of these, of which no two overlap, overlaps a range: if one does, one of
+/// the two beside it in their order does.
+fn overlapping(routes: &BTreeMap<IpNet, IpAddr>, range: IpNet) -> Option<IpNet> {
+    let before = routes.range(..=range).next_back();
+    let after = routes.range(range..).next();
+    before.into_iter().chain(after).map(|(other, _)| *other).find(|other| overlap(*other, range))
+}
+
 fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other.addr()) || other.contains(&one.addr())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn peer(name: &str, addresses: &[&str], ranges: &[&str]) -> Peer {
@@ -153,6 +174,44 @@ mod tests {
             let (made, unled) = routes(("self", &[here]), None, &peers);
             assert_eq!(made.len(), 1, "{made:?}");
             assert!(unled.iter().any(|why| why.to_string().contains(word)), "{unled:?}");
+        }
+    }
+
+    /// Ranges of a few small networks, of both families, wide and narrow.
+    fn range() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<u8>(), 16_u8..=30).prop_map(|(part, prefix)| {
+                IpNet::new([10, 0, part, part << 4].into(), prefix).unwrap().trunc()
+            }),
+            (any::<u8>(), 96_u8..=126).prop_map(|(part, prefix)| {
+                let part = u16::from(part);
+                let address = [0xfd00, 0, 0, 0, 0, 0, part, part << 4];
+                IpNet::new(address.into(), prefix).unwrap().trunc()
+            }),
+        ]
+    }
+
+    proptest! {
+        /// What is looked up in order is what each with each would come to.
+        #[test]
+        fn neighbours_in_order_say_what_all_would(
+            ranges in prop::collection::vec(range(), 0..40),
+            nodes in prop::collection::btree_set(range().prop_map(|range| range.addr()), 0..20),
+        ) {
+            let mut routes = BTreeMap::new();
+            for range in ranges {
+                let all = routes.keys().copied().any(|other| overlap(other, range));
+                let found = overlapping(&routes, range);
+                prop_assert_eq!(found.is_some(), all, "{} among {:?}", range, routes);
+                if let Some(other) = found {
+                    prop_assert!(overlap(other, range));
+                } else {
+                    routes.insert(range, range.addr());
+                }
+                let listed: Vec<_> = nodes.iter().copied().collect();
+                let one = PodRanges::parse(&[range.to_string()]).unwrap();
+                prop_assert_eq!(apart_from(one.clone(), &nodes), one.apart_from(&listed));
+            }
         }
     }
 }

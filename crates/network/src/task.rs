@@ -35,21 +35,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     allowed::NodeAddresses,
-    decide::{Decision, Facts, Mode, NODE_WAIT, NodeRanges, decide, shares_after_failure},
-    ensure::{Changes, EnsureError, ensure, lead_to_peers, node_addresses, withdraw},
+    decide::{
+        AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, decide,
+    },
+    ensure::{Changes, EnsureError, ensure, node_addresses, withdraw},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
     namespace::{Namespace, NamespaceError},
     netlink,
     notice::Notices,
+    peers::{PeerRoutes, Peers},
     plan::{Plan, link_name},
     ranges::PodRanges,
     remembered::Remembered,
-    routes::{Peer, Unled, routes},
 };
 
-/// How often everything is looked at although no notice came: neighbour
-/// entries, for one, come without.
+/// How often everything is looked at although no notice came: of mounts and most
+/// settings of the kernel there is none.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Changes that follow each other are looked at together: whoever removes a
@@ -96,15 +98,6 @@ pub struct NetworkConfig {
     pub ranges: watch::Receiver<NodeRanges>,
     /// The nodes of the cluster, if their pods are to be led to.
     pub peers: Option<Peers>,
-}
-
-/// The nodes of the cluster, as they are known.
-#[derive(Debug)]
-pub struct Peers {
-    /// This node's name.
-    pub own: String,
-    /// All nodes; None as long as they are not known.
-    pub known: watch::Receiver<Option<Arc<Vec<Peer>>>>,
 }
 
 /// Why there can be no network.
@@ -188,6 +181,7 @@ pub fn open(
         Some(_) => Remembered::read(&memory),
         None => Remembered::default(),
     };
+    let peers = PeerRoutes::open(directory.join("peer-routes.json"), peers, node.clone());
     let lead = |ranges: PodRanges| node.first().map_or(ranges.clone(), |&ip| ranges.led_by(ip));
     let configured = configured.map(lead);
     let Prepared { mode, namespace, unable } = prepared;
@@ -209,7 +203,7 @@ pub fn open(
         remembered,
         ranges,
         peers,
-        unled: BTreeSet::new(),
+        decided: None,
         seen_without: None,
         was_led,
         is_led: false,
@@ -232,9 +226,9 @@ pub struct NetworkTask {
     memory: PathBuf,
     remembered: Remembered,
     ranges: watch::Receiver<NodeRanges>,
-    peers: Option<Peers>,
-    /// Of what it was said that it is not led to.
-    unled: BTreeSet<Unled>,
+    peers: PeerRoutes,
+    /// The ranges that new pods are to get addresses of, if they are to get any.
+    decided: Option<PodRanges>,
     /// When the Node was first seen without ranges.
     seen_without: Option<Instant>,
     /// Whether it was in order once when the agent started.
@@ -262,7 +256,7 @@ impl NetworkTask {
         let mut node_knows = true;
         loop {
             let mut next = self.turn().await;
-            if !self.lead_to_peers().await {
+            if !self.peers.lead(self.decided.as_ref()).await {
                 next = next.min(RETRY);
             }
             let look = Instant::now() + next;
@@ -277,7 +271,7 @@ impl NetworkTask {
                         node_knows = changed.is_ok();
                         break;
                     }
-                    true = peers_changed(self.peers.as_mut()) => break,
+                    true = self.peers.changed() => break,
                     () = sleep_until(up.unwrap_or(look)), if up.is_some() => break,
                     () = sleep_until(look) => break,
                     () = heard(&notices) => {
@@ -357,6 +351,7 @@ impl NetworkTask {
             Decision::Host(_) | Decision::Wait(_) => None,
             Decision::Own(ranges) => Some(ranges.clone()),
         };
+        self.decided.clone_from(&current);
         let (wanted, old) = self.wanted(current.as_ref());
         let plan = Plan { name: self.name.clone(), ranges: wanted };
         // Before a pod gets its place: its rules are made of both.
@@ -384,7 +379,7 @@ impl NetworkTask {
                 LOOK
             }
             Err(error) => {
-                self.failed(&error, current.is_some());
+                self.failed(&error, current.as_ref());
                 RETRY
             }
         }
@@ -422,33 +417,6 @@ impl NetworkTask {
         self.shared.show_node(next);
     }
 
-    /// Leads to other nodes' pods, if that is asked for; whether it was done.
-    async fn lead_to_peers(&mut self) -> bool {
-        let Some(peers) = &mut self.peers else { return true };
-        // Before they are known what is there stays.
-        let Some(known) = peers.known.borrow_and_update().clone() else { return true };
-        let own = match &*self.shared.state.borrow() {
-            NetworkState::Own(ranges) => Some(ranges.clone()),
-            NetworkState::Waiting(_) | NetworkState::Host { .. } => None,
-        };
-        let (wanted, mut unled) = routes((&peers.own, &self.shared.node), own.as_ref(), &known);
-        let led = spawn_blocking(move || lead_to_peers(&wanted)).await;
-        match led.unwrap_or_else(|error| Err(EnsureError::Peers(io::Error::other(error)))) {
-            Ok(more) => {
-                unled.extend(more);
-                for why in unled.difference(&self.unled) {
-                    tracing::warn!("{why}");
-                }
-                self.unled = unled;
-                true
-            }
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "tried again");
-                false
-            }
-        }
-    }
-
     /// The ranges that something is to lead to, and those that nothing is to
     /// lead to any more.
     fn wanted(&self, current: Option<&PodRanges>) -> (Vec<IpNet>, Vec<IpNet>) {
@@ -463,8 +431,8 @@ impl NetworkTask {
     }
 
     fn has_old_ranges(&self) -> bool {
-        let shown = self.shared.state.borrow();
-        let is_current = |range: &IpNet| matches!(&*shown, NetworkState::Own(ranges) if ranges.iter().any(|own| own == *range));
+        let is_current =
+            |range: &IpNet| self.decided.iter().flat_map(PodRanges::iter).any(|own| own == *range);
         self.remembered.led.iter().any(|range| !is_current(range) && !self.shared.is_used(*range))
     }
 
@@ -508,23 +476,28 @@ impl NetworkTask {
         self.failures = 0;
     }
 
-    fn failed(&mut self, error: &EnsureError, is_wanted: bool) {
+    /// Something failed that was done for `current`, if new pods are to get any.
+    fn failed(&mut self, error: &EnsureError, current: Option<&PodRanges>) {
         let chain = Chain(error).to_string();
         if self.failures == 0 {
             tracing::error!(error = chain, "the pods' network is not in order");
         }
         self.failures = self.failures.saturating_add(1);
-        // Pods that have addresses keep them; what is broken is tried again.
-        if self.is_led || !is_wanted {
-            return;
+        let Some(current) = current else { return };
+        let is_shown =
+            matches!(&*self.shared.state.borrow(), NetworkState::Own(shown) if shown == current);
+        match after_failure(Failure {
+            mode: self.mode,
+            is_permanent: error.is_permanent(),
+            was_led: self.was_led,
+            is_led: self.is_led,
+            is_shown,
+            failures: self.failures,
+        }) {
+            AfterFailure::GoOn => {}
+            AfterFailure::Wait => self.show(NetworkState::Waiting(chain)),
+            AfterFailure::Share => self.show(NetworkState::Host { why: Some(chain) }),
         }
-        let shares =
-            shares_after_failure(self.mode, error.is_permanent(), self.was_led, self.failures);
-        self.show(if shares {
-            NetworkState::Host { why: Some(chain) }
-        } else {
-            NetworkState::Waiting(chain)
-        });
     }
 
     fn show(&self, next: NetworkState) {
@@ -547,15 +520,6 @@ impl NetworkTask {
             *shown = next;
             true
         });
-    }
-}
-
-/// Resolves when other nodes are known or have changed; false once nobody will
-/// tell any more.
-async fn peers_changed(peers: Option<&mut Peers>) -> bool {
-    match peers {
-        Some(peers) => peers.known.changed().await.is_ok(),
-        None => std::future::pending().await,
     }
 }
 

@@ -292,24 +292,90 @@ fn a_new_agent_finds_all_as_it_was() {
     });
 }
 
+/// What leads to and from the pods as the kernel has it, on this side of the link.
+fn leads() -> Vec<String> {
+    let shown = [
+        ip(&["-4", "route", "show", "table", "all"]),
+        ip(&["-6", "route", "show", "table", "all"]),
+        ip(&["neigh", "show", "nud", "permanent"]),
+    ];
+    let ours = ["10.244.1.", "fd00:1::", "default via", "169.254.1.", "fe80::1 ", "fe80::2 "];
+    let is_ours = |line: &&str| ours.iter().any(|part| line.contains(part));
+    let lines = shown.iter().flat_map(|text| text.lines()).filter(is_ours);
+    let mut lines: Vec<_> = lines.map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
 #[test]
 fn what_is_removed_comes_back() {
     in_a_room(async || {
         let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
         let pod = node.pod("one", 80);
         let link = node.link();
-        for removal in [
-            &["link", "del", &link][..],
-            &["link", "set", &link, "down"],
-            &["route", "del", "10.244.1.0/24"],
-            &["-6", "route", "del", "fd00:1::/64"],
-            &["address", "del", "10.244.1.1/32", "dev", &link],
-        ] {
-            ip(removal);
+        let inside = entered(node.home.path());
+        let both = || (leads(), inside.within(|| Ok(leads())).unwrap());
+        let whole = both();
+        assert!(whole.0.len() >= 6 && whole.1.len() >= 8, "{whole:#?}");
+        // Longer than it takes to hear of it, and not as long as until it is looked at unasked.
+        let back = async |what: &str| {
+            let end = Instant::now() + LIMIT;
+            while both() != whole {
+                assert!(Instant::now() < end, "{what}: {:#?} is not {whole:#?}", both());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             eventually(pod[0], "one 10.244.1.1").await;
             eventually(pod[1], "one fd00:1::1").await;
+        };
+        let removals = [
+            vec![format!("link del {link}")],
+            vec![format!("link set {link} down")],
+            vec!["route del 10.244.1.0/24".into(), "-6 route del fd00:1::/64".into()],
+            vec![
+                format!("address del 10.244.1.1/32 dev {link}"),
+                format!("-6 address del fd00:1::1/128 dev {link}"),
+            ],
+            vec![
+                format!("neigh del 169.254.1.2 dev {link}"),
+                format!("-6 neigh del fe80::2 dev {link}"),
+            ],
+        ];
+        for removals in removals {
+            for removal in &removals {
+                ip(&removal.split(' ').collect::<Vec<_>>());
+            }
+            back(&removals.join(", ")).await;
         }
-        // So does what is inside, and the file by which zygotes get there.
+        for removals in [
+            &["link set lo down"][..],
+            &["link set eth0 down"],
+            &["link del eth0"],
+            &[
+                "route del default",
+                "-6 route del default",
+                "route del local 10.244.1.0/24 dev lo table local",
+                "-6 route del local fd00:1::/64 dev lo table local",
+                "route del 10.244.1.1/32 table local",
+                "-6 route del fd00:1::1/128 table local",
+            ],
+            &["neigh del 169.254.1.1 dev eth0", "-6 neigh del fe80::1 dev eth0"],
+        ] {
+            for removal in removals {
+                let words: Vec<_> = removal.split(' ').collect();
+                inside.within(|| Ok(ip(&words))).unwrap();
+            }
+            back(&removals.join(", ")).await;
+        }
+        for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            let path = Path::new("/proc/sys").join(setting);
+            fs::write(&path, "0").unwrap();
+            let end = Instant::now() + LIMIT;
+            while fs::read_to_string(&path).unwrap().trim() != "1" {
+                assert!(Instant::now() < end, "{setting} stays off");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        // So does the file by which zygotes get there.
         lose(node.home.path());
         ip(&["link", "del", &link]);
         eventually(pod[0], "one 10.244.1.1").await;
@@ -434,8 +500,52 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
     });
 }
 
+/// Nodes of a cluster: this one, and another whose pods are of `range`.
+fn cluster(range: &str, hop: &str) -> Peers {
+    let peer = |name: &str, address: &str, range: &str| Peer {
+        name: name.into(),
+        addresses: vec![address.parse().unwrap()],
+        ranges: vec![range.into()],
+    };
+    let all = vec![peer("self", "192.0.2.1", "10.244.1.0/24"), peer("other", hop, range)];
+    let known = watch::channel(Some(Arc::new(all))).1;
+    Peers { own: "self".into(), known }
+}
+
 #[test]
-fn a_node_that_lost_its_range_shares_its_address_again() {
+fn routes_of_another_agent_stay_and_those_of_an_agent_before_go_when_they_are_not_asked_for() {
+    in_a_room(async || {
+        ip(&["link", "add", "here", "type", "veth", "peer", "name", "there"]);
+        ip(&["address", "add", "192.0.2.1/24", "dev", "here"]);
+        ip(&["link", "set", "here", "up"]);
+        // Two agents of two clusters on one machine.
+        let first = cluster("10.1.0.0/24", "192.0.2.2");
+        let first = Node::among(Home::new(), &["10.244.1.0/24"], Some(first)).await;
+        let show = ["route", "show", "proto", "107"];
+        until_routes(&show, |routes| routes.contains("10.1.0.0/24 via 192.0.2.2")).await;
+        let second = cluster("10.2.0.0/24", "192.0.2.3");
+        let second = Node::among(Home::new(), &["10.244.2.0/24"], Some(second)).await;
+        until_routes(&show, |routes| routes.contains("10.2.0.0/24 via 192.0.2.3")).await;
+        assert!(ip(&show).contains("10.1.0.0/24"), "{}", ip(&show));
+        // Each puts back its own at the next look; neither minds the other's.
+        for range in ["10.1.0.0/24", "10.2.0.0/24"] {
+            ip(&["route", "del", range]);
+            until_routes(&show, |routes| routes.contains(range)).await;
+        }
+        assert_eq!(ip(&show).lines().count(), 2, "{}", ip(&show));
+
+        // One that is not to lead to other nodes removes what the one before it made.
+        let home = first.leave().await;
+        assert_eq!(ip(&show).lines().count(), 2, "{}", ip(&show));
+        let first = Node::resume(home, &["10.244.1.0/24"]).await;
+        until_routes(&show, |routes| !routes.contains("10.1.0.0/24")).await;
+        assert!(ip(&show).contains("10.2.0.0/24"), "{}", ip(&show));
+        drop((first, second));
+    });
+}
+
+#[test]
+fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
     in_a_room(async || {
         let home = Home::new();
         let (ranges, told) = watch::channel(NodeRanges::Unknown);
@@ -451,6 +561,12 @@ fn a_node_that_lost_its_range_shares_its_address_again() {
         ranges.send_replace(NodeRanges::Some(vec!["10.244.1.0/24".into()]));
         let own = |state: &NetworkState| matches!(state, NetworkState::Own(_));
         timeout(LIMIT, state.wait_for(own)).await.unwrap().unwrap();
+        ranges.send_replace(NodeRanges::None);
+        let told = |state: &NetworkState| {
+            assert!(!shared(state), "{state:?}");
+            matches!(state, NetworkState::Waiting(why) if why.contains("--pod-network=host"))
+        };
+        timeout(LIMIT, state.wait_for(told)).await.unwrap().unwrap();
     });
 }
 
@@ -489,6 +605,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
         node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
+        node.network.restored();
         let new = node.pod("two", 80)[0];
         assert_eq!(call(new).unwrap(), "two 10.244.1.1");
 
@@ -531,9 +648,7 @@ fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
         // Where the namespace is kept, nothing can be kept for the moment. The
         // task has yet to run.
         let path = namespace(node.home.path());
-        lose(node.home.path());
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
+        obstruct(node.home.path());
         node.wait_for(|state| {
             assert!(!matches!(state, NetworkState::Host { .. }), "{state:?}");
             matches!(state, NetworkState::Waiting(why) if why.contains("cannot keep"))
@@ -547,6 +662,55 @@ fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
             matches!(state, NetworkState::Own(_))
         })
         .await;
+    });
+}
+
+/// Makes it impossible to keep a node's namespace, for the moment.
+fn obstruct(home: &Path) {
+    let path = namespace(home);
+    // It may be kept again in between.
+    lose(home);
+    while fs::remove_file(&path).is_err() {
+        lose(home);
+    }
+    fs::create_dir(&path).unwrap();
+}
+
+/// Has the kernel tell of a change that is none of ours, which is another try.
+async fn prompt() {
+    ip(&["link", "add", "other", "type", "veth", "peer", "name", "end"]);
+    ip(&["link", "del", "other"]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[test]
+fn a_failure_that_lasts_is_told_and_nothing_is_given_of_a_range_that_is_gone() {
+    in_a_room(async || {
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let old = node.pod("old", 80)[0];
+        let state = node.network.state();
+        let is_broken = || matches!(&*state.borrow(), NetworkState::Waiting(why) if why.contains("cannot keep"));
+        // Of the range that is the Node's, pods get addresses for a few tries.
+        obstruct(node.home.path());
+        let end = Instant::now() + LIMIT;
+        while !is_broken() {
+            assert!(Instant::now() < end, "{:?}", *state.borrow());
+            prompt().await;
+        }
+        assert!(call(old).unwrap().starts_with("old "), "who has one keeps it");
+        fs::remove_dir(namespace(node.home.path())).unwrap();
+        prompt().await;
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+
+        // Of one that is not, none at all.
+        obstruct(node.home.path());
+        node.ranges.send_replace(NodeRanges::Some(vec!["10.244.9.0/24".into()]));
+        node.wait_for(|state| matches!(state, NetworkState::Waiting(_))).await;
+        assert!(is_broken(), "{:?}", *state.borrow());
+        fs::remove_dir(namespace(node.home.path())).unwrap();
+        prompt().await;
+        node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
+        assert_eq!(node.pod("new", 80)[0].to_string(), "10.244.9.2:80");
     });
 }
 

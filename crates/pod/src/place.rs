@@ -11,12 +11,16 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     PodUid,
     bandwidth::{SocketAnnotationError, SocketAnnotations},
+    observed::PodObserved,
 };
 use krustlet_network::{AddressError, Network, NetworkState};
 use krustlet_protocol::{Names, PodNetwork, SocketLimits};
 use serde::{Deserialize, Serialize};
 
-use crate::{guard::Guard, outside::NetworkKind};
+use crate::{
+    guard::Guard,
+    outside::{Adopted, NetworkKind},
+};
 
 /// A pod's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,19 @@ pub(crate) fn find(network: &Network, pod: &Pod, uid: &PodUid) -> Result<Place, 
             Ok(Place { kind: NetworkKind::Pods, addresses })
         }
     }
+}
+
+/// The place of a sandbox that an earlier agent made, if it is known.
+pub(crate) fn of_sandbox(adopted: &Adopted) -> Option<Place> {
+    let Adopted { network: kind, addresses, .. } = adopted;
+    let place = || Place { kind: *kind, addresses: addresses.clone() };
+    (!addresses.is_empty()).then(place)
+}
+
+/// The place of a pod that was left by an agent which had but one.
+pub(crate) fn of_older_agent(observed: &PodObserved) -> Option<Place> {
+    let addresses = observed.pod_ips.clone();
+    observed.sandbox_ready.then_some(Place { kind: NetworkKind::Node, addresses })
 }
 
 /// The node's bounds, and those that the pod's annotations put in their place. A

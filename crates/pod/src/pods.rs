@@ -19,19 +19,19 @@ use krustlet_model::{
     restarts,
     status::Phase,
 };
-use krustlet_volume::{VolumeOwner, Volumes};
+use krustlet_volume::VolumeOwner;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{Id, JoinError, JoinSet, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::left::Left;
 use crate::{
-    checkpoint::{Checkpoint, CheckpointError, PodDirectories},
+    checkpoint::{CheckpointError, PodDirectories},
     config::{Context, PodsConfig},
     handle::{Command, Pods, QUEUE},
-    messages::{self, Said},
-    outside::{About, Adopted, Domain, EventType, NetworkKind, Outside, PodUser},
+    outside::{About, Adopted, Domain, EventType, Outside, PodUser},
     users::{self, Allotted, UserError, Users},
     view::Views,
     words,
@@ -97,7 +97,8 @@ struct Entry {
 
 /// Takes up what an earlier agent left and gets ready to run pods.
 ///
-/// `adopted` is what the runtime found. The task acts only when it is run.
+/// `adopted` is what the runtime found. The task acts only when it is run, but for
+/// the pods that go on and a sandbox that is at the address of another.
 ///
 /// # Errors
 ///
@@ -145,7 +146,9 @@ pub async fn open(
     let mut resumed = Vec::new();
     for (uid, found) in loaded {
         match found {
-            Ok(Some(checkpoint)) => resumed.push((adopted.remove(&uid), uid, checkpoint)),
+            Ok(Some(checkpoint)) => {
+                resumed.push(Left { adopted: adopted.remove(&uid), uid, checkpoint });
+            }
             Ok(None) => drop(task.strays.insert(uid)),
             Err(error @ CheckpointError::Newer { .. }) => return Err(error.into()),
             Err(error) => {
@@ -155,21 +158,18 @@ pub async fn open(
             }
         }
     }
-    task.strays.extend(adopted.into_keys());
-    let context = Arc::clone(&task.context);
-    let read = move || {
-        let read = |(adopted, uid, checkpoint): (Option<Adopted>, PodUid, Checkpoint)| {
-            let asks = messages::left(&context, &checkpoint, adopted.as_ref());
-            let owner = context.volume_owner(&checkpoint.user);
-            let volumes = Volumes::new(&context.directories.of(&uid), owner);
-            (uid, checkpoint, adopted, messages::read(&volumes, asks))
-        };
-        resumed.into_iter().map(read).collect::<Vec<_>>()
-    };
-    for (uid, checkpoint, adopted, said) in spawn_blocking(read).await? {
-        task.take_up(uid, checkpoint, adopted, said);
+    task.keep_addresses(&mut resumed).await;
+    for (uid, stray) in adopted {
+        task.reserve(&stray);
+        task.strays.insert(uid);
     }
+    // From now on pods may be given some; the first may ask as soon as it is begun.
     task.context.outside.network.restored();
+    let context = Arc::clone(&task.context);
+    let read = move || resumed.into_iter().map(|left| left.read(&context)).collect::<Vec<_>>();
+    for (left, said) in spawn_blocking(read).await? {
+        task.take_up(left, said);
+    }
     Ok((pods, task))
 }
 
@@ -198,75 +198,6 @@ impl PodsTask {
         }
         self.stop_workers.cancel();
         while self.workers.join_next().await.is_some() {}
-    }
-
-    /// Ends sandboxes and removes files that no checkpoint speaks of: none of
-    /// their guests was entered, or it is not known what became of them.
-    async fn remove_strays(&mut self) {
-        for uid in std::mem::take(&mut self.strays) {
-            let stopped = self.context.outside.runtime.stop_pod_sandbox(uid.clone()).await;
-            if let Err(error) = stopped {
-                tracing::error!(%uid, %error, "cannot end a sandbox that nobody knows");
-            }
-            let directory = self.context.directories.of(&uid);
-            let directories = self.context.directories.clone();
-            let is_damaged = self.damaged.contains(&uid);
-            let of = uid.clone();
-            let removed = spawn_blocking(move || {
-                // Whose they are does not matter for their removal.
-                Volumes::new(&directory, VolumeOwner::current())
-                    .tear_down()
-                    .map_err(|error| Chain(&error).to_string())?;
-                // A damaged checkpoint says at least that there was a pod.
-                if is_damaged {
-                    return Ok(());
-                }
-                directories.remove(&of).map_err(|error| Chain(&error).to_string())
-            });
-            if let Ok(Err(error)) = removed.await {
-                tracing::error!(%uid, error, "cannot remove what is left of a pod");
-            }
-        }
-    }
-
-    /// Goes on with a pod of an earlier agent.
-    fn take_up(
-        &mut self,
-        uid: PodUid,
-        checkpoint: Checkpoint,
-        adopted: Option<Adopted>,
-        said: Said,
-    ) {
-        self.users.keep(&checkpoint.user);
-        self.keep_addresses(&uid, &checkpoint, adopted.is_some());
-        let wanted = Wanted {
-            pod: Arc::new(checkpoint.pod.clone()),
-            wish: Arc::new(checkpoint.pod.clone()),
-            pending: None,
-            is_known: false,
-            is_gone: false,
-            stop: None,
-        };
-        let start = Start::Resumed(Box::new(checkpoint), adopted.map(Box::new), said);
-        self.begin(uid, wanted, start, true);
-    }
-
-    /// Before any new pod may be given them.
-    fn keep_addresses(&self, uid: &PodUid, checkpoint: &Checkpoint, is_adopted: bool) {
-        let Some(place) = &checkpoint.place else { return };
-        if place.kind == NetworkKind::Node {
-            return;
-        }
-        let network = &self.context.outside.network;
-        if let Err(error) = network.restore(uid, &place.addresses) {
-            tracing::error!(%uid, %error, "a pod's address cannot be kept for it");
-            return;
-        }
-        // Its sandbox is gone, but whether the addresses were let go is not on
-        // disk: the agent died in between. They rest from now on.
-        if checkpoint.is_over && !is_adopted {
-            network.release(uid);
-        }
     }
 
     /// Compares what is wanted with what has a task.

@@ -228,8 +228,6 @@ pub(crate) struct Worker {
     guard: Guard,
     /// What is wrong with that, as people were told.
     trouble: Option<Trouble>,
-    /// How often a sandbox was told rules.
-    rules_told: u64,
 
     phase: Phase,
     slots: Vec<Slot>,
@@ -300,7 +298,6 @@ impl Worker {
             policies: context.outside.policies.clone(),
             guard: Guard::default(),
             trouble: None,
-            rules_told: 0,
             limits,
             phase: Phase::Starting,
             slots,

@@ -13,6 +13,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::Arc,
@@ -35,7 +36,7 @@ use crate::{
     events::Feed,
     logs::LogFile,
     namespace::is_elsewhere,
-    record::{self, ContainerRecord, Found, SandboxRecord},
+    record::{self, ContainerRecord, Found, PodRecord, SandboxRecord},
     sandbox::{Common, Container, Reached, Reading, Sandbox, ask_early, hello},
     watch::lost,
     work::blocking,
@@ -58,6 +59,10 @@ pub struct Adopted {
     pub containers: Vec<ContainerReport>,
     /// Whether its sandbox lives.
     pub alive: bool,
+    /// The namespace that its sandbox was born in.
+    pub network: NetworkKind,
+    /// The addresses that it was given there; none if that is not known.
+    pub addresses: Vec<IpAddr>,
     /// Its news from now on; ended at once if the sandbox is dead.
     pub events: PodEvents,
 }
@@ -341,7 +346,7 @@ impl Adoption {
     fn new(
         sandbox: Sandbox,
         mut reading: Option<Reading>,
-        pods: Vec<PodUid>,
+        pods: Vec<PodRecord>,
         records: Vec<ContainerRecord>,
         mut reports: Vec<ContainerReport>,
     ) -> Self {
@@ -363,14 +368,16 @@ impl Adoption {
                 };
                 table.containers.insert(record.id, container);
             }
-            for pod in pods {
+            let network = sandbox.who.network;
+            for PodRecord { pod, addresses } in pods {
                 let (feed, events) = Feed::new();
                 // Without a feed the events end, as they do after a death.
                 if reading.is_some() {
                     table.pods.insert(pod.clone(), feed);
                 }
                 let containers = reports.extract_if(.., |report| report.pod == pod).collect();
-                adopted.push(Adopted { pod, containers, alive: reading.is_some(), events });
+                let alive = reading.is_some();
+                adopted.push(Adopted { pod, containers, alive, network, addresses, events });
             }
         }
         // What the reports say too is passed over by the watcher; rotations

@@ -8,7 +8,7 @@
 //! ID.sock                        a sandbox
 //! ID/record.json                 who it is
 //! ID/status                      written by the sandbox: a line for each ended container
-//! ID/pods/UID                    the pods in it
+//! ID/pods/UID                    the pods in it, with their addresses
 //! ID/containers/CONTAINER.json   their containers
 //! ```
 //!
@@ -19,6 +19,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufRead, BufReader, ErrorKind, Read},
+    net::IpAddr,
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -71,13 +72,21 @@ pub(crate) struct ContainerRecord {
     pub(crate) created_at: i64,
 }
 
+/// A pod in a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodRecord {
+    pub(crate) pod: PodUid,
+    /// Those that it was given; none if the agent died before they were written.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
 /// What the directory tells of one sandbox.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) id: String,
     /// None if the agent died before it was written.
     pub(crate) record: Option<SandboxRecord>,
-    pub(crate) pods: Vec<PodUid>,
+    pub(crate) pods: Vec<PodRecord>,
     pub(crate) containers: Vec<ContainerRecord>,
 }
 
@@ -184,8 +193,10 @@ impl State {
         put(&self.directory(id).join("record.json"), record)
     }
 
-    pub(crate) fn put_pod(&self, id: &str, pod: &PodUid) -> io::Result<()> {
-        File::create(self.directory(id).join("pods").join(pod.as_str())).map(drop)
+    /// Not by a rename: what is in the directory is a pod, whatever its name.
+    pub(crate) fn put_pod(&self, id: &str, record: &PodRecord) -> io::Result<()> {
+        let path = self.directory(id).join("pods").join(record.pod.as_str());
+        fs::write(path, serde_json::to_vec(&record.addresses)?)
     }
 
     pub(crate) fn remove_pod(&self, id: &str, pod: &PodUid) -> io::Result<()> {
@@ -235,7 +246,7 @@ impl State {
             }
             all.push(Found {
                 record: get(&entry.path().join("record.json")),
-                pods: list(&entry.path().join("pods"))?.into_iter().map(PodUid::new).collect(),
+                pods: pods(&entry.path().join("pods"))?,
                 containers: list(&entry.path().join("containers"))?
                     .into_iter()
                     .filter_map(|name| get(&entry.path().join("containers").join(name)))
@@ -320,6 +331,14 @@ fn list(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+fn pods(directory: &Path) -> io::Result<Vec<PodRecord>> {
+    let read = |name: String| {
+        let addresses = get(&directory.join(&name)).unwrap_or_default();
+        PodRecord { pod: PodUid::new(name), addresses }
+    };
+    Ok(list(directory)?.into_iter().map(read).collect())
+}
+
 fn for_each_line(path: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -398,13 +417,15 @@ mod tests {
             created_at: 5,
         };
         state.put_record(&id, &record).unwrap();
-        state.put_pod(&id, &pod).unwrap();
+        let addresses = vec!["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let in_it = PodRecord { pod: pod.clone(), addresses };
+        state.put_pod(&id, &in_it).unwrap();
         state.put_container(&id, &container).unwrap();
 
         let found = state.found().unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].record, Some(record));
-        assert_eq!(found[0].pods, std::slice::from_ref(&pod));
+        assert_eq!(found[0].pods, std::slice::from_ref(&in_it));
         assert_eq!(found[0].containers, std::slice::from_ref(&container));
         assert_eq!(found[1].record, None);
 

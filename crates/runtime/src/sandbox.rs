@@ -34,7 +34,7 @@ use crate::{
     events::Feed,
     logs::LogFile,
     mounts::Handover,
-    record::{self, SandboxRecord, State},
+    record::{self, PodRecord, SandboxRecord, State},
     table::Who,
     work::{blocking, on_disk},
     zygote::Zygotes,
@@ -355,8 +355,9 @@ impl Sandbox {
         pod: PodUid,
         network: PodNetwork,
     ) -> Result<PodEvents, RuntimeError> {
-        let (state, id, marked) = (self.common.state.clone(), self.id.clone(), pod.clone());
-        blocking(move || state.put_pod(&id, &marked))
+        let (state, id) = (self.common.state.clone(), self.id.clone());
+        let record = PodRecord { pod: pod.clone(), addresses: network.addresses.clone() };
+        blocking(move || state.put_pod(&id, &record))
             .await
             .map_err(|source| self.common.state_error(source))?;
         self.set_network(&pod, network).await?;

@@ -1,11 +1,14 @@
 //! One question to the kernel at a time, and its answers.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{io, net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    neighbour::{NeighbourAddress, NeighbourAttribute},
+};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink,
     recv, send, socket_with, sockopt,
@@ -19,9 +22,10 @@ const LONGEST: usize = 64 << 10;
 /// for a defect of ours.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Groups of news by their numbers in `linux/rtnetlink.h`: links, addresses and
-/// routes of both families.
-const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+/// Groups of news by their numbers in `linux/rtnetlink.h`: links, neighbours;
+/// addresses, routes and settings of links (forwarding is one), each of both
+/// families.
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
 
 /// A netlink socket of the namespace of the thread that opened it.
 #[derive(Debug)]
@@ -103,6 +107,31 @@ impl Socket {
     }
 }
 
+/// The neighbour that word of a change is about; None if it is about anything
+/// else, or cannot be read.
+pub(crate) fn neighbour_of(word: &[u8]) -> Option<IpAddr> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(word).ok()?;
+    // There is more in it.
+    if usize::try_from(message.header.length).ok()?.next_multiple_of(4) < word.len() {
+        return None;
+    }
+    let NetlinkPayload::InnerMessage(
+        RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour),
+    ) = message.payload
+    else {
+        return None;
+    };
+    neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
+}
+
 /// Opens a socket that hears of changes in the calling thread's namespace.
 pub(crate) fn notices() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -110,4 +139,44 @@ pub(crate) fn notices() -> io::Result<OwnedFd> {
     let groups = GROUPS.iter().fold(0, |all, group| all | 1 << (group - 1));
     bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::{link::LinkMessage, neighbour::NeighbourMessage};
+
+    use super::*;
+
+    fn word(of: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), of.into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn word_of_a_neighbour_is_known_by_its_address_and_no_other_word_is_one() {
+        let message = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            let mut neighbour = NeighbourMessage::default();
+            neighbour.header.family = if address.is_ipv4() {
+                netlink_packet_route::AddressFamily::Inet
+            } else {
+                netlink_packet_route::AddressFamily::Inet6
+            };
+            neighbour.attributes = vec![NeighbourAttribute::Destination(address.into())];
+            neighbour
+        };
+        for address in ["169.254.1.2", "fe80::2"] {
+            let found = word(RouteNetlinkMessage::DelNeighbour(message(address)));
+            assert_eq!(neighbour_of(&found), address.parse().ok());
+            let twice = [found.clone(), found.clone()].concat();
+            assert_eq!(neighbour_of(&twice), None, "the rest may be about anything");
+            assert_eq!(neighbour_of(&found[..found.len() / 2]), None);
+        }
+        let link = word(RouteNetlinkMessage::NewLink(LinkMessage::default()));
+        assert_eq!(neighbour_of(&link), None);
+        assert_eq!(neighbour_of(&[]), None);
+    }
 }

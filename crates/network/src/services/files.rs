@@ -47,15 +47,27 @@ fn boot() -> io::Result<Vec<u8>> {
     fs::read("/proc/sys/kernel/random/boot_id")
 }
 
-/// What was complete before the machine was started may be long out of date, or
-/// have been lost half: no sandbox has seen it.
+/// What was written before the machine was started may be long out of date, or
+/// have been lost half: no sandbox has seen it, and one that finds a file does not
+/// ask whether all are there. What this boot did not complete goes too: nobody
+/// knows when it was written.
 fn forget_earlier_boots(directory: &Path) -> io::Result<()> {
     let complete = directory.join(COMPLETE);
     match fs::read(&complete) {
-        Ok(of) if of == boot()? => Ok(()),
-        Ok(_) => fs::remove_file(complete),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        Ok(of) if of == boot()? => return Ok(()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    for part in [ADDRESSES, NAMES] {
+        for entry in fs::read_dir(directory.join(part))? {
+            fs::remove_file(entry?.path())?;
+        }
+    }
+    // Last: if this is broken off, it is begun again.
+    match fs::remove_file(complete) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -207,14 +219,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_complete_before_the_machine_was_started_is_not() {
+    fn what_was_written_before_the_machine_was_started_is_gone() {
         let home = tempfile::tempdir().unwrap();
         let home = home.path();
-        let mut files = Files::open(home.to_owned()).unwrap();
-        write(&mut files, &["10.96.0.1"]);
-        assert!(Files::open(home.to_owned()).unwrap().are_complete());
-        fs::write(home.join(COMPLETE), "another boot").unwrap();
-        assert!(!Files::open(home.to_owned()).unwrap().are_complete());
+        let written = ["addresses/10.96.0.1", "names/n.s-10-96-0-1"];
+        let are_there = || written.map(|path| home.join(path).exists());
+        // Complete then, or not even that.
+        let earlier: [&dyn Fn(); 2] =
+            [&|| fs::write(home.join(COMPLETE), "another boot").unwrap(), &|| {
+                fs::remove_file(home.join(COMPLETE)).unwrap()
+            }];
+        for begin_again in earlier {
+            let mut files = Files::open(home.to_owned()).unwrap();
+            write(&mut files, &["10.96.0.1"]);
+            assert!(Files::open(home.to_owned()).unwrap().are_complete());
+            assert_eq!(are_there(), [true, true]);
+            begin_again();
+            assert!(!Files::open(home.to_owned()).unwrap().are_complete());
+            assert_eq!(are_there(), [false, false], "a sandbox would follow them");
+        }
     }
 
     #[test]

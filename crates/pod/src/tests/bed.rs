@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -76,6 +77,8 @@ struct Container {
 pub(super) struct Sandbox {
     news: Option<mpsc::Sender<PodEvent>>,
     containers: BTreeMap<ContainerId, Container>,
+    kind: NetworkKind,
+    addresses: Vec<IpAddr>,
 }
 
 /// Everything outside, in one place.
@@ -109,6 +112,9 @@ pub(super) struct World {
     pub(super) rules: Vec<PodNetwork>,
     /// How often a sandbox does not take what it is told.
     pub(super) refuse_rules: usize,
+    /// Whether sandboxes take their time for what they are told, until they are
+    /// let go on.
+    pub(super) slow_rules: Option<watch::Receiver<bool>>,
     /// Whether sandboxes end without anybody hearing of it.
     pub(super) ends_unheard: bool,
     /// Whether sandboxes take other limits.
@@ -241,7 +247,14 @@ impl Shared {
                     let (id, pod) = (id.clone(), pod.clone());
                     ContainerReport { id, pod, state: container.state.clone() }
                 });
-                Adopted { pod: pod.clone(), containers: containers.collect(), alive: true, events }
+                Adopted {
+                    pod: pod.clone(),
+                    containers: containers.collect(),
+                    alive: true,
+                    network: sandbox.kind,
+                    addresses: sandbox.addresses.clone(),
+                    events,
+                }
             };
             world.sandboxes.iter_mut().map(of).collect()
         })
@@ -277,9 +290,10 @@ impl PodRuntime for Shared {
                 let message = "no zygote".to_owned();
                 return Err(Refused { message, why: Why::Failed });
             }
-            world.places.push((sandbox.kind, sandbox.network));
+            let (kind, addresses) = (sandbox.kind, sandbox.network.addresses.clone());
+            world.places.push((kind, sandbox.network));
             let (news, events) = mpsc::channel(64);
-            let made = Sandbox { news: Some(news), containers: BTreeMap::new() };
+            let made = Sandbox { news: Some(news), containers: BTreeMap::new(), kind, addresses };
             let old = world.sandboxes.insert(sandbox.pod, made);
             assert!(old.is_none(), "a second sandbox for one pod");
             Ok(events)
@@ -405,7 +419,13 @@ impl PodRuntime for Shared {
             world.rules.push(network);
             Ok(())
         });
-        Box::pin(async { result })
+        let slow = self.with(|world| world.slow_rules.clone());
+        Box::pin(async {
+            if let Some(mut slow) = slow {
+                slow.wait_for(|may_go_on| *may_go_on).await.unwrap();
+            }
+            result
+        })
     }
 
     fn exec(

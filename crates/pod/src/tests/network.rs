@@ -7,7 +7,7 @@ use krustlet_network::{NetworkState, PodRanges};
 use krustlet_protocol::{PodNetwork, SocketLimits};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, Call, Guest, is_ready, one, pod};
+use super::bed::{Bed, Call, Guest, Left, is_ready, one, pod};
 use crate::outside::NetworkKind;
 
 fn own(range: &str) -> NetworkState {
@@ -22,11 +22,20 @@ fn of_host_network() -> Value {
     }))
 }
 
+/// As [`one`], by another name.
+fn named(name: &str) -> Value {
+    let mut pod = one("Always");
+    pod["metadata"]["name"] = name.into();
+    pod["metadata"]["uid"] = name.into();
+    pod
+}
+
 fn second() -> Value {
-    let mut second = one("Always");
-    second["metadata"]["name"] = "p2".into();
-    second["metadata"]["uid"] = "u2".into();
-    second
+    named("u2")
+}
+
+fn address_of(bed: &Bed, uid: &str) -> Option<String> {
+    bed.shared.with(|world| world.last_status(uid)?.pod_ip.clone())
 }
 
 /// Whether the address is nobody's.
@@ -112,6 +121,130 @@ async fn a_new_agent_keeps_what_pods_have_before_it_gives_any() {
     bed.shared.with(|world| {
         assert_eq!(world.last_status("u").unwrap().pod_ip, before.pod_ip);
     });
+    bed.stop().await;
+}
+
+/// Threads are needed: pods run as soon as they are taken up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pod_that_waited_gets_no_address_that_another_goes_on_with() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    let living: Vec<String> = (10..40).map(|number| format!("b{number}")).collect();
+    for name in &living {
+        bed.put(named(name));
+    }
+    for name in &living {
+        bed.until_status(name, "it is Ready", is_ready).await;
+    }
+    bed.network.show(NetworkState::Waiting("no podCIDR any more".into()));
+    bed.put(named("a"));
+    bed.until("it says what it waits for", |world| world.has_event("NetworkNotReady")).await;
+
+    let bed = bed.stop().await.next(true).await;
+    bed.until_status("a", "it is Ready", is_ready).await;
+    let new = address_of(&bed, "a");
+    for name in &living {
+        assert_ne!(address_of(&bed, name), new, "{name} goes on with it");
+    }
+    // It did not have to ask twice.
+    assert!(!bed.shared.with(|world| world.has_event("FailedCreatePodSandBox")));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_claims_anothers_address_gets_another_and_another_sandbox() {
+    for first_lives in [true, false] {
+        let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+        bed.put(named("a"));
+        bed.until_status("a", "it is Ready", is_ready).await;
+        bed.put(named("b"));
+        bed.until_status("b", "it is Ready", is_ready).await;
+        let left = bed.stop().await;
+        // As an agent may have left it that did not know who had which.
+        let path = left.home_path().join("pods/b/checkpoint.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("10.244.1.3", "10.244.1.2")).unwrap();
+        if !first_lives {
+            left.shared.with(|world| world.sandboxes.remove(&PodUid::new("a")));
+        }
+        let bed = left.next(true).await;
+        bed.until("the two are at places of their own", |world| {
+            let address = |uid: &str| world.last_status(uid)?.pod_ip.clone();
+            world.places.len() == 3
+                && world.sandboxes.len() == 2
+                && address("a").is_some()
+                && address("b").is_some()
+                && address("a") != address("b")
+        })
+        .await;
+        let ended = bed.shared.with(|world| world.count(&Call::StopSandbox));
+        assert_eq!(ended, usize::from(first_lives), "one that lives has it");
+        if !first_lives {
+            assert_eq!(address_of(&bed, "b").as_deref(), Some("10.244.1.2"));
+        }
+        bed.stop().await;
+    }
+}
+
+/// A pod that waits, and another whose checkpoint is damaged while its sandbox
+/// lives, of which the source knows nothing any more.
+async fn one_that_waits_beside_a_damaged_one(range: &str) -> Left {
+    let mut bed = Bed::with_network(own(range)).await;
+    bed.put(named("damaged"));
+    bed.until_status("damaged", "it is Ready", is_ready).await;
+    bed.network.show(NetworkState::Waiting("no podCIDR any more".into()));
+    bed.put(named("waits"));
+    bed.until("it says what it waits for", |world| world.has_event("NetworkNotReady")).await;
+    let mut left = bed.stop().await;
+    std::fs::write(left.home_path().join("pods/damaged/checkpoint.json"), "{").unwrap();
+    left.set.remove(&PodUid::new("damaged"));
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gets_the_address_of_a_sandbox_whose_checkpoint_is_damaged() {
+    let left = one_that_waits_beside_a_damaged_one("10.244.1.0/24").await;
+    // It takes its time to end.
+    left.shared.with(|world| world.ends_unheard = true);
+    let bed = left.next(true).await;
+    bed.until_status("waits", "it is Ready", is_ready).await;
+    assert_eq!(address_of(&bed, "waits").as_deref(), Some("10.244.1.3"));
+    // Nothing but the end of that sandbox is waited for: it would not stop.
+    bed.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_address_rests_when_the_sandbox_is_gone() {
+    let left = one_that_waits_beside_a_damaged_one("10.244.1.0/30").await;
+    let bed = left.next(true).await;
+    bed.until("it says what it waits for", |world| {
+        let full = "0 pods have one, 1 were let go less than 60 s ago";
+        world.events.iter().any(|(_, text)| text.contains(full))
+    })
+    .await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_says_where_it_is_if_the_checkpoint_does_not() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.endless.insert("web:1".to_owned()));
+    bed.put(one("Always"));
+    bed.until("its sandbox is made", |world| world.places.len() == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let left = bed.kill().await;
+    // As it was written before there was a sandbox.
+    let path = left.home_path().join("pods/u/checkpoint.json");
+    let mut written: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    written["place"] = Value::Null;
+    written["observed"]["sandbox_ready"] = false.into();
+    std::fs::write(&path, written.to_string()).unwrap();
+    left.shared.with(|world| world.endless.clear());
+
+    let bed = left.next(true).await;
+    let status = bed.until_status("u", "it is Ready", is_ready).await;
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.2"));
+    assert!(!is_free(&bed, "10.244.1.2"));
+    assert_eq!(bed.shared.with(|world| world.places.len()), 1, "it is the same sandbox");
     bed.stop().await;
 }
 
@@ -273,6 +406,58 @@ async fn a_pods_annotations_bound_its_sockets_also_while_it_lives() {
     bed.network.show_node(&["192.0.2.1".parse().unwrap(), "172.17.0.1".parse().unwrap()]);
     bed.until("it is told again", |world| world.rules.len() > 1).await;
     bed.shared.with(|world| assert_eq!(world.rules[1].limits, told));
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_is_told_one_thing_at_a_time_and_the_newest_last() {
+    let bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.shared.with(|world| world.api_port = Some(10250));
+    let mut bed = bed.stop().await.next(true).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let (go_on, slow) = tokio::sync::watch::channel(false);
+    bed.shared.with(|world| world.slow_rules = Some(slow));
+    let bound =
+        |sockets: &str| with_annotations(json!({"network.krustlet.dev/max-sockets": sockets}));
+    bed.put(bound("1"));
+    bed.until("it is told", |world| world.rules.len() == 1).await;
+    // Each in its own way, while the first is under way.
+    bed.put(bound("2"));
+    bed.network.show_node(&["172.17.0.1".parse().unwrap()]);
+    tokio::time::sleep(std::time::Duration::from_secs(100)).await;
+    assert_eq!(
+        bed.shared.with(|world| world.rules.len()),
+        1,
+        "the second might overtake the first"
+    );
+
+    go_on.send_replace(true);
+    bed.until("it is told the newest", |world| {
+        let newest = world.rules.last().unwrap();
+        newest.limits.sockets == 2 && refuses(newest, "172.17.0.1", 10250)
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(100)).await;
+    assert_eq!(bed.shared.with(|world| world.rules.len()), 2, "once is enough");
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_sandbox_is_told_again_if_the_one_before_it_was_being_told() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let (go_on, slow) = tokio::sync::watch::channel(false);
+    bed.shared.with(|world| world.slow_rules = Some(slow));
+    bed.put(with_annotations(json!({"network.krustlet.dev/max-sockets": "1"})));
+    bed.until("it is told", |world| world.rules.len() == 1).await;
+    bed.shared.kill_sandbox("u");
+    bed.until("another is made", |world| world.places.len() == 2).await;
+    // What was under way may reach the new one.
+    go_on.send_replace(true);
+    bed.until("it is told again", |world| world.rules.len() == 2).await;
+    bed.until_status("u", "it is Ready again", is_ready).await;
     bed.stop().await;
 }
 

@@ -43,10 +43,7 @@ pub(super) enum Done {
     Read(Said),
     SandboxStopped(Result<(), Refused>, Said),
     /// Whether the sandbox took what its sockets may do.
-    Rules {
-        number: u64,
-        result: Result<(), Refused>,
-    },
+    Rules(Result<(), Refused>),
     Files(Result<(), SetUpError>),
     FilesRemoved(Result<(), String>),
     Image {
@@ -157,7 +154,7 @@ impl Worker {
                 self.tell(EventType::Warning, words::FAILED_KILL_POD, message);
                 self.sandbox = Sandbox::Stuck { from: Self::retry(3) };
             }
-            Done::Rules { number, result } => self.rules_were_told(number, result),
+            Done::Rules(result) => self.rules_were_told(result),
             Done::Files(Ok(())) => {
                 self.files_failures = 0;
                 self.files = Files::Set { refresh: self.next_refresh() };

@@ -13,7 +13,7 @@
 //! Source of 255: containerd's answer after a reboot.
 
 use krustlet_model::{
-    observed::{ContainerState, PodFailure, PodObserved},
+    observed::{ContainerState, PodFailure},
     resize::ContainerResources,
     restarts,
 };
@@ -26,8 +26,7 @@ use crate::{
     containers::{Leftover, Run, Slot},
     decide::Phase,
     messages::Said,
-    outside::{Adopted, NetworkKind},
-    place::Place,
+    outside::Adopted,
     users::Allotted,
 };
 
@@ -57,12 +56,6 @@ impl Start {
             Self::Resumed(checkpoint, _, _) => &checkpoint.user,
         }
     }
-}
-
-/// The place of a pod that was left by an agent which had but one.
-fn of_older_agent(observed: &PodObserved) -> Option<Place> {
-    let addresses = observed.pod_ips.clone();
-    observed.sandbox_ready.then_some(Place { kind: NetworkKind::Node, addresses })
 }
 
 impl Worker {
@@ -104,7 +97,7 @@ impl Worker {
         let Checkpoint { observed, status, place, is_over, containers, .. } = checkpoint;
         // One that is over and has no sandbox has let its addresses go.
         if !is_over || adopted.is_some() {
-            self.place = place.or_else(|| of_older_agent(&observed));
+            self.place = place;
         }
         self.started_at = observed.started_at;
         self.failure = observed.failure;

@@ -4,8 +4,11 @@
 //! ```text
 //! made with the newest rules ──▶ Current ──▶ Due ──▶ Telling ──▶ Current
 //!                                             ▲ ▲         │
-//! taken over from an earlier agent ───────────┘ └─ failed ┘
+//! taken over from an earlier agent ───────────┘ └─────────┘
+//!                                                failed, or old by then
 //! ```
+//!
+//! One telling at a time: of two that are under way the older may arrive last.
 //!
 //! What an earlier agent said may be out of date: the node's addresses and the
 //! port of its API may be others now. No guest is entered before its sandbox
@@ -32,8 +35,9 @@ pub(super) enum Rules {
     Current,
     /// It is to be told, from this moment on, after so many failures in a row.
     Due { from: Instant, failures: u32 },
-    /// It is being told, with this number.
-    Telling { number: u64, failures: u32 },
+    /// It is being told, after so many failures in a row; once more afterwards if
+    /// what it is told is old by then.
+    Telling { failures: u32, is_old: bool },
 }
 
 impl Rules {
@@ -42,6 +46,25 @@ impl Rules {
         match self {
             Self::Due { from, .. } => Some(from),
             Self::Current | Self::Telling { .. } => None,
+        }
+    }
+
+    /// What is to be told has changed.
+    fn grow_old(&mut self) {
+        match self {
+            Self::Telling { is_old, .. } => *is_old = true,
+            Self::Current | Self::Due { .. } => {
+                *self = Self::Due { from: Instant::now(), failures: 0 };
+            }
+        }
+    }
+
+    /// Another sandbox is made with the newest. What is under way for the one
+    /// before may reach it.
+    pub(super) fn made(&mut self) {
+        match self {
+            Self::Telling { is_old, .. } => *is_old = true,
+            Self::Current | Self::Due { .. } => *self = Self::Current,
         }
     }
 }
@@ -67,9 +90,7 @@ impl Worker {
     /// The rules are not those that the sandbox was told, or may not be.
     pub(super) fn rules_are_old(&mut self) {
         match self.sandbox {
-            Sandbox::Up | Sandbox::Making => {
-                self.rules = Rules::Due { from: Instant::now(), failures: 0 };
-            }
+            Sandbox::Up | Sandbox::Making => self.rules.grow_old(),
             Sandbox::None { .. } | Sandbox::Stopping | Sandbox::Stuck { .. } | Sandbox::Stopped => {
             }
         }
@@ -146,9 +167,7 @@ impl Worker {
             &self.limits,
             &self.guard,
         );
-        self.rules_told += 1;
-        let number = self.rules_told;
-        self.rules = Rules::Telling { number, failures };
+        self.rules = Rules::Telling { failures, is_old: false };
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
         let uid = self.uid.clone();
         self.jobs.spawn(async move {
@@ -157,20 +176,21 @@ impl Worker {
                 Ok(_) => context.outside.runtime.set_pod_network(uid, network).await,
                 Err(refused) => Err(refused),
             };
-            Done::Rules { number, result }
+            Done::Rules(result)
         });
     }
 
-    pub(super) fn rules_were_told(&mut self, number: u64, result: Result<(), Refused>) {
-        // One that was asked of a sandbox before this one says nothing of it.
-        let Rules::Telling { number: asked, failures } = self.rules else { return };
-        if asked != number {
-            return;
-        }
-        let Err(refused) = result else {
-            self.rules = Rules::Current;
-            self.enter_saved();
-            return;
+    pub(super) fn rules_were_told(&mut self, result: Result<(), Refused>) {
+        let Rules::Telling { failures, is_old } = self.rules else { return };
+        self.rules = Rules::Current;
+        let refused = match result {
+            // What came of it says nothing of what is to be told now, and of
+            // another sandbox nothing at all.
+            Ok(()) | Err(Refused { why: Why::Died | Why::Failed, .. }) if is_old => {
+                return self.rules_are_old();
+            }
+            Ok(()) => return self.enter_saved(),
+            Err(refused) => refused,
         };
         let failures = failures.saturating_add(1);
         let from = match refused.why {

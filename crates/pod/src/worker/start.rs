@@ -138,7 +138,7 @@ impl Worker {
         self.sandbox = Sandbox::Making;
         // It is made with the newest; what changes from now on, it is told.
         self.newest_guard();
-        self.rules = Rules::Current;
+        self.rules.made();
         let Some(place) = &self.place else { return };
         let sandbox = PodSandbox {
             pod: self.uid.clone(),

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
+    net::{IpAddr, Ipv4Addr},
     os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
     time::Duration,
@@ -25,6 +26,9 @@ use crate::stand_in;
 
 /// A test that hangs must fail here, by name, not in the runner's limit.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
+
+/// What each pod is given.
+pub(crate) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
 
 /// One agent after another over the same state directory.
 pub(crate) struct Bed {
@@ -106,7 +110,7 @@ impl Bed {
             } else {
                 NetworkKind::Node
             },
-            network: PodNetwork::default(),
+            network: PodNetwork { addresses: vec![ADDRESS], ..PodNetwork::default() },
         };
         timeout(LIMIT, self.runtime.run_pod_sandbox(sandbox)).await.unwrap()
     }

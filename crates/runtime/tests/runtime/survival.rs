@@ -11,7 +11,7 @@ use krustlet_runtime::{OpenError, PodEvent, RuntimeError, open};
 use tokio::time::timeout;
 
 use crate::{
-    bed::{Bed, LIMIT, death, exit_code, id, kill_sandbox, next},
+    bed::{ADDRESS, Bed, LIMIT, death, exit_code, id, kill_sandbox, next},
     containers::logs,
 };
 
@@ -172,6 +172,7 @@ async fn the_next_agent_takes_over_what_runs() {
     assert_eq!(adopted.len(), 1);
     let mut adopted = adopted.remove(0);
     assert_eq!((adopted.pod.as_str(), adopted.alive), ("a", true));
+    assert_eq!(adopted.addresses, [ADDRESS]);
     let mut states = adopted.containers.iter().map(|one| (&one.id, &one.state));
     assert!(matches!(states.next(), Some((of, RunState::Running { .. })) if *of == id(1)));
     assert!(matches!(states.next(), Some((_, RunState::Exited(exit))) if exit.exit_code == 6));
