@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -40,6 +41,15 @@ enum Link {
         local: SocketAddr,
         remote: SocketAddr,
     },
+}
+
+/// What there is to see of a socket now. Reading with `MSG_PEEK` would tell too,
+/// but an error that is seen so is gone (`sock_error` in Linux), and whoever reads
+/// then takes a broken connection for one that has ended in order.
+fn seen(stream: &TcpStream, what: PollFlags) -> io::Result<PollFlags> {
+    let mut fds = [PollFd::new(stream, what)];
+    rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents())
 }
 
 impl Connection {
@@ -141,13 +151,29 @@ impl Connection {
     pub(crate) fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.poll_read_ready(context));
+            let Link::Tcp { stream, .. } = &self.link else { return Poll::Ready(()) };
             // The runtime goes on taking a socket for ready until a read has found
             // nothing, and one that was filled to the last byte has not.
-            match self.try_peek(&mut [0]) {
+            let looked = stream.try_io(Interest::READABLE, || {
+                let is_early = seen(stream, PollFlags::IN)?.is_empty();
+                if is_early { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match looked {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => return Poll::Ready(()),
+                // Whoever reads finds out.
+                Ok(()) | Err(_) => return Poll::Ready(()),
             }
+        }
+    }
+
+    /// Whether nothing more will come, as the other side has ended it or broken it
+    /// off. What has come may still be to be read.
+    pub(crate) fn has_ended(&self) -> bool {
+        match &self.link {
+            Link::Tcp { stream, .. } => seen(stream, PollFlags::RDHUP)
+                .is_ok_and(|seen| seen.intersects(PollFlags::RDHUP | PollFlags::HUP)),
+            Link::Pipe { end, .. } => end.has_ended(),
         }
     }
 
@@ -286,5 +312,29 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.shutdown(Shutdown::Write);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use super::{
+        super::{test_reset, test_tcp},
+        *,
+    };
+
+    #[tokio::test]
+    async fn who_hears_that_he_can_read_finds_that_a_connection_was_broken_off() {
+        let (connection, peer) = test_tcp().await;
+        let noop = &mut Context::from_waker(Waker::noop());
+        assert!(connection.poll_readable(noop).is_pending() && !connection.has_ended());
+        test_reset(peer);
+        for _ in 0..3 {
+            poll_fn(|context| connection.poll_readable(context)).await;
+            assert!(connection.has_ended());
+        }
+        let error = connection.try_read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -329,3 +329,21 @@ pub(crate) fn test_connection() -> Connection {
     let [connection, _] = test_connections();
     connection
 }
+
+/// A connection by the system, to this machine, and its other end.
+#[cfg(test)]
+pub(crate) async fn test_tcp() -> (Connection, std::net::TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let at = listener.local_addr().expect("it is bound");
+    let stream = tokio::net::TcpStream::connect(at).await.expect("it listens");
+    let (other, _) = listener.accept().expect("it is connected");
+    let permit = Permit::new(&Arc::default(), 1).expect("none is taken");
+    (Connection::tcp(stream, permit, None), other)
+}
+
+/// Breaks a connection off: the other end is told of a reset.
+#[cfg(test)]
+pub(crate) fn test_reset(end: std::net::TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&end, Some(Duration::ZERO)).expect("it is a socket");
+    drop(end);
+}

@@ -157,6 +157,7 @@ const TESTS: &[Test] = tests! {
         socket_calls_on_what_is_no_socket_fail_by_name,
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
+        a_connection_that_was_broken_off_is_told_as_such,
         lists_are_no_longer_than_linux_takes;
 };
 
