@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
+    task::coop::poll_proceed,
 };
 
 use super::{pace::Turn, permit::Permit, pipe::PipeEnd, private::Reservation};
@@ -263,7 +264,10 @@ impl Connection {
     }
 }
 
-/// A connection as what tokio and hyper read and write.
+/// A connection as what tokio and hyper read and write. Each read and write is
+/// part of its task's budget, as with tokio's own sockets: who reads until there
+/// is nothing more, as those do who speak HTTP/2, lets others run though the other
+/// side always has more.
 #[derive(Debug)]
 pub(crate) struct Stream(pub(crate) Arc<Connection>);
 
@@ -273,16 +277,16 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let budget = ready!(poll_proceed(context));
         loop {
             match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_read_ready(context));
                 }
-                Err(error) => return Poll::Ready(Err(error)),
+                read => {
+                    budget.made_progress();
+                    return Poll::Ready(read.map(|read| buffer.advance(read)));
+                }
             }
         }
     }
@@ -294,12 +298,16 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let budget = ready!(poll_proceed(context));
         loop {
             match self.0.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_write_ready(context));
                 }
-                written => return Poll::Ready(written),
+                written => {
+                    budget.made_progress();
+                    return Poll::Ready(written);
+                }
             }
         }
     }
@@ -320,7 +328,7 @@ mod tests {
     use std::{future::poll_fn, task::Waker};
 
     use super::{
-        super::{test_reset, test_tcp},
+        super::{test_connections, test_reset, test_tcp},
         *,
     };
 
@@ -336,5 +344,33 @@ mod tests {
         }
         let error = connection.try_read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_and_writes_for_ever_lets_others_run() {
+        /// More than a task may do in one turn (tokio: 128).
+        const MANY: usize = 1000;
+        let [ours, theirs] = test_connections();
+        // What is written is thrown away.
+        theirs.shutdown(Shutdown::Read);
+        let mut stream = Stream(Arc::new(ours));
+        let reads = poll_fn(|context| {
+            let reads = (0..MANY).take_while(|_| {
+                theirs.try_write(b"x").unwrap();
+                let mut byte = [0];
+                Pin::new(&mut stream).poll_read(context, &mut ReadBuf::new(&mut byte)).is_ready()
+            });
+            Poll::Ready(reads.count())
+        });
+        let reads = reads.await;
+        assert!((1..MANY).contains(&reads), "{reads}");
+        tokio::task::yield_now().await;
+        let writes = poll_fn(|context| {
+            let writes = (0..MANY)
+                .take_while(|_| Pin::new(&mut stream).poll_write(context, b"x").is_ready());
+            Poll::Ready(writes.count())
+        });
+        let writes = writes.await;
+        assert!((1..MANY).contains(&writes), "{writes}");
     }
 }
