@@ -6,6 +6,9 @@
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
 //! ```
 //!
+//! What guests of WASI 0.2 write to bodies, of requests and answers, is counted
+//! by [`written`](self::written).
+//!
 //! Every connection is a socket of the pod's [`Stack`], which checks the very
 //! address that is connected to: a name that changes its mind after it was
 //! looked up gains nothing. Nothing is made before the first request.
@@ -16,6 +19,7 @@ mod error;
 mod roots;
 #[cfg(test)]
 mod tests;
+pub(crate) mod written;
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -172,6 +176,14 @@ type Done = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
 type Sent = Result<(Response<WasiBody>, Done), HttpError>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        written::BUFFERED
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        written::CHUNK
+    }
+
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
     }
