@@ -19,7 +19,6 @@ use super::{
     Connection, NetError, Options, Permit, Stack,
     handed::Listening,
     permit::{Counters, Waiter},
-    pipe,
     place::{self, Binding, Family},
     policy::{self, Asker, For},
     private::{Arrival, Reservation},
@@ -202,11 +201,7 @@ impl Stack {
         to: SocketAddr,
         port: Option<Reservation>,
     ) -> Result<Connection, NetError> {
-        let door = self.0.private.door(to).ok_or(NetError::ConnectionRefused)?;
-        let (end, other) = pipe::pair(&self.0.private.memory);
-        let arrival = Arrival { end: other, from, to };
-        // Waits while the listener has as many waiting as it wants.
-        door.send(arrival).await.map_err(|_| NetError::ConnectionRefused)?;
+        let end = self.0.private.connect(from, to).await?;
         Ok(Connection::private(end, [from, to], permit, port))
     }
 }
@@ -402,7 +397,7 @@ impl Listener {
                 // Policies speak of the container's port.
                 Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
-                    Poll::Ready(Some(Arrival { end, from, to })) => {
+                    Poll::Ready(Some(Arrival { end, from, to, .. })) => {
                         self.turn = index + 1;
                         let ends = [to, from];
                         return Poll::Ready(Ok(Connection::private(end, ends, permit, None)));
