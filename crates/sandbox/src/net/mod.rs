@@ -157,6 +157,8 @@ impl Stack {
         if is_other {
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
+            // It may have more sockets now.
+            self.0.counters.wake_waiting();
         }
         if is_other_list {
             self.0.learned.forget();
@@ -239,10 +241,11 @@ impl Stack {
     pub(crate) async fn permit_or_room(&self) -> Result<Permit, NetError> {
         let mut permit = self.try_permit();
         if matches!(permit, Err(NetError::NewSocketLimit)) && self.make_room() {
-            let most = self.network().limits.sockets;
             let waiter = Arc::default();
-            let free =
-                poll_fn(|context| Permit::poll_new(&self.0.counters, most, &waiter, context));
+            let free = poll_fn(|context| {
+                let most = self.network().limits.sockets;
+                Permit::poll_new(&self.0.counters, most, &waiter, context)
+            });
             permit = timeout(ROOM_TIME, free).await.map_err(|_| NetError::NewSocketLimit);
         }
         permit.inspect_err(|error| self.note(*error))

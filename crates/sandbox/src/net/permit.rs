@@ -29,6 +29,17 @@ impl Counters {
         self.sockets.load(Relaxed)
     }
 
+    /// Has all look again who wait for a socket.
+    pub(super) fn wake_waiting(&self) {
+        let waiting = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *waiting)
+        };
+        for waiter in waiting.iter().filter_map(Weak::upgrade) {
+            waiter.wake();
+        }
+    }
+
     pub(super) fn add(counter: &AtomicU64, more: usize) {
         counter.fetch_add(more as u64, Relaxed);
     }
@@ -98,13 +109,7 @@ impl Permit {
 impl Drop for One {
     fn drop(&mut self) {
         self.0.sockets.fetch_sub(1, Relaxed);
-        let waiting = {
-            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *waiting)
-        };
-        for waiter in waiting.iter().filter_map(Weak::upgrade) {
-            waiter.wake();
-        }
+        self.0.wake_waiting();
     }
 }
 

@@ -521,7 +521,8 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_protocol::PodNetwork;
+    use krustlet_protocol::{PodNetwork, SocketLimits};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -543,5 +544,36 @@ mod tests {
         // While it listened the address was the system's to give.
         again.unwrap_err();
         listen(stack.bind_tcp(address).unwrap()).unwrap();
+    }
+
+    /// A pod that may have so many sockets, and who listens there.
+    fn listening(sockets: u32) -> (Stack, Listener) {
+        let stack = Stack::default();
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
+        let limits = SocketLimits { sockets, ..SocketLimits::default() };
+        stack.set(PodNetwork { addresses, limits, ..PodNetwork::default() }, None);
+        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let permit = stack.permit().unwrap();
+        let listener = bound.listen(permit, Options::default(), 8).unwrap();
+        (stack, listener)
+    }
+
+    async fn connect(stack: &Stack, listener: &Listener) -> Connection {
+        let permit = stack.permit().unwrap();
+        stack.connect_tcp(permit, Options::default(), listener.address()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_accept_does_so_as_soon_as_the_pod_may_have_more_sockets() {
+        let (stack, mut listener) = listening(2);
+        let _client = connect(&stack, &listener).await;
+        let raises = async {
+            let mut network = (*stack.network()).clone();
+            network.limits.sockets = 3;
+            stack.set(network, None);
+        };
+        let accepts = timeout(Duration::from_secs(20), listener.accept());
+        let (accepted, ()) = tokio::join!(accepts, raises);
+        accepted.expect("nobody woke it").unwrap();
     }
 }
