@@ -157,8 +157,11 @@ impl Stack {
         if is_other {
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
-            // It may have more sockets now.
+            // It may have more sockets now, and more look-ups.
             self.0.counters.wake_waiting();
+            if let Some(resolver) = self.0.resolver.get() {
+                resolver.bound(self.network().limits.lookups);
+            }
         }
         if is_other_list {
             self.0.learned.forget();
