@@ -290,7 +290,7 @@ impl BoundTcp {
             arrived: None,
             has_made_room: false,
             waiter: Arc::default(),
-            _permit: permit,
+            permits: vec![permit],
         })
     }
 }
@@ -311,7 +311,8 @@ pub(crate) struct Listener {
     waiter: Arc<Waiter>,
     /// What was found ready and not taken yet.
     arrived: Option<Result<Connection, NetError>>,
-    _permit: Permit,
+    /// One for each address that it listens at.
+    permits: Vec<Permit>,
 }
 
 #[derive(Debug)]
@@ -335,9 +336,11 @@ impl Listener {
         })
     }
 
-    /// Takes another's sources along, so that one listener has them all.
+    /// Takes another's sources along, so that one listener has them all. It counts
+    /// for as many sockets as both.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.sources.extend(other.sources);
+        self.permits.extend(other.permits);
         self
     }
 
@@ -502,7 +505,7 @@ impl Stack {
             arrived,
             has_made_room: false,
             waiter: Arc::default(),
-            _permit: permit,
+            permits: vec![permit],
         }))
     }
 
@@ -575,5 +578,16 @@ mod tests {
         let accepts = timeout(Duration::from_secs(20), listener.accept());
         let (accepted, ()) = tokio::join!(accepts, raises);
         accepted.expect("nobody woke it").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_listener_at_several_addresses_counts_for_each() {
+        let (stack, first) = listening(8);
+        let bound = stack.bind_tcp("[::1]:0".parse().unwrap()).unwrap();
+        let second = bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap();
+        let both = first.and(second);
+        assert_eq!(stack.report().sockets, 2);
+        drop(both);
+        assert_eq!(stack.report().sockets, 0);
     }
 }
