@@ -51,6 +51,11 @@ impl Counters {
 pub(super) struct Waiter(Mutex<Option<Waker>>);
 
 impl Waiter {
+    /// Whether he is in the queue: he waits, and nobody has woken him.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Whoever waits is woken; nobody is from now on.
     fn wake(&self) {
         let waker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -380,10 +380,15 @@ impl Listener {
         // the system's queue.
         let network = self.stack.network();
         let most = network.limits.sockets;
+        if !self.waiter.is_waiting() {
+            // Woken: what was closed for it somebody else may have taken.
+            self.has_made_room = false;
+        }
         let Poll::Ready(permit) =
             Permit::poll_new(&self.stack.0.counters, most, &self.waiter, context)
         else {
-            // Once for each wait: whoever looks often closes no more for it.
+            // Once for each time that it is woken: whoever looks often closes no more
+            // for it.
             if !self.has_made_room {
                 self.has_made_room = self.stack.make_room();
             }
@@ -589,5 +594,34 @@ mod tests {
         assert_eq!(stack.report().sockets, 2);
         drop(both);
         assert_eq!(stack.report().sockets, 0);
+    }
+
+    #[tokio::test]
+    async fn a_listener_whose_room_somebody_else_has_taken_makes_it_again() {
+        let (stack, mut listener) = listening(5);
+        let kept = [(); 2].map(|()| stack.permit().unwrap());
+        // Two that are kept and idle.
+        let mut idle = kept.map(|permit| {
+            let address = listener.address();
+            let (end, other) = super::super::pipe::pair(stack.memory());
+            let connection = Arc::new(Connection::private(end, [address; 2], permit, None));
+            let kept = stack.may_be_kept(&connection);
+            drop(kept.answered());
+            Some((connection, (kept, other)))
+        });
+        let _guest = [(); 2].map(|()| stack.permit().unwrap());
+        let noop = &mut Context::from_waker(std::task::Waker::noop());
+        let is_closed = |one: &Option<(Arc<Connection>, _)>| {
+            one.as_ref().is_some_and(|(connection, _)| connection.has_ended())
+        };
+        for _ in 0..3 {
+            assert!(listener.poll_ready(noop).is_pending());
+            assert!(is_closed(&idle[0]) && !is_closed(&idle[1]), "one is enough for one wait");
+        }
+        // Its client lets go of it, and a guest is quicker.
+        idle[0] = None;
+        let _quicker = stack.permit().unwrap();
+        assert!(listener.poll_ready(noop).is_pending());
+        assert!(is_closed(&idle[1]));
     }
 }
