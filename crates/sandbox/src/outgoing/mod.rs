@@ -55,6 +55,13 @@ const REQUESTS: usize = 256;
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
+/// How long a server of version 2 may say nothing while something is asked of it
+/// before it is asked whether it is there, and how long it may take to say so: one
+/// connection serves all requests, and the system gives one up that is cut off
+/// only after a quarter of an hour.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_TIME: Duration = Duration::from_secs(20);
+
 /// Bytes that may be on their way to a guest that does not read, and from it to
 /// a server that does not, for each stream of version 2; and for a connection.
 const WINDOW: u32 = 64 << 10;
@@ -113,6 +120,8 @@ impl Outgoing {
             .http2_initial_stream_window_size(WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .http2_max_send_buf_size(WINDOW as usize)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_TIME)
             .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
         let client = builder.build(Connector::new(stack, roots));
         Self { client, permits: Arc::new(Semaphore::new(REQUESTS)) }

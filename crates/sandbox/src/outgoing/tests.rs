@@ -21,6 +21,7 @@ use rustls::{ServerConfig, crypto::ring};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
@@ -455,4 +456,39 @@ async fn a_server_of_version_2_is_told_how_much_is_taken() {
     assert_eq!(value(6), Some(u32::try_from(HEAD).unwrap()));
     assert_eq!(widening[3], 8, "{bytes:?}");
     assert_eq!(widening[9..], (CONNECTION_WINDOW - 65_535).to_be_bytes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_version_2_that_is_gone_is_left() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let server = Server::raw(&stack, move |stream: Stream| {
+        let tls = tls.clone();
+        async move {
+            let stream = tls.accept(stream).await.unwrap();
+            let asked = Arc::new(Notify::new());
+            let hears = Arc::clone(&asked);
+            let service = service_fn(move |_: Request<Incoming>| {
+                hears.notify_one();
+                std::future::pending::<Result<Response<Body>, Infallible>>()
+            });
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let mut serves = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                _ = serves.as_mut() => {}
+                () = asked.notified() => {}
+            }
+            // It is there, and does nothing any more.
+            std::future::pending::<()>().await;
+        }
+    });
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let uri = format!("https://web.test:{}/", server.at.port());
+    let begun = Instant::now();
+    let left = outgoing.send(request(&uri), RequestOptions::default()).await.map(drop);
+    assert!(
+        matches!(left, Err(HttpError::HttpResponseTimeout | HttpError::ConnectionTerminated)),
+        "{left:?}"
+    );
+    assert!(begun.elapsed() < (PING_AFTER + PING_TIME) * 2, "{:?}", begun.elapsed());
 }
