@@ -45,6 +45,7 @@ const TESTS: &[Test] = tests! {
         a_container_over_its_cpu_limit_waits_and_others_do_not,
         another_limit_holds_for_a_guest_that_runs,
         an_exec_is_within_its_containers_cpu_limit,
+        what_a_server_does_without_its_guest_counts_too,
         requests_are_within_their_containers_cpu_limit;
     guests:
         a_module_runs_and_its_output_becomes_log_lines,
