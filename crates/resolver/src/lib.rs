@@ -20,6 +20,7 @@ mod lookup;
 mod message;
 mod name;
 mod network;
+mod places;
 
 pub use self::{
     lookup::{Families, LookupError, Resolver},

@@ -18,6 +18,7 @@ use crate::{
     message::Kind,
     name::Name,
     network::Network,
+    places::Places,
 };
 
 /// The most addresses that a look-up gives. A Service has at most two; a
@@ -88,8 +89,8 @@ pub enum LookupError {
 pub struct Resolver {
     network: Arc<dyn Network>,
     cache: Mutex<Cache>,
-    permits: Semaphore,
-    /// Places for those who wait for a permit.
+    places: Places,
+    /// Places for those who wait for one of them.
     queue: Semaphore,
 }
 
@@ -108,13 +109,18 @@ impl Resolver {
     /// One that has learned nothing, with at most so many look-ups at once.
     #[must_use]
     pub fn new(network: Arc<dyn Network>, most: u32) -> Self {
-        let most = usize::try_from(most).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
             network,
             cache: Mutex::default(),
-            permits: Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)),
+            places: Places::new(most),
             queue: Semaphore::new(WAITING),
         }
+    }
+
+    /// From now on it has at most so many look-ups at once. Those that are under
+    /// way go on.
+    pub fn bound(&self, most: u32) {
+        self.places.set(most);
     }
 
     /// The addresses of a name by the rules in `names`, at least one.
@@ -141,9 +147,8 @@ impl Resolver {
         if names.servers.is_empty() && names.cluster_domain.is_empty() {
             return Err(LookupError::NoServers);
         }
-        let _place = self.queue.try_acquire().map_err(|_| LookupError::Busy)?;
-        // The semaphore is closed never: it lives as long as the resolver.
-        let _permit = self.permits.acquire().await.map_err(|_| LookupError::Silence)?;
+        let _waiting = self.queue.try_acquire().map_err(|_| LookupError::Busy)?;
+        let _place = self.places.take().await;
         let mut failed = None;
         for candidate in candidates(&name, &names.searches, names.ndots) {
             match self.candidate(&candidate, names, families).await {

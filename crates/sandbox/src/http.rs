@@ -162,7 +162,8 @@ pub(crate) async fn serve(
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok(accepted) => {
                     let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
-                    connections.spawn(connection);
+                    let usage = Arc::clone(&container.usage);
+                    connections.spawn(Metered::of_host(connection, usage));
                     server.reap();
                 }
                 // A client gone already, or no descriptors left.

@@ -37,8 +37,9 @@ pub(crate) const REQUEST_HANDLES: usize = 1024;
 /// million.
 const NUMBERS: usize = 100_000;
 
-/// Bytes of a request's or an answer's fields, with what they take in memory.
-const FIELDS: usize = 32 << 10;
+/// Bytes of a request's or an answer's fields, with what they take in memory. No
+/// memory limit counts them, and each handle may be some.
+const FIELDS: usize = 16 << 10;
 
 /// Tasks, threads and ends of streams and futures one instance may have. A
 /// connection of WASI 0.3 takes some 12 of them. wasmtime's default is a million,
@@ -48,7 +49,7 @@ const CONCURRENT: usize = 65_536;
 /// What all instances of a container use together.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    /// Bytes of linear memory and tables now.
+    /// Bytes of linear memory, tables and bodies now.
     memory: AtomicU64,
     /// Processor time of its guests, in nanoseconds.
     cpu: AtomicU64,
@@ -170,7 +171,23 @@ impl Budget {
         self.denied
     }
 
+    /// Takes bytes of the container's that are kept for this instance in the
+    /// sandbox's own memory, and maybe for longer than it lives. None if that were
+    /// more than it may have.
+    pub(crate) fn charge(&mut self, bytes: u64) -> Option<Charge> {
+        self.take(bytes).then(|| Charge { usage: Arc::clone(&self.usage), bytes })
+    }
+
     fn grow(&mut self, more: u64) -> bool {
+        let is_granted = self.take(more);
+        if is_granted {
+            self.held += more;
+            self.granted = more;
+        }
+        is_granted
+    }
+
+    fn take(&mut self, more: u64) -> bool {
         let before = self.usage.memory.fetch_add(more, Ordering::Relaxed);
         let wanted = before.saturating_add(more);
         if let Some(limit) = self.usage.most_memory().filter(|&limit| wanted > limit) {
@@ -178,8 +195,6 @@ impl Budget {
             self.denied = Some(Denied { wanted, limit, more });
             return false;
         }
-        self.held += more;
-        self.granted = more;
         self.denied = self.denied.filter(|denied| more < denied.more);
         true
     }
@@ -195,6 +210,19 @@ impl Budget {
 impl Drop for Budget {
     fn drop(&mut self) {
         self.usage.memory.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
+/// Some of a container's memory; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    usage: Arc<Usage>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.usage.memory.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

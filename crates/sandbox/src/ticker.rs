@@ -131,8 +131,10 @@ impl Ticks {
     }
 }
 
-/// A guest's future: while it is polled epochs tick, and its container is
-/// charged for the time. File operations run elsewhere and are not counted.
+/// A guest's future, or one of the sandbox that works for it: while it is polled
+/// epochs tick, and its container is charged for the time. File operations run
+/// elsewhere and are not counted, nor is what sends a pod's requests, which all its
+/// containers share.
 ///
 /// A guest whose container has used more than its CPU limit is not polled until
 /// that is made good: others have the thread, and whoever polls this can still
@@ -141,7 +143,8 @@ impl Ticks {
 /// work in two for the same share of the time.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
-    ticker: Arc<Ticker>,
+    /// None where no guest computes.
+    ticker: Option<Arc<Ticker>>,
     usage: Arc<Usage>,
     /// Runs while the container is over its limit.
     pause: Option<Pin<Box<Sleep>>>,
@@ -149,7 +152,13 @@ pub(crate) struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     pub(crate) fn new(guest: F, ticker: Arc<Ticker>, usage: Arc<Usage>) -> Self {
-        Self { guest: Box::pin(guest), ticker, usage, pause: None }
+        Self { guest: Box::pin(guest), ticker: Some(ticker), usage, pause: None }
+    }
+
+    /// What the sandbox itself does for a container, charged and held back as its
+    /// guests are.
+    pub(crate) fn of_host(work: F, usage: Arc<Usage>) -> Self {
+        Self { guest: Box::pin(work), ticker: None, usage, pause: None }
     }
 
     /// Ready when the container may run. Asked again after each pause, as other
@@ -174,7 +183,7 @@ impl<F: Future> Future for Metered<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         ready!(this.poll_limit(context));
-        let _inside = this.ticker.enter();
+        let _inside = this.ticker.as_deref().map(Ticker::enter);
         let before = thread_time();
         let polled = this.guest.as_mut().poll(context);
         this.usage.charge_cpu(thread_time().saturating_sub(before));

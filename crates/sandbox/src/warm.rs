@@ -9,7 +9,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
 use crate::{
-    p3, preview1, sockets,
+    outgoing, p3, preview1, sockets,
     state::{ComponentState, ModuleState},
 };
 
@@ -54,6 +54,7 @@ impl Warm {
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
         sockets::add_to_linker(&mut components)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components)?;
+        outgoing::written::add_to_linker(&mut components)?;
         p3::add_to_linker(&mut components)?;
         Ok(Self { engine, modules, components })
     }

@@ -9,9 +9,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
+    task::coop::poll_proceed,
 };
 
 use super::{pace::Turn, permit::Permit, pipe::PipeEnd, private::Reservation};
@@ -40,6 +42,15 @@ enum Link {
         local: SocketAddr,
         remote: SocketAddr,
     },
+}
+
+/// What there is to see of a socket now. Reading with `MSG_PEEK` would tell too,
+/// but an error that is seen so is gone (`sock_error` in Linux), and whoever reads
+/// then takes a broken connection for one that has ended in order.
+fn seen(stream: &TcpStream, what: PollFlags) -> io::Result<PollFlags> {
+    let mut fds = [PollFd::new(stream, what)];
+    rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents())
 }
 
 impl Connection {
@@ -141,13 +152,29 @@ impl Connection {
     pub(crate) fn poll_readable(&self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.poll_read_ready(context));
+            let Link::Tcp { stream, .. } = &self.link else { return Poll::Ready(()) };
             // The runtime goes on taking a socket for ready until a read has found
             // nothing, and one that was filled to the last byte has not.
-            match self.try_peek(&mut [0]) {
+            let looked = stream.try_io(Interest::READABLE, || {
+                let is_early = seen(stream, PollFlags::IN)?.is_empty();
+                if is_early { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match looked {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => return Poll::Ready(()),
+                // Whoever reads finds out.
+                Ok(()) | Err(_) => return Poll::Ready(()),
             }
+        }
+    }
+
+    /// Whether nothing more will come, as the other side has ended it or broken it
+    /// off. What has come may still be to be read.
+    pub(crate) fn has_ended(&self) -> bool {
+        match &self.link {
+            Link::Tcp { stream, .. } => seen(stream, PollFlags::RDHUP)
+                .is_ok_and(|seen| seen.intersects(PollFlags::RDHUP | PollFlags::HUP)),
+            Link::Pipe { end, .. } => end.has_ended(),
         }
     }
 
@@ -237,7 +264,10 @@ impl Connection {
     }
 }
 
-/// A connection as what tokio and hyper read and write.
+/// A connection as what tokio and hyper read and write. Each read and write is
+/// part of its task's budget, as with tokio's own sockets: who reads until there
+/// is nothing more, as those do who speak HTTP/2, lets others run though the other
+/// side always has more.
 #[derive(Debug)]
 pub(crate) struct Stream(pub(crate) Arc<Connection>);
 
@@ -247,16 +277,16 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let budget = ready!(poll_proceed(context));
         loop {
             match self.0.try_read(buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_read_ready(context));
                 }
-                Err(error) => return Poll::Ready(Err(error)),
+                read => {
+                    budget.made_progress();
+                    return Poll::Ready(read.map(|read| buffer.advance(read)));
+                }
             }
         }
     }
@@ -268,12 +298,16 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let budget = ready!(poll_proceed(context));
         loop {
             match self.0.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_write_ready(context));
                 }
-                written => return Poll::Ready(written),
+                written => {
+                    budget.made_progress();
+                    return Poll::Ready(written);
+                }
             }
         }
     }
@@ -286,5 +320,57 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.shutdown(Shutdown::Write);
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use super::{
+        super::{test_connections, test_reset, test_tcp},
+        *,
+    };
+
+    #[tokio::test]
+    async fn who_hears_that_he_can_read_finds_that_a_connection_was_broken_off() {
+        let (connection, peer) = test_tcp().await;
+        let noop = &mut Context::from_waker(Waker::noop());
+        assert!(connection.poll_readable(noop).is_pending() && !connection.has_ended());
+        test_reset(peer);
+        for _ in 0..3 {
+            poll_fn(|context| connection.poll_readable(context)).await;
+            assert!(connection.has_ended());
+        }
+        let error = connection.try_read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_and_writes_for_ever_lets_others_run() {
+        /// More than a task may do in one turn (tokio: 128).
+        const MANY: usize = 1000;
+        let [ours, theirs] = test_connections();
+        // What is written is thrown away.
+        theirs.shutdown(Shutdown::Read);
+        let mut stream = Stream(Arc::new(ours));
+        let reads = poll_fn(|context| {
+            let reads = (0..MANY).take_while(|_| {
+                theirs.try_write(b"x").unwrap();
+                let mut byte = [0];
+                Pin::new(&mut stream).poll_read(context, &mut ReadBuf::new(&mut byte)).is_ready()
+            });
+            Poll::Ready(reads.count())
+        });
+        let reads = reads.await;
+        assert!((1..MANY).contains(&reads), "{reads}");
+        tokio::task::yield_now().await;
+        let writes = poll_fn(|context| {
+            let writes = (0..MANY)
+                .take_while(|_| Pin::new(&mut stream).poll_write(context, b"x").is_ready());
+            Poll::Ready(writes.count())
+        });
+        let writes = writes.await;
+        assert!((1..MANY).contains(&writes), "{writes}");
     }
 }

@@ -157,6 +157,11 @@ impl Stack {
         if is_other {
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
+            // It may have more sockets now, and more look-ups.
+            self.0.counters.wake_waiting();
+            if let Some(resolver) = self.0.resolver.get() {
+                resolver.bound(self.network().limits.lookups);
+            }
         }
         if is_other_list {
             self.0.learned.forget();
@@ -239,10 +244,11 @@ impl Stack {
     pub(crate) async fn permit_or_room(&self) -> Result<Permit, NetError> {
         let mut permit = self.try_permit();
         if matches!(permit, Err(NetError::NewSocketLimit)) && self.make_room() {
-            let most = self.network().limits.sockets;
             let waiter = Arc::default();
-            let free =
-                poll_fn(|context| Permit::poll_new(&self.0.counters, most, &waiter, context));
+            let free = poll_fn(|context| {
+                let most = self.network().limits.sockets;
+                Permit::poll_new(&self.0.counters, most, &waiter, context)
+            });
             permit = timeout(ROOM_TIME, free).await.map_err(|_| NetError::NewSocketLimit);
         }
         permit.inspect_err(|error| self.note(*error))
@@ -328,4 +334,22 @@ pub(crate) fn test_connections() -> [Connection; 2] {
 pub(crate) fn test_connection() -> Connection {
     let [connection, _] = test_connections();
     connection
+}
+
+/// A connection by the system, to this machine, and its other end.
+#[cfg(test)]
+pub(crate) async fn test_tcp() -> (Connection, std::net::TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let at = listener.local_addr().expect("it is bound");
+    let stream = tokio::net::TcpStream::connect(at).await.expect("it listens");
+    let (other, _) = listener.accept().expect("it is connected");
+    let permit = Permit::new(&Arc::default(), 1).expect("none is taken");
+    (Connection::tcp(stream, permit, None), other)
+}
+
+/// Breaks a connection off: the other end is told of a reset.
+#[cfg(test)]
+pub(crate) fn test_reset(end: std::net::TcpStream) {
+    rustix::net::sockopt::set_socket_linger(&end, Some(Duration::ZERO)).expect("it is a socket");
+    drop(end);
 }

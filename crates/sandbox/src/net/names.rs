@@ -43,6 +43,8 @@ impl Stack {
             let sockets = Arc::new(Sockets(self.downgrade()));
             Resolver::new(sockets, network.limits.lookups)
         });
+        // What it may do may have changed while the resolver was made.
+        resolver.bound(self.network().limits.lookups);
         resolver.lookup(name, names, Families::of(&network.addresses)).await
     }
 }
@@ -88,5 +90,57 @@ impl Datagrams for UdpSocket {
             let received: Result<_, NetError> = Self::receive(self, buffer).await;
             Ok(received?.0)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::future::join_all;
+    use krustlet_protocol::SocketLimits;
+    use tokio::{task::yield_now, time::timeout};
+
+    use super::*;
+    use crate::net::Options;
+
+    #[tokio::test]
+    async fn a_pod_that_may_look_up_more_names_does_so_at_once() {
+        let server: SocketAddr = "127.0.0.1:53".parse().unwrap();
+        let network = |lookups| PodNetwork {
+            // One that any machine has.
+            addresses: vec![Family::V4.localhost()],
+            limits: SocketLimits { lookups, ..SocketLimits::default() },
+            names: Names {
+                servers: vec![server],
+                timeout_ms: 60_000,
+                attempts: 1,
+                ..Names::default()
+            },
+            ..PodNetwork::default()
+        };
+        let stack = Stack::default();
+        stack.set(network(1), None);
+        // Somebody within the pod who hears and does not answer.
+        let asked = stack.bind_udp(stack.permit().unwrap(), Options::default(), server).unwrap();
+        let names = ["one.test", "two.test", "three.test"];
+        let lookups = join_all(names.map(|name| stack.lookup(name)));
+        let mut buffer = [0; 512];
+        let heard = async {
+            asked.receive(&mut buffer).await.unwrap();
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            assert_eq!(asked.try_receive(&mut buffer).unwrap_err(), NetError::WouldBlock);
+            stack.set(network(3), None);
+            for _ in 1..names.len() {
+                asked.receive(&mut buffer).await.unwrap();
+            }
+        };
+        tokio::select! {
+            biased;
+            found = lookups => panic!("nobody has answered: {found:?}"),
+            heard = timeout(Duration::from_secs(20), heard) => heard.expect("the others wait"),
+        }
     }
 }

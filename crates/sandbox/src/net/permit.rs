@@ -29,6 +29,17 @@ impl Counters {
         self.sockets.load(Relaxed)
     }
 
+    /// Has all look again who wait for a socket.
+    pub(super) fn wake_waiting(&self) {
+        let waiting = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *waiting)
+        };
+        for waiter in waiting.iter().filter_map(Weak::upgrade) {
+            waiter.wake();
+        }
+    }
+
     pub(super) fn add(counter: &AtomicU64, more: usize) {
         counter.fetch_add(more as u64, Relaxed);
     }
@@ -40,6 +51,11 @@ impl Counters {
 pub(super) struct Waiter(Mutex<Option<Waker>>);
 
 impl Waiter {
+    /// Whether he is in the queue: he waits, and nobody has woken him.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Whoever waits is woken; nobody is from now on.
     fn wake(&self) {
         let waker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -98,13 +114,7 @@ impl Permit {
 impl Drop for One {
     fn drop(&mut self) {
         self.0.sockets.fetch_sub(1, Relaxed);
-        let waiting = {
-            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *waiting)
-        };
-        for waiter in waiting.iter().filter_map(Weak::upgrade) {
-            waiter.wake();
-        }
+        self.0.wake_waiting();
     }
 }
 

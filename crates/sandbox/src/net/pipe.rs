@@ -179,6 +179,12 @@ impl PipeEnd {
         lock(&self.input).waiting.len() as u64
     }
 
+    /// Whether nothing more will come.
+    pub(crate) fn has_ended(&self) -> bool {
+        let pipe = lock(&self.input);
+        pipe.ended || pipe.unread
+    }
+
     /// Ready when [`try_read`](Self::try_read) would not have to wait.
     pub(crate) fn poll_read_ready(&self, context: &Context<'_>) -> Poll<()> {
         let mut pipe = lock(&self.input);

@@ -132,15 +132,16 @@ pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError>
 
 /// The IPv4 address that an IPv6 one is turned into on the way, by a machine
 /// that translates or unwraps: NAT64's well-known prefix `64:ff9b::/96` (RFC
-/// 6052), 6to4 `2002::/16` (RFC 3056) and IPv4-compatible addresses `::/96` (RFC
-/// 4291). Which prefixes a network chose for itself cannot be known here.
+/// 6052), 6to4 `2002::/16` (RFC 3056), IPv4-compatible addresses `::/96` (RFC
+/// 4291) and IPv4-translated ones `::ffff:0:0:0/96` (RFC 2765). Which prefixes a
+/// network chose for itself cannot be known here.
 fn embedded(ip: IpAddr) -> Option<Ipv4Addr> {
     let IpAddr::V6(ip) = ip else { return None };
     let words = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
     match ip.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0, high, low] => {
-            Some(words(high, low))
-        }
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0, 0, 0, 0, 0, 0, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low] => Some(words(high, low)),
         [0x2002, high, low, ..] => Some(words(high, low)),
         _ => None,
     }
@@ -274,6 +275,8 @@ mod tests {
             "[64:ff9b::a9fe:a9fe]:80",
             "[2002:a9fe:a9fe::1]:80",
             "[::a9fe:a9fe]:80",
+            "[::ffff:0:a9fe:a9fe]:80",
+            "[::ffff:0:7f00:1]:80",
             "[64:ff9b::a00:1]:22",
             "[64:ff9b::7f00:1]:80",
             "[2002:7f00:1::]:80",
@@ -305,6 +308,7 @@ mod tests {
             for spelling in [
                 low,
                 0xffff << 32 | low,
+                0xffff << 48 | low,
                 0x64_ff9b << 96 | low,
                 0x2002 << 112 | low << 80 | rest >> 48,
             ] {

@@ -13,9 +13,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{NetError, memory::SocketMemory, pipe::PipeEnd, place::Family};
+use super::{
+    NetError,
+    memory::SocketMemory,
+    pipe::{self, PipeEnd},
+    place::Family,
+};
 
 /// The ports that are given to who asks for none; Linux's
 /// `net.ipv4.ip_local_port_range`.
@@ -27,6 +32,16 @@ const DATAGRAMS: usize = 256;
 /// Bytes of them; Linux's `net.core.rmem_default`. Fewer where others of the pod
 /// have taken its [`SocketMemory`].
 const DATAGRAM_BYTES: usize = 212_992;
+
+/// Connections of one pod that may wait to be accepted, at all listeners together.
+/// Who made one may have let go of it, so that it counts for no socket, and may
+/// have written what fits into it: [`LEAST`](super::memory::LEAST) beyond the
+/// pod's [`SocketMemory`], which makes 16 MiB of all.
+const ARRIVALS: usize = 4096;
+
+/// And at one listener, whatever it asks for: one that never accepts leaves room
+/// for others.
+const ARRIVALS_OF_ONE: usize = ARRIVALS / 8;
 
 /// Bytes that a datagram takes besides its own: its place in the queue, which
 /// may be half empty, and what an allocation costs.
@@ -97,16 +112,29 @@ pub(super) struct Arrival {
     pub(super) end: PipeEnd,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
+    _place: OwnedSemaphorePermit,
 }
 
+/// Where connections wait to be accepted.
+type Door = mpsc::Sender<Arrival>;
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Private {
     /// With the queue of whoever listens there.
-    tcp: Mutex<Ports<Option<mpsc::Sender<Arrival>>>>,
+    tcp: Mutex<Ports<Option<Door>>>,
     udp: Mutex<Ports<Arc<Mailbox>>>,
+    /// Places for all who wait to be accepted.
+    arrivals: Arc<Semaphore>,
     /// What is under way here, and besides.
     pub(super) memory: Arc<SocketMemory>,
+}
+
+impl Default for Private {
+    fn default() -> Self {
+        let (tcp, udp, memory) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self { tcp, udp, arrivals: Arc::new(Semaphore::new(ARRIVALS)), memory }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -158,8 +186,36 @@ impl Private {
     }
 
     /// The queue of whoever listens at an address.
-    pub(super) fn door(&self, at: SocketAddr) -> Option<mpsc::Sender<Arrival>> {
+    fn door(&self, at: SocketAddr) -> Option<Door> {
         lock(&self.tcp).find(at)?.clone()
+    }
+
+    /// Connects to whoever listens at an address. Waits while the listener has as
+    /// many waiting as it wants, or all of the pod as many as they may.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::ConnectionRefused`] if nobody listens there, or any more.
+    pub(super) async fn connect(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<PipeEnd, NetError> {
+        let door = self.door(to).ok_or(NetError::ConnectionRefused)?;
+        // First the listener's place: who waits for that holds none of the pod's.
+        let own = door.reserve().await.map_err(|_| NetError::ConnectionRefused)?;
+        let place = tokio::select! {
+            biased;
+            // The semaphore is closed never: it lives as long as this. Both may be
+            // dropped.
+            () = door.closed() => return Err(NetError::ConnectionRefused),
+            place = Arc::clone(&self.arrivals).acquire_owned() => {
+                place.map_err(|_| NetError::ConnectionRefused)?
+            }
+        };
+        let (end, other) = pipe::pair(&self.memory);
+        own.send(Arrival { end: other, from, to, _place: place });
+        Ok(end)
     }
 
     /// Hands a datagram over; false if nobody is there.
@@ -177,9 +233,10 @@ impl Reservation {
         self.at
     }
 
-    /// Listens there, with room for so many connections.
+    /// Listens there, with room for so many connections, or as many as one
+    /// listener may have.
     pub(super) fn listen(&self, backlog: usize) -> mpsc::Receiver<Arrival> {
-        let (sender, receiver) = mpsc::channel(backlog.max(1));
+        let (sender, receiver) = mpsc::channel(backlog.clamp(1, ARRIVALS_OF_ONE));
         let key = (self.at.port(), self.at.ip());
         lock(&self.private.tcp).taken.insert(key, Some(sender));
         receiver
@@ -260,9 +317,10 @@ impl Drop for Mailbox {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::memory::LEAST, *};
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -342,6 +400,55 @@ mod tests {
             drop(mailboxes);
             assert_eq!(private.memory.used(), 0);
         }
+    }
+
+    /// Connects again and again, writes, and lets go, until it has to wait.
+    fn connect_many(private: &Private, to: SocketAddr) -> usize {
+        let mut count = 0;
+        let from = at("127.0.0.1:9");
+        while let Some(Ok(end)) = private.connect(from, to).now_or_never() {
+            end.try_write(&[0; 2 * LEAST]).unwrap();
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn connections_that_wait_to_be_accepted_have_a_bound_together() {
+        let private = Arc::new(Private::default());
+        let listens = || {
+            let taken = private.reserve(at("127.0.0.1:0")).unwrap();
+            let queue = taken.listen(usize::MAX);
+            (taken, queue)
+        };
+        let mut listeners: Vec<_> =
+            (0..2 * ARRIVALS / ARRIVALS_OF_ONE).map(|_| listens()).collect();
+        let mut all = 0;
+        for (taken, _) in &listeners {
+            let count = connect_many(&private, taken.at());
+            assert!(count <= ARRIVALS_OF_ONE, "{count}");
+            all += count;
+        }
+        assert_eq!(all, ARRIVALS);
+        let used = private.memory.used();
+        assert!(used <= SocketMemory::MOST + ARRIVALS * LEAST, "{used}");
+        // Who waits connects when another is accepted, and hears of a listener that
+        // is gone.
+        let (last, queue) = listeners.pop().unwrap();
+        let (first, other) = (at("127.0.0.1:9"), listeners[0].0.at());
+        assert!(private.connect(first, other).now_or_never().is_none(), "it has its share");
+        let mut waits = Box::pin(private.connect(first, last.at()));
+        assert!((&mut waits).now_or_never().is_none());
+        drop(listeners[0].1.try_recv().unwrap());
+        assert!((&mut waits).now_or_never().is_some_and(|end| end.is_ok()));
+        let mut waits = Box::pin(private.connect(first, last.at()));
+        assert!((&mut waits).now_or_never().is_none());
+        drop(queue);
+        let refused = waits.now_or_never().unwrap().unwrap_err();
+        assert_eq!(refused, NetError::ConnectionRefused);
+        drop((last, listeners));
+        assert_eq!(private.memory.used(), 0);
+        assert_eq!(private.arrivals.available_permits(), ARRIVALS);
     }
 
     proptest! {

@@ -19,7 +19,6 @@ use super::{
     Connection, NetError, Options, Permit, Stack,
     handed::Listening,
     permit::{Counters, Waiter},
-    pipe,
     place::{self, Binding, Family},
     policy::{self, Asker, For},
     private::{Arrival, Reservation},
@@ -202,11 +201,7 @@ impl Stack {
         to: SocketAddr,
         port: Option<Reservation>,
     ) -> Result<Connection, NetError> {
-        let door = self.0.private.door(to).ok_or(NetError::ConnectionRefused)?;
-        let (end, other) = pipe::pair(&self.0.private.memory);
-        let arrival = Arrival { end: other, from, to };
-        // Waits while the listener has as many waiting as it wants.
-        door.send(arrival).await.map_err(|_| NetError::ConnectionRefused)?;
+        let end = self.0.private.connect(from, to).await?;
         Ok(Connection::private(end, [from, to], permit, port))
     }
 }
@@ -295,7 +290,7 @@ impl BoundTcp {
             arrived: None,
             has_made_room: false,
             waiter: Arc::default(),
-            _permit: permit,
+            permits: vec![permit],
         })
     }
 }
@@ -316,7 +311,8 @@ pub(crate) struct Listener {
     waiter: Arc<Waiter>,
     /// What was found ready and not taken yet.
     arrived: Option<Result<Connection, NetError>>,
-    _permit: Permit,
+    /// One for each address that it listens at.
+    permits: Vec<Permit>,
 }
 
 #[derive(Debug)]
@@ -340,9 +336,11 @@ impl Listener {
         })
     }
 
-    /// Takes another's sources along, so that one listener has them all.
+    /// Takes another's sources along, so that one listener has them all. It counts
+    /// for as many sockets as both.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.sources.extend(other.sources);
+        self.permits.extend(other.permits);
         self
     }
 
@@ -382,10 +380,15 @@ impl Listener {
         // the system's queue.
         let network = self.stack.network();
         let most = network.limits.sockets;
+        if !self.waiter.is_waiting() {
+            // Woken: what was closed for it somebody else may have taken.
+            self.has_made_room = false;
+        }
         let Poll::Ready(permit) =
             Permit::poll_new(&self.stack.0.counters, most, &self.waiter, context)
         else {
-            // Once for each wait: whoever looks often closes no more for it.
+            // Once for each time that it is woken: whoever looks often closes no more
+            // for it.
             if !self.has_made_room {
                 self.has_made_room = self.stack.make_room();
             }
@@ -402,7 +405,7 @@ impl Listener {
                 // Policies speak of the container's port.
                 Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
-                    Poll::Ready(Some(Arrival { end, from, to })) => {
+                    Poll::Ready(Some(Arrival { end, from, to, .. })) => {
                         self.turn = index + 1;
                         let ends = [to, from];
                         return Poll::Ready(Ok(Connection::private(end, ends, permit, None)));
@@ -507,7 +510,7 @@ impl Stack {
             arrived,
             has_made_room: false,
             waiter: Arc::default(),
-            _permit: permit,
+            permits: vec![permit],
         }))
     }
 
@@ -526,7 +529,8 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_protocol::PodNetwork;
+    use krustlet_protocol::{PodNetwork, SocketLimits};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -548,5 +552,76 @@ mod tests {
         // While it listened the address was the system's to give.
         again.unwrap_err();
         listen(stack.bind_tcp(address).unwrap()).unwrap();
+    }
+
+    /// A pod that may have so many sockets, and who listens there.
+    fn listening(sockets: u32) -> (Stack, Listener) {
+        let stack = Stack::default();
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
+        let limits = SocketLimits { sockets, ..SocketLimits::default() };
+        stack.set(PodNetwork { addresses, limits, ..PodNetwork::default() }, None);
+        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let permit = stack.permit().unwrap();
+        let listener = bound.listen(permit, Options::default(), 8).unwrap();
+        (stack, listener)
+    }
+
+    async fn connect(stack: &Stack, listener: &Listener) -> Connection {
+        let permit = stack.permit().unwrap();
+        stack.connect_tcp(permit, Options::default(), listener.address()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_accept_does_so_as_soon_as_the_pod_may_have_more_sockets() {
+        let (stack, mut listener) = listening(2);
+        let _client = connect(&stack, &listener).await;
+        let raises = async {
+            let mut network = (*stack.network()).clone();
+            network.limits.sockets = 3;
+            stack.set(network, None);
+        };
+        let accepts = timeout(Duration::from_secs(20), listener.accept());
+        let (accepted, ()) = tokio::join!(accepts, raises);
+        accepted.expect("nobody woke it").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_listener_at_several_addresses_counts_for_each() {
+        let (stack, first) = listening(8);
+        let bound = stack.bind_tcp("[::1]:0".parse().unwrap()).unwrap();
+        let second = bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap();
+        let both = first.and(second);
+        assert_eq!(stack.report().sockets, 2);
+        drop(both);
+        assert_eq!(stack.report().sockets, 0);
+    }
+
+    #[tokio::test]
+    async fn a_listener_whose_room_somebody_else_has_taken_makes_it_again() {
+        let (stack, mut listener) = listening(5);
+        let kept = [(); 2].map(|()| stack.permit().unwrap());
+        // Two that are kept and idle.
+        let mut idle = kept.map(|permit| {
+            let address = listener.address();
+            let (end, other) = super::super::pipe::pair(stack.memory());
+            let connection = Arc::new(Connection::private(end, [address; 2], permit, None));
+            let kept = stack.may_be_kept(&connection);
+            drop(kept.answered());
+            Some((connection, (kept, other)))
+        });
+        let _guest = [(); 2].map(|()| stack.permit().unwrap());
+        let noop = &mut Context::from_waker(std::task::Waker::noop());
+        let is_closed = |one: &Option<(Arc<Connection>, _)>| {
+            one.as_ref().is_some_and(|(connection, _)| connection.has_ended())
+        };
+        for _ in 0..3 {
+            assert!(listener.poll_ready(noop).is_pending());
+            assert!(is_closed(&idle[0]) && !is_closed(&idle[1]), "one is enough for one wait");
+        }
+        // Its client lets go of it, and a guest is quicker.
+        idle[0] = None;
+        let _quicker = stack.permit().unwrap();
+        assert!(listener.poll_ready(noop).is_pending());
+        assert!(is_closed(&idle[1]));
     }
 }

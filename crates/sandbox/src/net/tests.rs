@@ -7,11 +7,13 @@ use std::{
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
+    task::{Context, Waker},
     time::Duration,
 };
 
 use krustlet_model::services::Transport;
 use krustlet_protocol::{PodNetwork, services::COMPLETE};
+use rustix::net::SendFlags;
 use tokio::time::timeout;
 
 use super::{
@@ -197,5 +199,36 @@ fn a_connected_socket_stays_at_the_service_wherever_that_leads() {
         assert_eq!((socket.remote(), socket.address().port()), (None, local.port()));
         socket.try_send(b"x", Some(at_two)).unwrap();
         assert_eq!(exchange(&socket, &two).await.1, at_two);
+    });
+}
+
+#[test]
+fn who_may_send_nothing_now_is_not_told_that_he_may() {
+    on_a_network(async |_, stack| {
+        // What is sent to an address whose owner is asked for in vain stays in the
+        // socket's buffer until nobody has answered.
+        for words in [
+            "link add one type veth peer name other",
+            "address add 10.88.0.1/24 dev one",
+            "link set one up",
+            "link set other up",
+        ] {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let to: SocketAddr = "10.88.0.9:9".parse().unwrap();
+        let socket = stack.udp(Family::V4).await.unwrap();
+        let ready = || std::future::poll_fn(|context| socket.poll_send_ready(context));
+        ready().await;
+        assert!(socket.can_send());
+        let real = socket.socket().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(real, 4096).unwrap();
+        // By itself, so that the runtime hears nothing of it.
+        let sends = || rustix::net::sendto(real, &[0; 1000], SendFlags::empty(), &to);
+        while sends().is_ok() {}
+        assert!(!socket.can_send());
+        let noop = &mut Context::from_waker(Waker::noop());
+        assert!(socket.poll_send_ready(noop).is_pending());
+        ready().await;
+        assert!(socket.can_send());
     });
 }

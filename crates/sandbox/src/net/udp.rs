@@ -471,16 +471,24 @@ impl UdpSocket {
         }
     }
 
-    /// Whether something can be sent at once. (The runtime hears of a new socket
-    /// only later that it is ready.)
+    /// Whether something can be sent at once; if not,
+    /// [`poll_send_ready`](Self::poll_send_ready) is not ready either.
     pub(crate) fn can_send(&self) -> bool {
         let Some(real) = &self.real else { return true };
         if !matches!(self.remote, Some(Remote::Private(_))) && self.sent().may_move(1) == 0 {
             return false;
         }
-        let mut fds = [PollFd::new(real, PollFlags::OUT)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        let look = || -> std::io::Result<()> {
+            let mut fds = [PollFd::new(real, PollFlags::OUT)];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            match rustix::event::poll(&mut fds, Some(&at_once))? {
+                0 => Err(std::io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        };
+        // At once first: the runtime hears of a new socket only later that it is
+        // ready. It goes on taking one for ready until it is told otherwise.
+        look().is_ok() || real.try_io(Interest::WRITABLE, look).is_ok()
     }
 
     /// Sends one datagram, when it can be.

@@ -1,9 +1,10 @@
 //! Makes the connections that requests go through.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -121,10 +122,29 @@ impl Service<Uri> for Connector {
         Box::pin(async move {
             let now = Instant::now();
             let end = now + asked.as_ref().map_or(PATIENCE, |asked| asked.time);
-            let tell = |stage| asked.as_ref().map(|asked| asked.stage.send_replace(stage));
-            tell(Stage::Connection(now));
-            let connected = timeout_at(end, connector.connect(uri, end)).await;
-            tell(Stage::Answer(Instant::now()));
+            let told = |stage: &mut Stage| {
+                let is_own = matches!(stage, Stage::Connection(since) if *since == now);
+                if is_own {
+                    *stage = Stage::Answer(Instant::now());
+                }
+                is_own
+            };
+            if let Some(asked) = &asked {
+                asked.stage.send_replace(Stage::Connection(now));
+            }
+            let mut connected = pin!(timeout_at(end, connector.connect(uri, end)));
+            let connected = poll_fn(|context| {
+                let connected = connected.as_mut().poll(context);
+                // Without its request it is finished for others: that has been given
+                // a connection of another's meanwhile.
+                if let Some(asked) = &asked
+                    && (connected.is_ready() || CONNECTING.try_with(|_| ()).is_err())
+                {
+                    asked.stage.send_if_modified(told);
+                }
+                connected
+            });
+            let connected = connected.await;
             connected.unwrap_or(Err(ConnectError::Timeout))
         })
     }

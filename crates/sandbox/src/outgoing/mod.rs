@@ -6,6 +6,9 @@
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
 //! ```
 //!
+//! What guests of WASI 0.2 write to bodies, of requests and answers, is counted
+//! by [`written`](self::written).
+//!
 //! Every connection is a socket of the pod's [`Stack`], which checks the very
 //! address that is connected to: a name that changes its mind after it was
 //! looked up gains nothing. Nothing is made before the first request.
@@ -16,6 +19,7 @@ mod error;
 mod roots;
 #[cfg(test)]
 mod tests;
+pub(crate) mod written;
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -50,6 +54,13 @@ const REQUESTS: usize = 256;
 /// long. All of them count as sockets of the pod.
 const IDLE_CONNECTIONS: usize = 8;
 const IDLE_TIME: Duration = Duration::from_secs(30);
+
+/// How long a server of version 2 may say nothing while something is asked of it
+/// before it is asked whether it is there, and how long it may take to say so: one
+/// connection serves all requests, and the system gives one up that is cut off
+/// only after a quarter of an hour.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_TIME: Duration = Duration::from_secs(20);
 
 /// Bytes that may be on their way to a guest that does not read, and from it to
 /// a server that does not, for each stream of version 2; and for a connection.
@@ -109,6 +120,8 @@ impl Outgoing {
             .http2_initial_stream_window_size(WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .http2_max_send_buf_size(WINDOW as usize)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_TIME)
             .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
         let client = builder.build(Connector::new(stack, roots));
         Self { client, permits: Arc::new(Semaphore::new(REQUESTS)) }
@@ -172,6 +185,14 @@ type Done = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
 type Sent = Result<(Response<WasiBody>, Done), HttpError>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        written::BUFFERED
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        written::CHUNK
+    }
+
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
     }

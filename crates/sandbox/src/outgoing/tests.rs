@@ -21,7 +21,9 @@ use rustls::{ServerConfig, crypto::ring};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     task::JoinSet,
+    time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -455,4 +457,87 @@ async fn a_server_of_version_2_is_told_how_much_is_taken() {
     assert_eq!(value(6), Some(u32::try_from(HEAD).unwrap()));
     assert_eq!(widening[3], 8, "{bytes:?}");
     assert_eq!(widening[9..], (CONNECTION_WINDOW - 65_535).to_be_bytes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_version_2_that_is_gone_is_left() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let server = Server::raw(&stack, move |stream: Stream| {
+        let tls = tls.clone();
+        async move {
+            let stream = tls.accept(stream).await.unwrap();
+            let asked = Arc::new(Notify::new());
+            let hears = Arc::clone(&asked);
+            let service = service_fn(move |_: Request<Incoming>| {
+                hears.notify_one();
+                std::future::pending::<Result<Response<Body>, Infallible>>()
+            });
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let mut serves = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                _ = serves.as_mut() => {}
+                () = asked.notified() => {}
+            }
+            // It is there, and does nothing any more.
+            std::future::pending::<()>().await;
+        }
+    });
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let uri = format!("https://web.test:{}/", server.at.port());
+    let begun = Instant::now();
+    let left = outgoing.send(request(&uri), RequestOptions::default()).await.map(drop);
+    assert!(
+        matches!(left, Err(HttpError::HttpResponseTimeout | HttpError::ConnectionTerminated)),
+        "{left:?}"
+    );
+    assert!(begun.elapsed() < (PING_AFTER + PING_TIME) * 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
+    let (stack, second) = (stack(), Duration::from_secs(1));
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let (at, is_full) = (listener.address(), Notify::new());
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = format!("http://web.test:{}/", at.port());
+    let serves = async {
+        let mut first = Stream(Arc::new(listener.accept().await.unwrap()));
+        hear(&mut first).await;
+        // Another connection has to wait.
+        let permit = stack.permit().unwrap();
+        let waits = stack.connect_tcp(permit, Options::default(), at).await.unwrap();
+        is_full.notify_one();
+        sleep(second).await;
+        first.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        hear(&mut first).await;
+        // That one is made now, for nobody.
+        sleep(second * 5).await;
+        let accepted = listener.accept().await.unwrap();
+        std::future::pending::<()>().await;
+        drop((waits, accepted));
+    };
+    let first = async {
+        drop(outgoing.send(request(&uri), RequestOptions::default()).await.unwrap());
+    };
+    let other = async {
+        is_full.notified().await;
+        let begun = Instant::now();
+        let options = RequestOptions {
+            connect_timeout: Some(second * 60),
+            first_byte_timeout: Some(second * 10),
+            between_bytes_timeout: None,
+        };
+        let left = outgoing.send(request(&uri), options).await.map(drop);
+        assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
+        begun.elapsed()
+    };
+    tokio::select! {
+        biased;
+        () = serves => unreachable!("it has no end"),
+        ((), waited) = async { tokio::join!(first, other) } => {
+            assert!((second * 11..second * 12).contains(&waited), "{waited:?}");
+        }
+    }
 }

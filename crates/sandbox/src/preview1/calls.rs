@@ -108,6 +108,23 @@ fn connection(table: &mut Table, fd: i32) -> Result<(Arc<Connection>, bool), i32
     }
 }
 
+/// Keeps an error for the next call on a descriptor, as Linux does where a call
+/// has moved something (`tcp_recvmsg`, `tcp_sendmsg`).
+fn keep(table: &mut Table, fd: i32, error: io::Error) {
+    let error = NetError::from(error);
+    // Of a broken pipe whoever writes again is told again.
+    if error != NetError::ConnectionBroken
+        && let Some(socket) = table.get(fd.cast_unsigned())
+    {
+        socket.failed = Some(Errno::from(error).0);
+    }
+}
+
+/// The error of a call before, once.
+fn kept(table: &mut Table, fd: i32) -> Option<i32> {
+    table.get(fd.cast_unsigned())?.failed.take()
+}
+
 /// `sock_accept`.
 pub(super) async fn accept(
     table: &mut Table,
@@ -168,6 +185,11 @@ pub(super) async fn receive(
                 connection.try_peek(room)
             };
             match read {
+                // What came before an error is read first.
+                Ok(0) if total == 0 => match kept(table, fd) {
+                    Some(number) => return Ok(number),
+                    None => break 'all,
+                },
                 Ok(0) => break 'all,
                 Ok(read) => {
                     done += read as u64;
@@ -189,7 +211,10 @@ pub(super) async fn receive(
                     }
                     poll_fn(|context| connection.poll_read_ready(context)).await;
                 }
-                Err(_) if total > 0 => break 'all,
+                Err(error) if total > 0 => {
+                    keep(table, fd, error);
+                    break 'all;
+                }
                 Err(error) => return Ok(Errno::from(error).0),
             }
         }
@@ -219,6 +244,9 @@ pub(super) async fn send(
     if !(0..=MOST_BUFFERS).contains(&count) {
         return Ok(errno::INVAL);
     }
+    if let Some(number) = kept(table, fd) {
+        return Ok(number);
+    }
     let (mut total, mut turn) = (0_u32, Turn::default());
     'all: for (at, length) in memory.buffers(list.cast_unsigned(), count.cast_unsigned())? {
         let mut done = 0;
@@ -241,7 +269,10 @@ pub(super) async fn send(
                     // One that may wait sends all, as Linux does.
                     poll_fn(|context| connection.poll_write_ready(context)).await;
                 }
-                Err(_) if total > 0 => break 'all,
+                Err(error) if total > 0 => {
+                    keep(table, fd, error);
+                    break 'all;
+                }
                 Err(error) => return Ok(Errno::from(error).0),
             }
         }
@@ -308,8 +339,15 @@ pub(super) fn set_flags(table: &mut Table, fd: i32, flags: i32) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, time::Duration};
+
+    use tokio::time::timeout;
+
     use super::*;
-    use crate::{net::test_connections, preview1::memory::MOST_BYTES};
+    use crate::{
+        net::{test_connections, test_reset, test_tcp},
+        preview1::memory::MOST_BYTES,
+    };
 
     #[tokio::test]
     async fn a_call_that_moves_much_moves_no_more_than_linux_would_and_lets_others_run() {
@@ -343,6 +381,58 @@ mod tests {
             assert_eq!(refused, errno::INVAL);
             let refused = receive(&mut table, Memory(&mut bytes), asked, None).await.unwrap();
             assert_eq!(refused, errno::INVAL);
+        }
+    }
+
+    /// A call on a descriptor with one buffer of 8 bytes: what it answers, and how
+    /// many bytes it moved.
+    async fn once(table: &mut Table, fd: i32, flags: i32) -> (i32, u32) {
+        let mut bytes = [0; 64];
+        bytes[16..24].copy_from_slice(&[32, 0, 0, 0, 8, 0, 0, 0]);
+        let asked = [fd, 16, 1, flags, 0];
+        let answer = receive(table, Memory(&mut bytes), asked, None).await.unwrap();
+        (answer, Memory(&mut bytes).u32(0).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_error_after_the_first_bytes_of_a_call_is_told_by_the_next() {
+        for flags in [0, WAITALL] {
+            let (ours, mut peer) = test_tcp().await;
+            let mut table = Table::default();
+            let fd = table.add(ours, false).cast_signed();
+            peer.write_all(b"abc").unwrap();
+            test_reset(peer);
+            let Ok((connection, _)) = connection(&mut table, fd) else { panic!("it is there") };
+            let ended = async {
+                while !connection.has_ended() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(20), ended).await.expect("it was broken off");
+            assert_eq!(once(&mut table, fd, flags).await, (errno::SUCCESS, 3));
+            assert_eq!(once(&mut table, fd, flags).await.0, errno::CONNRESET);
+            assert_eq!(once(&mut table, fd, flags).await, (errno::SUCCESS, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_after_the_first_bytes_that_were_sent_is_told_after_what_came() {
+        let [ours, theirs] = test_connections();
+        let mut table = Table::default();
+        let fd = table.add(ours, true).cast_signed();
+        theirs.try_write(b"abc").unwrap();
+        keep(&mut table, fd, io::ErrorKind::BrokenPipe.into());
+        keep(&mut table, fd, io::ErrorKind::ConnectionReset.into());
+        drop(theirs);
+        assert_eq!(once(&mut table, fd, 0).await, (errno::SUCCESS, 3));
+        assert_eq!(once(&mut table, fd, 0).await.0, errno::CONNRESET);
+        assert_eq!(once(&mut table, fd, 0).await, (errno::SUCCESS, 0));
+        keep(&mut table, fd, io::ErrorKind::TimedOut.into());
+        let mut bytes = [0; 64];
+        bytes[16..24].copy_from_slice(&[32, 0, 0, 0, 8, 0, 0, 0]);
+        for told in [errno::TIMEDOUT, errno::PIPE] {
+            let asked = [fd, 16, 1, 0, 0];
+            assert_eq!(send(&mut table, Memory(&mut bytes), asked).await.unwrap(), told);
         }
     }
 }

@@ -215,7 +215,7 @@ fn event(wait: &Wait) -> [u8; EVENT] {
         What::Until(_) => (errno::SUCCESS, 0, 0),
         What::Read(connection) => {
             let waiting = connection.waiting();
-            let ended = waiting == 0 && matches!(connection.try_peek(&mut [0]), Ok(0));
+            let ended = waiting == 0 && connection.has_ended();
             (errno::SUCCESS, waiting, if ended { HANGUP } else { 0 })
         }
         // What goes at once is not known; what a guest makes of it, it tries.

@@ -23,6 +23,9 @@ pub(crate) struct Socket {
     pub(super) kind: Kind,
     /// Answers "again" where it would wait.
     pub(super) nonblocking: bool,
+    /// An error that came after the first bytes of a call, to be told by the next:
+    /// the system tells each once.
+    pub(super) failed: Option<i32>,
     /// A file that wasmtime has under the same number, to be closed with it.
     pub(super) hides: bool,
 }
@@ -43,7 +46,7 @@ pub(crate) struct Table {
 
 impl Socket {
     fn new(kind: Kind, nonblocking: bool) -> Self {
-        Self { kind, nonblocking, hides: false }
+        Self { kind, nonblocking, failed: None, hides: false }
     }
 }
 

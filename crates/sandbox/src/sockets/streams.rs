@@ -328,7 +328,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::{Stream, test_connections};
+    use crate::net::{Stream, test_connections, test_reset, test_tcp};
 
     /// A connection whose other end holds as much as it can, with something more
     /// that waits to be sent.
@@ -429,5 +429,20 @@ mod tests {
         within(stack.all_is_sent()).await;
         assert!(begin.elapsed() >= LINGER && begin.elapsed() < LINGER * 2);
         assert_eq!(length(peer).await, MOST, "only what was on its way already");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_broken_off_has_not_ended_in_order() {
+        let (ours, peer) = test_tcp().await;
+        let (mut input, _output) = Shared::new(ours, Stack::default()).streams();
+        tokio::select! {
+            biased;
+            () = input.ready() => panic!("the peer has sent nothing"),
+            () = tokio::task::yield_now() => test_reset(peer),
+        }
+        within(input.ready()).await;
+        let told = input.read(1);
+        assert!(matches!(told, Err(StreamError::LastOperationFailed(_))), "{told:?}");
+        assert!(matches!(input.read(1), Err(StreamError::Closed)));
     }
 }

@@ -1,11 +1,16 @@
 //! CPU limits, told by comparing what guests of one thread got of it: how fast
 //! the machine is, and who else uses it, does not matter.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
 use krustlet_model::ContainerId;
 use krustlet_protocol::{Failure, Limits, SandboxReply, SandboxRequest};
 
 use crate::{
-    fixture::{Make, Sandbox, Zygote},
+    fixture::{LIMIT, Make, Sandbox, Zygote},
     guests::{exec, wait_until},
     http::serve_as,
 };
@@ -94,4 +99,19 @@ pub(crate) fn requests_are_within_their_containers_cpu_limit() {
     sandbox.running(&free);
     let _open: Vec<_> = (0..4).map(|_| server.send("/spin?ms=3600000")).collect();
     is_held_back(&sandbox, &server.id, &free);
+}
+
+pub(crate) fn what_a_server_does_without_its_guest_counts_too() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve_as(&sandbox, 10_000, |make| make);
+    assert_eq!(used(&sandbox, &server.id), 0);
+    // No guest hears of what is no request.
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"what?\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    wait_until(|| used(&sandbox, &server.id) > 0);
 }

@@ -117,6 +117,56 @@ pub(crate) fn a_guest_that_copes_with_its_memory_limit_is_not() {
     assert_eq!(exit.exit_code, 20, "{exit:?}");
 }
 
+/// Makes requests, each with a body, until it gets none; ends with 0 if it had 62
+/// by then.
+const UNSENT: &str = r#"(component
+    (import "wasi:http/types@0.2.0" (instance $types
+        (export "fields" (type $fields (sub resource)))
+        (export "outgoing-request" (type $request (sub resource)))
+        (export "outgoing-body" (type $body (sub resource)))
+        (export "[constructor]fields" (func (result (own $fields))))
+        (export "[constructor]outgoing-request"
+            (func (param "headers" (own $fields)) (result (own $request))))
+        (export "[method]outgoing-request.body"
+            (func (param "self" (borrow $request)) (result (result (own $body)))))))
+    (core module $memory (memory (export "memory") 1))
+    (core instance $memory (instantiate $memory))
+    (core func $fields (canon lower (func $types "[constructor]fields")))
+    (core func $request (canon lower (func $types "[constructor]outgoing-request")))
+    (core func $body (canon lower (func $types "[method]outgoing-request.body")
+        (memory $memory "memory")))
+    (core module $code
+        (import "host" "memory" (memory 1))
+        (import "host" "fields" (func $fields (result i32)))
+        (import "host" "request" (func $request (param i32) (result i32)))
+        (import "host" "body" (func $body (param i32 i32)))
+        (func (export "run") (result i32)
+            (local $made i32)
+            (loop $again
+                (call $body (call $request (call $fields)) (i32.const 0))
+                (if (i32.load8_u (i32.const 0))
+                    (then (return (i32.ne (local.get $made) (i32.const 62)))))
+                (local.set $made (i32.add (local.get $made) (i32.const 1)))
+                (br_if $again (i32.lt_u (local.get $made) (i32.const 1000))))
+            (i32.const 1)))
+    (core instance $run (instantiate $code (with "host" (instance
+        (export "memory" (memory $memory "memory"))
+        (export "fields" (func $fields))
+        (export "request" (func $request))
+        (export "body" (func $body))))))
+    (func $run (result (result)) (canon lift (core func $run "run")))
+    (instance $entry (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $entry)))"#;
+
+pub(crate) fn what_may_wait_in_bodies_is_memory_of_the_container() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // Besides its one page of 64 KiB there is room for 62 bodies of 32.
+    let make = Make::command("hello.p2.wasm", &["x"]).code(compiled_text(UNSENT));
+    let (_, exit) = sandbox.run(Make { memory: Some(2 << 20), ..make });
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (0, "Completed"), "{exit:?}");
+}
+
 /// Makes four million objects, and keeps the last or all of them.
 const OBJECTS: &str = r#"(module
     (type $node (struct (field i32) (field (ref null $node))))

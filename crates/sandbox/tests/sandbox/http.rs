@@ -18,7 +18,7 @@ use crate::{
 
 pub(crate) struct Server {
     pub(crate) id: ContainerId,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// Each does the same.

@@ -45,6 +45,7 @@ const TESTS: &[Test] = tests! {
         a_container_over_its_cpu_limit_waits_and_others_do_not,
         another_limit_holds_for_a_guest_that_runs,
         an_exec_is_within_its_containers_cpu_limit,
+        what_a_server_does_without_its_guest_counts_too,
         requests_are_within_their_containers_cpu_limit;
     guests:
         a_module_runs_and_its_output_becomes_log_lines,
@@ -53,6 +54,7 @@ const TESTS: &[Test] = tests! {
         a_trap_is_134_and_tells_where,
         a_guest_that_exceeds_its_memory_limit_is_oom_killed,
         a_guest_that_copes_with_its_memory_limit_is_not,
+        what_may_wait_in_bodies_is_memory_of_the_container,
         objects_that_nobody_has_any_more_are_not_counted,
         a_module_is_entered_where_its_image_says,
         a_library_is_made_ready_before_it_is_entered,
@@ -164,6 +166,7 @@ const TESTS: &[Test] = tests! {
         socket_calls_on_what_is_no_socket_fail_by_name,
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
+        a_connection_that_was_broken_off_is_told_as_such,
         lists_are_no_longer_than_linux_takes;
 };
 

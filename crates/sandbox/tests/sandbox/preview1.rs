@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
+    time::Duration,
 };
 
 use krustlet_protocol::ListenPort;
@@ -271,6 +272,37 @@ pub(crate) fn what_is_said_to_be_readable_is() {
     }
     drop(clients);
     assert_eq!(sandbox.exit(&id).exit_code, 0);
+}
+
+pub(crate) fn a_connection_that_was_broken_off_is_told_as_such() {
+    // Says that it is there, waits for something to read, and ends with the number
+    // of the error that it finds.
+    let start = r#"(func (export "_start")
+        (local $fd i32)
+        (local.set $fd (call $accept))
+        (i32.store (i32.const 600) (i32.const 700))
+        (i32.store (i32.const 604) (i32.const 1))
+        (call $check (i32.eqz (call $write (local.get $fd) (i32.const 600) (i32.const 1)
+            (i32.const 612))) (i32.const 101))
+        (call $subscribe (i32.const 0) (local.get $fd))
+        (call $check (i32.eqz (call $poll (i32.const 0) (i32.const 256) (i32.const 1)
+            (i32.const 512))) (i32.const 102))
+        ;; Nothing more will come.
+        (call $check (i32.eq (i32.load16_u (i32.const 280)) (i32.const 1)) (i32.const 103))
+        (call $exit (call $read (local.get $fd) (i32.const 600) (i32.const 1)
+            (i32.const 612))))"#;
+    /// `ECONNRESET`.
+    const RESET: i32 = 15;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    let mut client = connect("10.77.0.1:8080");
+    client.read_exact(&mut [0]).unwrap();
+    rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+    drop(client);
+    assert_eq!(sandbox.exit(&id).exit_code, RESET);
 }
 
 pub(crate) fn lists_are_no_longer_than_linux_takes() {
