@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use krustlet_model::services::Transport;
+use krustlet_model::{
+    policy::{AddressRange, PodPolicy, PolicyRule},
+    services::Transport,
+};
 use krustlet_protocol::{PodNetwork, services::COMPLETE};
 use tokio::time::timeout;
 
@@ -197,5 +200,32 @@ fn a_connected_socket_stays_at_the_service_wherever_that_leads() {
         assert_eq!((socket.remote(), socket.address().port()), (None, local.port()));
         socket.try_send(b"x", Some(at_two)).unwrap();
         assert_eq!(exchange(&socket, &two).await.1, at_two);
+    });
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_a_policy_denies_now() {
+    on_a_network(async |home, stack| {
+        let (one, at_one) = answerer("10.77.0.2");
+        let (two, at_two) = answerer("10.77.0.3");
+        lead_to(home, Transport::Udp, &[at_one]);
+        let socket = stack.udp(Family::V4).await.unwrap();
+        let send = || socket.try_send(b"x", Some(service(80)));
+        send().unwrap();
+        exchange(&socket, &one).await;
+
+        lead_to(home, Transport::Udp, &[at_one, at_two]);
+        let peers = vec![AddressRange::one(at_two.ip())];
+        let rule = PolicyRule { peers: Some(peers), ports: None };
+        let policy = PodPolicy { egress: Some(vec![rule]), ..PodPolicy::default() };
+        let network = PodNetwork { policy: Some(policy), ..(*stack.network()).clone() };
+        stack.set(network, stack.services());
+        // Any of them is chosen, as by kube-proxy, which knows no policies.
+        assert!((0..64).any(|_| send().is_ok()), "it goes on to nobody");
+        assert_eq!(exchange(&socket, &two).await.1, service(80));
+        for _ in 0..64 {
+            send().unwrap();
+            assert_eq!(exchange(&socket, &two).await.1, service(80));
+        }
     });
 }

@@ -256,6 +256,11 @@ impl UdpSocket {
         may_go.inspect_err(|error| self.stack.note(*error))
     }
 
+    /// As [`may_go`](Self::may_go), where no is not the last word.
+    fn may_go_on(&self, route: Route) -> bool {
+        self.stack.may_go(self.asker(), Transport::Udp, route).is_ok()
+    }
+
     fn asker(&self) -> Asker<'_> {
         Asker { whom: self.whom, answers: Some(&self.answers) }
     }
@@ -289,12 +294,16 @@ impl UdpSocket {
     /// Where a datagram to an address goes now.
     fn lead(&self, led: &mut Led, to: SocketAddr) -> Result<Destination, NetError> {
         let (to, now) = (place::canonical(to), Instant::now());
-        let known = led.flows.to(to, now);
-        if let Some((route, true)) = known {
-            self.may_go(route)?;
-            return Ok(Destination::Real(route));
-        }
-        let before = known.map(|(route, _)| route.real);
+        let before = match led.flows.to(to, now) {
+            // A policy may have come since it began, and others of the Service may
+            // be let through.
+            Some((route, _)) if !self.may_go_on(route) => {
+                led.flows.end(to);
+                None
+            }
+            Some((route, true)) => return Ok(Destination::Real(route)),
+            known => known.map(|(route, _)| route.real),
+        };
         let destination = self.stack.destination(self.asker(), Transport::Udp, to, before)?;
         match destination {
             Destination::Real(route) => led.flows.put(route, now),
