@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use futures::task::AtomicWaker;
 use krustlet_model::services::Transport;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -55,6 +56,9 @@ pub(crate) struct UdpSocket {
     permit: Permit,
     reading: Turn,
     writing: Turn,
+    /// Who waits to receive and to send: what they wait for is another once it is
+    /// connected elsewhere.
+    waiting: [AtomicWaker; 2],
 }
 
 /// Where a socket is connected to, as its guest knows it.
@@ -145,6 +149,7 @@ impl Stack {
                 permit,
                 reading: Turn::default(),
                 writing: Turn::default(),
+                waiting: [(); 2].map(|()| AtomicWaker::new()),
             });
         }
     }
@@ -192,12 +197,19 @@ impl UdpSocket {
         SocketAddr::new(ip, self.address.port())
     }
 
-    /// Sends to and hears from this address only, or any again.
+    /// Sends to and hears from this address only, or any again. Who waits looks
+    /// again.
     ///
     /// # Errors
     ///
     /// As [`Stack::destination`]; [`NetError::RemoteUnreachable`].
     pub(crate) fn connect(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
+        let connected = self.connect_to(to);
+        self.waiting.iter().for_each(AtomicWaker::wake);
+        connected
+    }
+
+    fn connect_to(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
         let destination = |to| self.stack.destination(self.asker(), Transport::Udp, to, None);
         let destination = to.map(destination).transpose()?;
         let was_connected = std::mem::take(&mut *self.led()).connected.is_some();
@@ -446,6 +458,7 @@ impl UdpSocket {
 
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.waiting[0].register(context.waker());
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
         let real = self.heard().map(|real| {
             // What went wrong is found by whoever receives.
@@ -463,6 +476,7 @@ impl UdpSocket {
 
     /// Ready when something may be sent.
     pub(crate) fn poll_send_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.waiting[1].register(context.waker());
         match &self.real {
             Some(real) => {
                 // As there.
@@ -527,7 +541,10 @@ impl UdpSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use krustlet_protocol::PodNetwork;
+    use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
 
@@ -580,6 +597,33 @@ mod tests {
             assert!(socket.poll_receive_ready(noop).is_ready(), "there is more");
         }
         assert_eq!(socket.receive(&mut buffer).await.unwrap().0, 6);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_what_comes_from_where_the_socket_is_connected_anew() {
+        let (mut socket, real) = bound().await;
+        socket.connect(Some("127.0.0.1:53".parse().unwrap())).unwrap();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // As calls of WASI 0.3 share it.
+        let socket = Arc::new(Mutex::new(socket));
+        let shared = Arc::clone(&socket);
+        let mut waits = JoinSet::new();
+        waits.spawn(async move {
+            let mut buffer = [0; 8];
+            loop {
+                poll_fn(|context| shared.lock().unwrap().poll_receive_ready(context)).await;
+                let received = shared.lock().unwrap().try_receive(&mut buffer);
+                if received != Err(NetError::WouldBlock) {
+                    return received;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        tokio::task::yield_now().await;
+        socket.lock().unwrap().connect(None).unwrap();
+        peer.send_to(b"wanted", real).unwrap();
+        let heard = timeout(Duration::from_secs(20), waits.join_next()).await.expect("it is woken");
+        assert_eq!(heard.unwrap().unwrap(), Ok((6, peer.local_addr().unwrap())));
     }
 
     #[tokio::test]
