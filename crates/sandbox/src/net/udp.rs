@@ -366,7 +366,7 @@ impl UdpSocket {
             }
             Destination::Real(route) => {
                 let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
-                if self.sent().may_move(1) == 0 {
+                if self.sent().may_move(&self.writing, 1) == 0 {
                     return Err(NetError::WouldBlock);
                 }
                 if self.remote.is_some() {
@@ -382,7 +382,7 @@ impl UdpSocket {
                     Err(Errno::AGAIN) => real.try_io(Interest::WRITABLE, || Ok(attempt()?))?,
                     sent => sent?,
                 };
-                self.sent().moved(sent);
+                self.sent().moved(&self.writing, sent);
                 Ok(())
             }
             // As with a closed port; and who is not connected is never told.
@@ -413,7 +413,7 @@ impl UdpSocket {
             }
         }
         let Some(real) = self.heard() else { return Err(NetError::WouldBlock) };
-        if self.received().may_move(1) == 0 {
+        if self.received().may_move(&self.reading, 1) == 0 {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
@@ -421,7 +421,7 @@ impl UdpSocket {
             // Some may have come before it was connected.
             let Some(from) = self.sender(real) else { continue };
             if self.lets_in(real) {
-                self.received().moved(length);
+                self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
             self.stack.note(NetError::AccessDenied);
@@ -498,7 +498,9 @@ impl UdpSocket {
     /// only later that it is ready.)
     pub(crate) fn can_send(&self) -> bool {
         let Some(real) = &self.real else { return true };
-        if !matches!(self.remote, Some(Remote::Private(_))) && self.sent().may_move(1) == 0 {
+        if !matches!(self.remote, Some(Remote::Private(_)))
+            && self.sent().may_move(&self.writing, 1) == 0
+        {
             return false;
         }
         let mut fds = [PollFd::new(real, PollFlags::OUT)];
