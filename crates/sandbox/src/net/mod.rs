@@ -60,7 +60,7 @@ pub(crate) use self::{
     connection::{Connection, Stream},
     error::NetError,
     handed::Claim,
-    idle::Kept,
+    idle::{Asking, Kept},
     memory::{LEAST as LEAST_MEMORY, SocketMemory, Taken},
     options::{Options, Setting},
     permit::Permit,

@@ -374,6 +374,26 @@ async fn a_connection_that_is_kept_makes_room_for_one_that_is_needed() {
     }
 }
 
+#[tokio::test]
+async fn one_of_version_2_makes_room_when_no_stream_of_it_is_open() {
+    let stack = small_stack(4);
+    let (roots, tls) = trusted("web.test");
+    let servers = [(); 2].map(|()| Server::start(&stack, Some(tls.clone())));
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let [one, other] = &servers.each_ref().map(|of| format!("https://web.test:{}/", of.at.port()));
+    for uri in [one, other, one] {
+        assert_eq!(ask(&outgoing, uri).await.unwrap(), format!("{:?} /", Version::HTTP_2));
+    }
+    // As long as somebody has a body in his hands it is in use, and others share it.
+    let held = outgoing.send(request(one), RequestOptions::default()).await.unwrap();
+    for uri in [other, one] {
+        let answer = ask(&outgoing, uri).await;
+        assert_eq!(answer.is_ok(), uri == one, "{uri}: {answer:?}");
+    }
+    drop(held);
+    assert!(ask(&outgoing, other).await.is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_in_use_makes_no_room() {
     let stack = small_stack(4);
