@@ -57,6 +57,7 @@ impl Idle {
         let Some(index) = all.iter().position(idle) else { return false };
         let closed = all.remove(index).upgrade();
         drop(all);
+        // The client sees it before it is asked for the next request.
         let connection = closed.and_then(|kept| kept.connection.upgrade());
         connection.inspect(|connection| connection.shutdown(Shutdown::Both)).is_some()
     }

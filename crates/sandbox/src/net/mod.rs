@@ -37,7 +37,7 @@ mod sending;
 mod services;
 mod tcp;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod udp;
 
 use std::{

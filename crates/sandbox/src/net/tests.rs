@@ -29,7 +29,7 @@ const SERVICE: &str = "10.96.0.7";
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs a test on a thread with a network of its own.
-fn on_a_network(test: impl AsyncFnOnce(&Path, Stack) + Send) {
+pub(crate) fn on_a_network(test: impl AsyncFnOnce(&Path, Stack) + Send) {
     let run = || {
         // SAFETY: it is this thread that leaves the process's network, for good.
         let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };

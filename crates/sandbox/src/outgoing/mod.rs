@@ -35,6 +35,7 @@ use hyper_util::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::yield_now,
     time::{Instant, sleep_until, timeout},
 };
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
@@ -173,6 +174,9 @@ impl Outgoing {
         let mut request =
             request.map(|body| Held::new(body, Arc::clone(&under_way)).boxed_unsync());
         let connection = capture_connection(&mut request);
+        // So that the client sees first which connections have been closed: what it
+        // has written to one of these might have been heard, and is not sent again.
+        yield_now().await;
         let stage = watch::Sender::new(Stage::Answer(Instant::now()));
         let mut told = stage.subscribe();
         let connecting = Connecting { time: connect, stage };
