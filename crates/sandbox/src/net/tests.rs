@@ -7,6 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -111,6 +112,38 @@ fn a_connection_to_a_service_is_one_to_its_endpoint() {
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::ConnectionRefused);
         fs::write(home.join("addresses").join(SERVICE), "{").unwrap();
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::RemoteUnreachable);
+    });
+}
+
+#[test]
+fn peers_that_are_refused_hold_up_no_other_source_of_a_listener() {
+    on_a_network(async |_, stack| {
+        let policy = PodPolicy { ingress: Some(Vec::new()), ..PodPolicy::default() };
+        let network = PodNetwork { policy: Some(policy), ..(*stack.network()).clone() };
+        stack.set(network, stack.services());
+        let bound = stack.bind_tcp("0.0.0.0:7070".parse().unwrap()).unwrap();
+        let permit = stack.permit().unwrap();
+        let mut listener = bound.listen(permit, Options::default(), 64).unwrap();
+        let mut strangers = Vec::new();
+        for _ in 0..40 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("10.77.0.9:0".parse().unwrap()).unwrap();
+            strangers.push(socket.connect("10.77.0.1:7070".parse().unwrap()).await.unwrap());
+        }
+        let refused = || stack.report().refused;
+        let mut poll = || listener.poll_accept(&mut Context::from_waker(Waker::noop()));
+        while refused() == 0 {
+            assert!(poll().is_pending());
+            tokio::task::yield_now().await;
+        }
+        let before = refused();
+        assert!(before < 40, "not all in one go");
+        let to = "127.0.0.1:7070".parse().unwrap();
+        let permit = stack.permit().unwrap();
+        let own = stack.connect_tcp(permit, Options::default(), to).await.unwrap();
+        let Poll::Ready(accepted) = poll() else { panic!("it is the pod's own turn") };
+        assert_eq!(accepted.unwrap().remote().unwrap(), own.local().unwrap());
+        assert_eq!(refused(), before);
     });
 }
 
