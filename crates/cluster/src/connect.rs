@@ -7,6 +7,7 @@
 //! is not this module's business.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,9 +15,13 @@ use std::{
 use http::HeaderValue;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::{
+        Client as HttpClient,
+        connect::{HttpConnector, dns::Name},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
+use krustlet_resolver::SystemLookups;
 use kube::{
     Client, Config,
     client::{Body, ConfigExt},
@@ -26,6 +31,10 @@ use tower::{BoxError, ServiceBuilder};
 
 /// How long a TCP connection may take to come about.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Look-ups of the server's name at once: each request that finds no connection
+/// asks for one.
+const LOOKUPS: usize = 2;
 
 /// How soon a silent connection is asked for a sign of life, and how long it may
 /// take to give one: a half-open connection is noticed within 30 s.
@@ -119,15 +128,22 @@ fn connect_with(
     // Another crate of the binary may bring a second provider; rustls then
     // refuses to choose. An earlier choice by the binary stands.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(Cluster { requests: client(&config, path)?, watches: client(&config, path)? })
+    let lookups = SystemLookups::new(LOOKUPS);
+    Ok(Cluster {
+        requests: client(&config, lookups.clone(), path)?,
+        watches: client(&config, lookups, path)?,
+    })
 }
 
 /// One connection pool with its headers and credentials.
-fn client(config: &Config, path: &Path) -> Result<Client, ConnectError> {
+fn client(config: &Config, lookups: SystemLookups, path: &Path) -> Result<Client, ConnectError> {
     let unusable =
         |source| ConnectError::Credentials { path: path.to_owned(), source: Box::new(source) };
 
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(tower::service_fn(move |name: Name| {
+        let lookups = lookups.clone();
+        async move { Ok::<_, io::Error>(lookups.look_up(name.as_str(), 0).await?.into_iter()) }
+    }));
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_LIMIT));

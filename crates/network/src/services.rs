@@ -209,17 +209,22 @@ fn zone(node: Option<&Node>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        io::{Read, Write},
+        os::unix::fs::{MetadataExt, OpenOptionsExt},
+    };
 
     use krustlet_model::services::Slice;
     use krustlet_protocol::{
         ServiceAddress,
         services::{COMPLETE, MAX_SERVICE},
     };
+    use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
     use serde_json::json;
     use tokio::time::timeout;
 
-    use super::*;
+    use super::{files::UNFINISHED, *};
 
     /// Longer than any test needs.
     const LIMIT: Duration = Duration::from_mins(1);
@@ -319,6 +324,41 @@ mod tests {
             while bed.endpoints().is_some() {
                 tokio::task::yield_now().await;
             }
+            stop.cancel();
+        };
+        timeout(LIMIT, async { tokio::join!(task.run(bed.sources(), stop.clone()), work) })
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_zone_that_changes_while_files_are_written_is_followed() {
+        let bed = Bed::new();
+        let (_state, task) = bed.open();
+        // The first file is a pipe that is full: its writing takes until we read.
+        let unfinished = bed.home.path().join("services").join(UNFINISHED);
+        mkfifoat(CWD, &unfinished, Mode::RUSR | Mode::WUSR).unwrap();
+        let mut options = fs::File::options();
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let mut pipe =
+            options.read(true).write(true).custom_flags(nonblocking).open(&unfinished).unwrap();
+        while pipe.write(&[0; 4096]).is_ok() {}
+        bed.node.send_replace(Some(node("a")));
+        bed.services.send_replace(Some(service(1, 80)));
+        bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.2", "b")])));
+        let stop = CancellationToken::new();
+        let work = async {
+            // It gets its rights before it is written.
+            while fs::metadata(&unfinished).unwrap().mode() & 0o777 == 0o600 {
+                tokio::task::yield_now().await;
+            }
+            bed.node.send_replace(Some(node("b")));
+            let address = bed.home.path().join("services/addresses/10.96.0.7");
+            while !fs::metadata(&address).is_ok_and(|file| file.is_file()) {
+                let _ = pipe.read(&mut [0; 4096]);
+                tokio::task::yield_now().await;
+            }
+            bed.until(&["10.1.0.2:8080"]).await;
             stop.cancel();
         };
         timeout(LIMIT, async { tokio::join!(task.run(bed.sources(), stop.clone()), work) })

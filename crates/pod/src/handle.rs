@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use krustlet_model::{ContainerName, Grace, PodKey, PodUid};
-use krustlet_protocol::{ExecOutcome, StatsReport};
+use krustlet_protocol::ExecOutcome;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     outside::{ExecStreams, PodRuntime, Refused},
-    view::{PodView, Views},
+    view::{PodStats, PodView, Views},
 };
 
 /// What may wait for the task: requests of people, one after the other.
@@ -139,24 +139,21 @@ impl Pods {
         }
     }
 
-    /// What each running container of a pod uses.
-    ///
-    /// # Errors
-    ///
-    /// [`AskError`] if there is no such pod, or its sandbox does not answer.
-    pub async fn stats(&self, key: &PodKey) -> Result<Vec<(ContainerName, StatsReport)>, AskError> {
-        let view = self.view(key)?;
-        if !view.containers.iter().any(|container| container.is_running) {
-            return Ok(Vec::new());
-        }
-        let reports = self.runtime.stats(view.uid.clone()).await?;
-        let named = reports.into_iter().filter_map(|report| {
-            let of = view.containers.iter().find(|container| {
-                container.is_running && container.id.as_ref() == Some(&report.id)
-            })?;
-            Some((of.name.clone(), report))
-        });
-        Ok(named.collect())
+    /// What each running container of every pod uses; none where that is not known
+    /// because the sandbox did not answer. Pods without a running container are
+    /// left out.
+    pub async fn stats(&self) -> Vec<(Arc<PodView>, Option<PodStats>)> {
+        let asked = self.views.all().into_iter().filter(|view| view.has_running());
+        let asked: Vec<_> = asked.map(|view| view.uid.clone()).collect();
+        // When the agent stops nothing is known.
+        let mut reports = self.runtime.stats().await.unwrap_or_default();
+        let of_pod = |uid: PodUid| {
+            // A pod that has ended in this moment uses nothing.
+            let view = self.views.by_uid(&uid).filter(|view| view.has_running())?;
+            let named = reports.remove(&uid).map(|reports| view.named(reports));
+            Some((view, named))
+        };
+        asked.into_iter().filter_map(of_pod).collect()
     }
 
     fn view(&self, key: &PodKey) -> Result<Arc<PodView>, AskError> {

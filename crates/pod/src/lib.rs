@@ -54,7 +54,7 @@ pub use names::NamesConfig;
 pub use outside::Outside;
 pub use pods::{OpenError, PodsTask, WantedPods, open};
 pub use users::UserRange;
-pub use view::{ContainerView, PodView};
+pub use view::{ContainerView, PodStats, PodView};
 
 #[cfg(test)]
 mod tests;

@@ -16,11 +16,10 @@ use krustlet_model::{
     probes::target::Target,
 };
 use krustlet_network::Network;
-use krustlet_protocol::{
-    ExecOutcome, Failure, Limits, PodNetwork, StatsReport, connection::CallError,
-};
+use krustlet_protocol::{ExecOutcome, Failure, Limits, PodNetwork, connection::CallError};
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
+    Stats,
 };
 use krustlet_runtime::{Runtime, RuntimeError};
 use tokio::sync::watch;
@@ -137,8 +136,8 @@ pub trait PodRuntime: Send + Sync + 'static {
         streams: ExecStreams,
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>>;
 
-    /// What the pod's containers use.
-    fn stats(&self, pod: PodUid) -> BoxFuture<'static, Result<Vec<StatsReport>, Refused>>;
+    /// What the containers of every pod use whose sandbox answers.
+    fn stats(&self) -> BoxFuture<'static, Result<Stats, Refused>>;
 }
 
 impl From<RuntimeError> for Refused {
@@ -237,9 +236,9 @@ impl PodRuntime for Runtime {
         Box::pin(async move { Ok(runtime.exec(&pod, &id, args, streams).await?) })
     }
 
-    fn stats(&self, pod: PodUid) -> BoxFuture<'static, Result<Vec<StatsReport>, Refused>> {
+    fn stats(&self) -> BoxFuture<'static, Result<Stats, Refused>> {
         let runtime = self.clone();
-        Box::pin(async move { Ok(runtime.stats(&pod).await?) })
+        Box::pin(async move { Ok(runtime.stats().await?) })
     }
 }
 

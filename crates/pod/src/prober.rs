@@ -6,16 +6,12 @@
 mod http;
 mod tls;
 
-use std::{
-    io,
-    net::{IpAddr, ToSocketAddrs},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use krustlet_model::probes::target::{HttpTarget, Target, join};
-use tokio::{net::TcpStream, sync::Semaphore, task::spawn_blocking, time::timeout};
+use krustlet_resolver::SystemLookups;
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 
 use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 
@@ -24,16 +20,14 @@ use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 /// count.
 const AT_ONCE: usize = 256;
 
-/// Names of hosts that are looked up at once. Each takes one of the threads that
-/// all file work shares, for as long as the system waits for name servers,
-/// whether or not its probe still waits; and pods choose the names.
+/// Names of hosts that are looked up at once; pods choose them.
 const LOOKUPS: usize = 2;
 
 /// Connects from this process.
 #[derive(Clone, Debug)]
 pub struct NetProber {
     turns: Arc<Semaphore>,
-    lookups: Arc<Semaphore>,
+    lookups: SystemLookups,
     tls: tls::Connector,
 }
 
@@ -41,7 +35,7 @@ impl Default for NetProber {
     fn default() -> Self {
         Self {
             turns: Arc::new(Semaphore::new(AT_ONCE)),
-            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+            lookups: SystemLookups::new(LOOKUPS),
             tls: tls::Connector::new(),
         }
     }
@@ -82,7 +76,7 @@ impl NetProber {
 }
 
 /// Source: kubelet, `DoTCPProbe` in `pkg/probe/tcp/tcp.go`.
-async fn tcp(lookups: &Arc<Semaphore>, host: &str, port: u16, limit: Duration) -> ProbeAnswer {
+async fn tcp(lookups: &SystemLookups, host: &str, port: u16, limit: Duration) -> ProbeAnswer {
     match timeout(limit, connect(lookups, host, port)).await {
         Ok(Ok(_)) => ProbeAnswer::Success,
         Ok(Err(error)) => ProbeAnswer::Failure(error.to_string()),
@@ -115,22 +109,14 @@ fn go_words(error: &io::Error) -> String {
 }
 
 /// Connects to the first address of a host that takes it.
-async fn connect(lookups: &Arc<Semaphore>, host: &str, port: u16) -> Result<TcpStream, DialError> {
+async fn connect(lookups: &SystemLookups, host: &str, port: u16) -> Result<TcpStream, DialError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         let connect_error = |system| DialError::Connect { address: join(host, port), system };
         return TcpStream::connect((address, port)).await.map_err(connect_error);
     }
     let no_host = || DialError::NoHost { host: host.to_owned() };
     let mut failed = None;
-    let permit = Arc::clone(lookups).acquire_owned().await.map_err(|_| no_host())?;
-    let name = host.to_owned();
-    let found = spawn_blocking(move || {
-        // Held until the system has its answer.
-        let _permit = permit;
-        (name.as_str(), port).to_socket_addrs()
-    });
-    let found = found.await.map_err(|_| no_host())?.map_err(|_| no_host())?;
-    for address in found {
+    for address in lookups.look_up(host, port).await.map_err(|_| no_host())? {
         match TcpStream::connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(system) => {

@@ -8,6 +8,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{ContainerId, ContainerName, PodKey, PodUid};
+use krustlet_protocol::StatsReport;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,9 @@ pub struct PodView {
     /// Whether nothing of it runs or will run.
     pub is_over: bool,
 }
+
+/// What each running container of a pod uses.
+pub type PodStats = Vec<(ContainerName, StatsReport)>;
 
 /// A container as it stands.
 #[derive(Clone, Debug)]
@@ -71,6 +75,21 @@ impl PodView {
         };
         let name = name.or_else(first)?;
         self.containers.iter().find(|container| container.name.as_str() == name)
+    }
+
+    pub(crate) fn has_running(&self) -> bool {
+        self.containers.iter().any(|container| container.is_running)
+    }
+
+    /// Says which of its running containers uses what.
+    pub(crate) fn named(&self, reports: Vec<StatsReport>) -> PodStats {
+        let named = reports.into_iter().filter_map(|report| {
+            let of = self.containers.iter().find(|container| {
+                container.is_running && container.id.as_ref() == Some(&report.id)
+            })?;
+            Some((of.name.clone(), report))
+        });
+        named.collect()
     }
 }
 

@@ -11,6 +11,8 @@
 //! Makes no socket itself: whoever uses it says how servers are reached
 //! ([`Network`]), and by that from which address and where it may go. Opens no
 //! file, starts no task, and draws nothing at random before the first question.
+//!
+//! Apart from that stands `system.rs`: names that the agent itself asks for.
 
 mod ask;
 mod cache;
@@ -21,8 +23,10 @@ mod message;
 mod name;
 mod network;
 mod places;
+mod system;
 
 pub use self::{
     lookup::{Families, LookupError, Resolver},
     network::{Datagrams, Network, Stream},
+    system::SystemLookups,
 };

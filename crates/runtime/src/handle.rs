@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use krustlet_model::{ContainerId, PodUid};
-use krustlet_protocol::{ExecOutcome, Limits, PodNetwork, StatsReport};
+use krustlet_protocol::{ExecOutcome, Limits, PodNetwork};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -12,6 +12,7 @@ use crate::{
     mounts::{self, Use},
     record::{State, is_file_name},
     sandbox::Common,
+    stats::Stats,
     work::blocking,
     zygote::Nursery,
 };
@@ -170,8 +171,7 @@ pub(crate) enum Command {
         reply: Reply<ExecOutcome>,
     },
     Stats {
-        pod: PodUid,
-        reply: Reply<Vec<StatsReport>>,
+        reply: Reply<Stats>,
     },
     Retire {
         reply: Reply<()>,
@@ -354,14 +354,15 @@ impl Runtime {
         self.ask(|reply| Command::Exec { pod, id, args, streams, reply }).await
     }
 
-    /// What the pod's containers use now.
+    /// What the containers of every pod use now. Each sandbox is asked once,
+    /// however many pods are in it; pods whose sandbox does not answer are left
+    /// out.
     ///
     /// # Errors
     ///
-    /// When the pod has no sandbox or it does not answer.
-    pub async fn stats(&self, pod: &PodUid) -> Result<Vec<StatsReport>, RuntimeError> {
-        let pod = pod.clone();
-        self.ask(|reply| Command::Stats { pod, reply }).await
+    /// When the runtime stops.
+    pub async fn stats(&self) -> Result<Stats, RuntimeError> {
+        self.ask(|reply| Command::Stats { reply }).await
     }
 
     /// Has the zygotes end once their last sandbox has, and starts no other: for

@@ -104,6 +104,18 @@ impl Table {
         }
     }
 
+    /// The sandboxes, each with the pods that are in it.
+    pub(crate) fn members(&self) -> Vec<(Arc<Sandbox>, Vec<PodUid>)> {
+        let mut all: HashMap<&str, (Arc<Sandbox>, Vec<PodUid>)> = HashMap::new();
+        for (pod, slot) in &self.pods {
+            if let Slot::In(sandbox) = slot {
+                let empty = || (Arc::clone(sandbox), Vec::new());
+                all.entry(&sandbox.id).or_insert_with(empty).1.push(pod.clone());
+            }
+        }
+        all.into_values().collect()
+    }
+
     /// Counts one pod less in a sandbox; true if it was the last.
     pub(crate) fn member_leaves(&mut self, sandbox: &Sandbox) -> bool {
         match self.sandboxes.get_mut(&sandbox.id) {

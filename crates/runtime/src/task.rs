@@ -19,6 +19,7 @@ use crate::{
     adopt::{Adoption, adopt_all, kill_unknown},
     handle::{Command, Reply},
     sandbox::{Common, Reading, Sandbox},
+    stats::ask_all,
     table::{Held, Joiner, Key, Process, Slot, Table, Who},
     watch::watch,
     work::blocking,
@@ -232,9 +233,12 @@ impl RuntimeTask {
                 Ok(_) => self
                     .beside(&pod, reply, async move |sandbox| sandbox.remove_container(id).await),
             },
-            Command::Stats { pod, reply } => {
-                let of = pod.clone();
-                self.beside(&pod, reply, async move |sandbox| sandbox.stats(&of).await);
+            Command::Stats { reply } => {
+                let asked = ask_all(self.table.members());
+                self.work.spawn(async move {
+                    answer(reply, Ok(asked.await));
+                    Outcome::Told
+                });
             }
             Command::SetNetwork { pod, network, reply } => {
                 let of = pod.clone();

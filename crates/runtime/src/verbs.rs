@@ -8,7 +8,7 @@ use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
     ContainerSpec, DescriptorName, ExecOutcome, Failure, Limits, PodNetwork, SandboxReply,
-    SandboxRequest, StatsReport, connection::CallError, socket::memfd,
+    SandboxRequest, connection::CallError, socket::memfd,
 };
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     mounts::{self, Use},
     record::ContainerRecord,
     sandbox::{ANSWER_LIMIT, Common, Container, Reached, Sandbox, close_log},
+    stats::Stats,
     work::on_disk,
 };
 
@@ -222,11 +223,17 @@ impl Sandbox {
         }
     }
 
-    pub(crate) async fn stats(&self, pod: &PodUid) -> Result<Vec<StatsReport>, RuntimeError> {
+    /// What its pods use. What it says of others, it has not to say.
+    pub(crate) async fn stats(&self, pods: Vec<PodUid>) -> Result<Stats, RuntimeError> {
         match self.ask(SandboxRequest::Stats, Vec::new(), ANSWER_LIMIT).await? {
-            SandboxReply::Stats { mut containers } => {
-                containers.retain(|container| container.pod == *pod);
-                Ok(containers)
+            SandboxReply::Stats { containers } => {
+                let mut all: Stats = pods.into_iter().map(|pod| (pod, Vec::new())).collect();
+                for report in containers {
+                    if let Some(of_pod) = all.get_mut(&report.pod) {
+                        of_pod.push(report);
+                    }
+                }
+                Ok(all)
             }
             other => Err(wrong(&other)),
         }

@@ -90,7 +90,7 @@ impl Container {
             program: parts.program,
             log: Arc::new(parts.log),
             preopens: parts.preopens,
-            stack: parts.stack,
+            stack: parts.stack.for_container(),
             claim: Mutex::new(parts.claim),
             stop: watch::Sender::new(Stop::No),
             started_at: OnceLock::new(),

@@ -400,6 +400,24 @@ mod tests {
         assert_eq!(usage.cpu_wait(), None);
     }
 
+    #[test]
+    fn an_instance_of_one_request_has_few_handles_and_tasks() {
+        let state = || {
+            let budget = Budget::new(Arc::new(Usage::new(&Limits::default())));
+            let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
+            ComponentState::new(wasi, budget, Stack::default(), REQUEST_HANDLES)
+        };
+        let fits = |table: &mut ResourceTable| {
+            (0..=REQUEST_HANDLES).take_while(|_| table.push(()).is_ok()).count()
+        };
+        assert_eq!(fits(&mut state().table), REQUEST_HANDLES);
+        let mut config = wasmtime::Config::new();
+        config.wasm_component_model_async(true);
+        let mut store = Store::new(&wasmtime::Engine::new(&config).unwrap(), state());
+        bound(&mut store);
+        assert!(fits(store.concurrent_resource_table().unwrap()) <= REQUEST_HANDLES);
+    }
+
     proptest! {
         #[test]
         fn a_container_never_has_more_than_its_limit_and_gives_all_back(

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use krustlet_resolver::SystemLookups;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
@@ -105,28 +106,31 @@ pub(crate) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin() == other.origin()
 }
 
+/// Names of registries, and of where they lead, that are looked up at once.
+pub(crate) const LOOKUPS: usize = 4;
+
 /// Resolves names, leaving out the addresses that are never asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct GuardedResolver {
+    pub lookups: SystemLookups,
     /// Whether a name may mean this machine: only where the node was told to ask it.
     pub loopback: bool,
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let loopback = self.loopback;
+        let Self { lookups, loopback } = self.clone();
         Box::pin(async move {
-            let name = name.as_str().to_owned();
-            let mut found = 0;
             // The port is put in by the client.
-            let allowed: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
-                .await?
-                .inspect(|_| found += 1)
+            let found = lookups.look_up(name.as_str(), 0).await?;
+            let has_found = !found.is_empty();
+            let allowed: Vec<SocketAddr> = found
+                .into_iter()
                 .filter(|address| !is_forbidden(address.ip()))
                 .filter(|address| loopback || !address.ip().to_canonical().is_loopback())
                 .collect();
-            if allowed.is_empty() && found > 0 {
-                let error = GuardError::Forbidden { host: name };
+            if allowed.is_empty() && has_found {
+                let error = GuardError::Forbidden { host: name.as_str().to_owned() };
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, error).into());
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)

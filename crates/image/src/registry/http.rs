@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use krustlet_resolver::SystemLookups;
 use reqwest::header::{
     AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
@@ -148,12 +149,13 @@ impl Http {
             }
             authorities.extend(found);
         }
+        let lookups = SystemLookups::new(guard::LOOKUPS);
         let build = |loopback| {
             let mut builder = Client::builder()
                 .user_agent(concat!("krustlet/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::none())
                 .connect_timeout(limits.connect)
-                .dns_resolver(GuardedResolver { loopback })
+                .dns_resolver(GuardedResolver { lookups: lookups.clone(), loopback })
                 // What is asked for is compared byte by byte.
                 .referer(false);
             if !authorities.is_empty() {

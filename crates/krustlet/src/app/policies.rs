@@ -141,8 +141,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use k8s_openapi::api::core::v1::Pod;
-    use krustlet_model::policy::{Labels, PeerPod};
+    use krustlet_cluster::{
+        ConnectOptions, EventRate, connect::connect, events::events as events_of,
+        policies::PolicySpecs,
+    };
+    use krustlet_model::policy::{AddressRange, Labels, PeerPod};
     use serde_json::json;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
 
@@ -159,17 +164,85 @@ mod tests {
         })
     }
 
-    #[test]
-    fn nobody_is_woken_for_what_no_policy_names() {
+    /// Takes events that nobody sends.
+    async fn events() -> Events {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {}}],
+        });
+        std::fs::write(file.path(), config.to_string()).unwrap();
+        let options = ConnectOptions { user_agent: "test".to_owned(), context: None };
+        let cluster = connect(file.path(), options).await.unwrap();
+        events_of(&cluster, "here", EventRate::default()).0
+    }
+
+    /// Lets only friends come to the web.
+    fn specs() -> PolicySpecs {
         let spec = json!({
             "podSelector": {"matchLabels": {"app": "web"}},
             "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}],
         });
         let spec = Arc::new(serde_json::from_value(spec).unwrap());
-        let (policies, specs) = watch::channel(Seen::default());
-        let (namespaces, labels) = watch::channel(known(BTreeMap::new()));
+        [(("n".to_owned(), "p".to_owned()), spec)].into()
+    }
+
+    /// Who may come to the web, by what is shown.
+    fn guests(shown: &mut watch::Receiver<Policies>) -> Vec<AddressRange> {
+        let web = json!({"metadata": {"namespace": "n", "labels": {"app": "web"}}});
+        let web: Pod = serde_json::from_value(web).unwrap();
+        let book = match &*shown.borrow_and_update() {
+            Policies::Known(book) => Arc::clone(book),
+            other => panic!("{other:?}"),
+        };
+        book.of(&web).policy.ingress.unwrap()[0].peers.clone().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_follow_each_other_are_gathered() {
+        let (_policies, specs) = watch::channel(known(specs()));
+        let (_namespaces, labels) = watch::channel(known(BTreeMap::new()));
         let (pods, peers) = watch::channel(known(BTreeMap::new()));
         let facts = PolicyFacts { policies: specs, namespaces: labels, pods: peers };
+        let (_node, node) = watch::channel(None);
+        let (mut shown, task) = policies(facts, node, events().await);
+        let stop = CancellationToken::new();
+        let work = async {
+            let begun = Instant::now();
+            shown.changed().await.unwrap();
+            assert_eq!(begun.elapsed(), Duration::ZERO, "pods wait for the first");
+            assert!(guests(&mut shown).is_empty());
+            let begun = Instant::now();
+            let mut all = BTreeMap::new();
+            for last in 1..=5 {
+                all.insert(("n".to_owned(), last.to_string()), peer("friend", last));
+                pods.send_replace(known(all.clone()));
+                sleep(SETTLE / 10).await;
+                assert!(!shown.has_changed().unwrap(), "more may follow");
+            }
+            shown.changed().await.unwrap();
+            assert!((SETTLE..SETTLE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+            let guests = guests(&mut shown);
+            for last in 1..=5 {
+                let friend = [10, 0, 0, last].into();
+                assert!(guests.iter().any(|range| range.contains(friend)), "{friend}");
+            }
+            stop.cancel();
+        };
+        let both = async { tokio::join!(task.run(stop.clone()), work) };
+        timeout(Duration::from_mins(1), both).await.expect("it ends");
+    }
+
+    #[test]
+    fn nobody_is_woken_for_what_no_policy_names() {
+        let (policies, all_specs) = watch::channel(Seen::default());
+        let (namespaces, labels) = watch::channel(known(BTreeMap::new()));
+        let (pods, peers) = watch::channel(known(BTreeMap::new()));
+        let facts = PolicyFacts { policies: all_specs, namespaces: labels, pods: peers };
         let (mut shown, mut assembly) = assembly(facts);
         assembly.show();
         assert!(matches!(&*shown.borrow_and_update(), Policies::Unknown(_)));
@@ -184,18 +257,10 @@ mod tests {
         };
         assert!(why.contains("no; apply deploy/network-rbac.yaml"), "{why}");
 
-        policies.send_replace(known([(("n".to_owned(), "p".to_owned()), spec)].into()));
+        policies.send_replace(known(specs()));
         assembly.show();
         assert!(shown.has_changed().unwrap());
-        let web: Pod = serde_json::from_value(
-            json!({"metadata": {"namespace": "n", "labels": {"app": "web"}}}),
-        )
-        .unwrap();
-        let rules = |shown: &mut watch::Receiver<Policies>| match &*shown.borrow_and_update() {
-            Policies::Known(book) => book.of(&web).policy.ingress.unwrap(),
-            other => panic!("{other:?}"),
-        };
-        assert!(rules(&mut shown)[0].peers.as_ref().unwrap().is_empty());
+        assert!(guests(&mut shown).is_empty());
         let mut all = BTreeMap::from([(("n".to_owned(), "a".to_owned()), peer("other", 1))]);
         pods.send_replace(known(all.clone()));
         assembly.show();
@@ -204,7 +269,7 @@ mod tests {
         pods.send_replace(known(all));
         assembly.show();
         assert!(shown.has_changed().unwrap());
-        assert_eq!(rules(&mut shown)[0].peers.as_ref().unwrap().len(), 1);
+        assert_eq!(guests(&mut shown).len(), 1);
 
         // A right that is lost: what was known is no more said of new pods.
         pods.send_modify(|seen| seen.forbidden = Some("no more".to_owned()));

@@ -1,15 +1,17 @@
 //! What the server asks, answered by the pods' handle.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::{
     api::core::v1::{Pod, PodStatus},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
-use krustlet_model::{ContainerName, PodKey, PodUid};
-use krustlet_pod::{AskError, ContainerView, PodView, Pods, StatsReport, outside::ExecStreams};
+use krustlet_model::{PodKey, PodUid};
+use krustlet_pod::{
+    AskError, ContainerView, PodStats, PodView, Pods, StatsReport, outside::ExecStreams,
+};
 use krustlet_server::{
     ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NetworkUsage, NotFound,
     PodQueries, PodUsage, StopFailure, Stopped, Usage,
@@ -123,16 +125,11 @@ impl PodQueries for Queries {
     fn usage(&self) -> BoxFuture<'static, Usage> {
         let pods = self.pods.clone();
         async move {
-            let asked = stream::iter(pods.list()).map(|view| {
-                let pods = pods.clone();
-                async move { usage_of(&view, pods.stats(&view.key).await) }
-            });
             let mut all = Usage::default();
-            let mut answers = pin!(asked.buffered(SANDBOXES_AT_ONCE));
-            while let Some(answer) = answers.next().await {
-                match answer {
-                    Ok(usage) => all.pods.extend(usage),
-                    Err(_) => all.unknown += 1,
+            for (view, stats) in pods.stats().await {
+                match stats {
+                    Some(stats) => all.pods.extend(usage_of(&view, stats)),
+                    None => all.unknown += 1,
                 }
             }
             all
@@ -141,26 +138,10 @@ impl PodQueries for Queries {
     }
 }
 
-/// Sandboxes that are asked what they use at one time.
-const SANDBOXES_AT_ONCE: usize = 16;
-
 /// What a pod uses, if it uses anything.
-fn usage_of(
-    view: &PodView,
-    reports: Result<Vec<(ContainerName, StatsReport)>, AskError>,
-) -> Result<Option<PodUsage>, AskError> {
-    let reports = match reports {
-        Ok(reports) => reports,
-        // A pod that ends in this moment uses nothing.
-        Err(AskError::NoPod { .. } | AskError::NotRunning { .. }) => return Ok(None),
-        Err(
-            error @ (AskError::NoContainer { .. }
-            | AskError::Stopping { .. }
-            | AskError::Refused(_)),
-        ) => return Err(error),
-    };
+fn usage_of(view: &PodView, reports: PodStats) -> Option<PodUsage> {
     // The same for each container of the pod.
-    let Some((_, StatsReport { network, .. })) = reports.first() else { return Ok(None) };
+    let (_, StatsReport { network, .. }) = reports.first()?;
     let network = NetworkUsage {
         received_bytes: network.received_bytes,
         sent_bytes: network.sent_bytes,
@@ -176,7 +157,7 @@ fn usage_of(
         cpu_nanoseconds: report.cpu_ns,
         memory_bytes: report.memory_bytes,
     });
-    Ok(Some(PodUsage {
+    Some(PodUsage {
         namespace: view.key.namespace.clone(),
         name: view.key.name.clone(),
         uid: view.uid.to_string(),
@@ -184,7 +165,7 @@ fn usage_of(
         asked_at: Time(Timestamp::now()),
         network,
         containers: containers.collect(),
-    }))
+    })
 }
 
 /// When a container's present run began.

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::{TcpStream, UnixListener},
     process::Child,
     time::timeout,
 };
 
-use crate::machine::{LIMIT, Machine, answer, ask, end, free_port, guest, interrupt, until_served};
+use crate::machine::{
+    LIMIT, Machine, answer, ask, end, free_port, guest, interrupt, stderr, until_served,
+};
 
 #[tokio::test]
 async fn an_interrupt_stops_the_pod_within_its_grace_period() {
@@ -20,6 +22,30 @@ async fn an_interrupt_stops_the_pod_within_its_grace_period() {
     interrupt(&child);
     // A module has no way to be told, so it is stopped at once.
     assert_eq!(end(&mut child).await, 143);
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_pods_are_taken_ends_it_and_says_so() {
+    let machine = Machine::new();
+    // An agent that is there and says nothing.
+    let run = machine.root.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let agent = UnixListener::bind(run.join("agent.sock")).unwrap();
+    let child = machine.command(&["run", &guest("hello.wasm")]).spawn().unwrap();
+    let asked = async {
+        loop {
+            let (mut stream, _) = agent.accept().await.unwrap();
+            if stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {
+                return stream;
+            }
+        }
+    };
+    let _held = timeout(LIMIT, asked).await.expect("it asks");
+    interrupt(&child);
+    let output = timeout(LIMIT, child.wait_with_output()).await.expect("it ends").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("interrupted before the pods were taken"), "{said}");
 }
 
 /// A server in the foreground that is answering a request, which takes so long.

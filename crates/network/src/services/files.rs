@@ -14,7 +14,7 @@ use krustlet_protocol::services::{ADDRESSES, COMPLETE, MAX_SERVICE, NAMES};
 use super::table::{File, Table};
 
 /// What a file is called until it is whole. No address or name has a dot first.
-const UNFINISHED: &str = ".unfinished";
+pub(super) const UNFINISHED: &str = ".unfinished";
 
 /// Sandboxes have users of their own; nobody else can get at the directory, for
 /// those above it are the agent's alone.

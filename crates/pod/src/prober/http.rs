@@ -4,7 +4,7 @@
 //! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
 //! what redirects take along is Go's `net/http`, `client.go`.
 
-use std::{pin::pin, sync::Arc};
+use std::pin::pin;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
@@ -22,10 +22,8 @@ use krustlet_model::{
     Chain,
     probes::target::{HttpTarget, join},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
-};
+use krustlet_resolver::SystemLookups;
+use tokio::io::{AsyncRead, AsyncWrite};
 use url::{Position, Url};
 
 use super::{DialError, connect, tls::Connector};
@@ -77,7 +75,7 @@ struct Answer {
 /// Asks `host`, and judges what it says.
 pub(super) async fn get(
     tls: &Connector,
-    lookups: &Arc<Semaphore>,
+    lookups: &SystemLookups,
     target: &HttpTarget,
     host: &str,
 ) -> ProbeAnswer {
@@ -147,7 +145,7 @@ fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError>
 }
 
 async fn ask(
-    (tls, lookups): (&Connector, &Arc<Semaphore>),
+    (tls, lookups): (&Connector, &SystemLookups),
     url: &Url,
     headers: &HeaderMap,
     authority: Option<&str>,

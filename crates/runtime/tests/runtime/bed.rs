@@ -12,7 +12,7 @@ use std::{
 use krustlet_model::{ContainerId, ContainerName, PodUid};
 use krustlet_protocol::{
     ContainerSpec, ExecOutcome, GuestKind, Limits, LogLimits, PidFd, PodNetwork, Preopen,
-    socket::connect,
+    StatsReport, socket::connect,
 };
 use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
@@ -178,6 +178,12 @@ impl Bed {
 
     pub(crate) async fn pid(&self, pod: &str, digit: u8) -> String {
         self.exec(pod, digit, &["pid"]).await.unwrap().1
+    }
+
+    /// What each container of a pod uses; none if its sandbox does not answer.
+    pub(crate) async fn stats(&self, pod: &str) -> Option<Vec<StatsReport>> {
+        let all = timeout(LIMIT, self.runtime.stats()).await.unwrap();
+        all.unwrap().remove(&PodUid::new(pod))
     }
 
     pub(crate) async fn stop_pod(&self, pod: &str) {

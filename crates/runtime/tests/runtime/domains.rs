@@ -24,9 +24,6 @@ async fn pods_of_a_domain_share_a_process_until_the_last_has_left() {
     assert_eq!(bed.pid("b", 2).await, first);
     assert_ne!(bed.pid("c", 3).await, first);
 
-    let stats = bed.runtime.stats(&PodUid::new("b")).await.unwrap();
-    assert_eq!(stats.len(), 1, "only its own");
-
     bed.stop_pod("a").await;
     assert_eq!(next(&mut a).await, None);
     assert_eq!(bed.pid("b", 2).await, first, "the other pod stays");
@@ -39,6 +36,27 @@ async fn pods_of_a_domain_share_a_process_until_the_last_has_left() {
     assert_ne!(bed.pid("a", 1).await, first);
     bed.stop_pod("a").await;
     bed.stop_pod("c").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn each_process_is_asked_once_what_its_pods_use() {
+    let bed = Bed::new().await;
+    let pods = [("a", shared()), ("b", shared()), ("c", Domain::Pod)];
+    let mut all_events = Vec::new();
+    for (digit, (pod, domain)) in (1..).zip(pods) {
+        let mut events = bed.run_in(pod, domain).await.unwrap();
+        bed.start(pod, digit, &mut events).await;
+        all_events.push(events);
+    }
+    let stats = bed.runtime.stats().await.unwrap();
+    assert_eq!(stats.len(), 3);
+    for (pod, reports) in stats {
+        // The stand-in says how often it was asked.
+        assert_eq!((reports.len(), reports[0].cpu_ns), (1, 1), "{reports:?}");
+        assert_eq!(reports[0].pod, pod);
+        bed.stop_pod(pod.as_str()).await;
+    }
     bed.finish().await;
 }
 

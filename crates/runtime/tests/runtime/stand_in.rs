@@ -209,6 +209,7 @@ fn sandbox() {
             many: false,
             flood: false,
             leaves: false,
+            asked: 0,
         }
         .run();
     }
@@ -225,6 +226,8 @@ struct Sandbox {
     flood: bool,
     /// Whether it lets its agents go instead of answering.
     leaves: bool,
+    /// How often it was asked what its containers use.
+    asked: u64,
 }
 
 struct Container {
@@ -335,11 +338,14 @@ impl Sandbox {
                 })
             }
             SandboxRequest::Stats => {
+                self.asked += 1;
+                let asked = self.asked;
                 let report = |one: &Container| StatsReport {
                     id: one.spec.id.clone(),
                     pod: one.spec.pod.clone(),
                     memory_bytes: one.spec.limits.memory_bytes.unwrap_or(1),
-                    cpu_ns: 2,
+                    // How often it was asked.
+                    cpu_ns: asked,
                     log_dropped_bytes: 3,
                     network: NetworkReport::default(),
                 };

@@ -63,7 +63,7 @@ async fn a_sandbox_that_lets_the_agent_go_is_reached_again() {
     // What happened meanwhile is told, once, and the process is the same.
     assert_eq!(exit_code(&mut events, 2).await, 6);
     assert_eq!(bed.pid("a", 1).await, pid);
-    let stats = bed.runtime.stats(&PodUid::new("a")).await.unwrap();
+    let stats = bed.stats("a").await.unwrap();
     assert_eq!(stats.len(), 2);
     bed.exec("a", 1, &["exit", "7"]).await.unwrap();
     assert_eq!(exit_code(&mut events, 1).await, 7);
@@ -125,7 +125,7 @@ async fn a_thousand_containers_are_listed_and_counted() {
         launch.spec.id = id.clone();
         bed.runtime.create_container(launch).await.unwrap();
     }
-    let stats = bed.runtime.stats(&PodUid::new("a")).await.unwrap();
+    let stats = bed.stats("a").await.unwrap();
     assert_eq!(stats.len(), ids.len());
     let (bed, adopted) = bed.agent_leaves().await.agent_returns().await;
     assert_eq!(next(&mut events).await, None);
@@ -410,6 +410,6 @@ async fn asking_after_the_end_is_an_error() {
     let bed = Bed::new().await;
     let runtime = bed.runtime.clone();
     bed.finish().await;
-    let error = runtime.stats(&PodUid::new("a")).await.unwrap_err();
+    let error = runtime.stats().await.unwrap_err();
     assert!(matches!(error, RuntimeError::Stopping), "{error}");
 }

@@ -90,12 +90,12 @@ impl Connection {
         match &self.link {
             Link::Tcp { stream, .. } => {
                 let flow = &self.permit.counters().received;
-                let most = flow.may_move(buffer.len());
+                let most = flow.may_move(&self.reading, buffer.len());
                 if most == 0 && !buffer.is_empty() {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 let read = stream.try_read(&mut buffer[..most])?;
-                flow.moved(read);
+                flow.moved(&self.reading, read);
                 Ok(read)
             }
             Link::Pipe { end, .. } => end.try_read(buffer),
@@ -127,12 +127,12 @@ impl Connection {
         match &self.link {
             Link::Tcp { stream, .. } => {
                 let flow = &self.permit.counters().sent;
-                let most = flow.may_move(bytes.len());
+                let most = flow.may_move(&self.writing, bytes.len());
                 if most == 0 && !bytes.is_empty() {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 let written = stream.try_write(&bytes[..most])?;
-                flow.moved(written);
+                flow.moved(&self.writing, written);
                 Ok(written)
             }
             Link::Pipe { end, .. } => end.try_write(bytes),

@@ -5,7 +5,7 @@ use std::{
     net::Shutdown,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -15,41 +15,33 @@ use super::Connection;
 #[derive(Debug, Default)]
 pub(super) struct Idle(Mutex<Vec<Weak<Kept>>>);
 
-/// A connection of HTTP/1, on which one request follows the other.
+/// A connection on which requests follow each other or, in version 2, are under
+/// way side by side.
 ///
 /// ```text
-/// asked ──answer is read──▶ idle ──request──▶ asked
-///                             └──another needs the socket──▶ closed
+/// made for a request ──▶ in use ──none is under way──▶ idle ──request──▶ in use
+///                                                       └──another needs the socket──▶ closed
 /// ```
 #[derive(Debug)]
 pub(crate) struct Kept {
     /// The answer may outlive it.
     connection: Weak<Connection>,
-    /// How often bytes of requests went out, and how often they had when what was
-    /// answered last had been asked: the same when nothing is asked for.
-    written: AtomicUsize,
-    done: AtomicUsize,
-    /// Answers that are being read.
-    answers: AtomicUsize,
+    /// Requests under way on it, with the one that it is made for.
+    requests: AtomicUsize,
+    /// That one has not come yet.
+    is_awaited: AtomicBool,
 }
 
-/// An answer that is being read.
+/// A request that is under way on a connection, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Answering {
-    kept: Arc<Kept>,
-    /// What had been written when it began. A client may ask for more on the
-    /// connection before its reader lets go of it.
-    written: usize,
-}
+pub(crate) struct Asking(Arc<Kept>);
 
 impl Idle {
     pub(super) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
         let kept = Arc::new(Kept {
             connection: Arc::downgrade(connection),
-            // It was made for a request.
-            written: AtomicUsize::new(1),
-            done: AtomicUsize::new(0),
-            answers: AtomicUsize::new(0),
+            requests: AtomicUsize::new(1),
+            is_awaited: AtomicBool::new(true),
         });
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|kept| kept.strong_count() > 0);
@@ -65,34 +57,36 @@ impl Idle {
         let Some(index) = all.iter().position(idle) else { return false };
         let closed = all.remove(index).upgrade();
         drop(all);
-        // Who takes it in this moment finds it closed before it has sent anything,
-        // and takes another one.
+        // The client sees it before it is asked for the next request.
         let connection = closed.and_then(|kept| kept.connection.upgrade());
         connection.inspect(|connection| connection.shutdown(Shutdown::Both)).is_some()
     }
 }
 
 impl Kept {
-    /// Bytes of a request go out.
-    pub(crate) fn asked(&self) {
-        self.written.fetch_add(1, Relaxed);
-    }
-
-    /// Its answer has begun.
-    pub(crate) fn answered(self: &Arc<Self>) -> Answering {
-        self.answers.fetch_add(1, Relaxed);
-        Answering { kept: Arc::clone(self), written: self.written.load(Relaxed) }
+    /// A request takes it.
+    pub(crate) fn asked(self: &Arc<Self>) -> Asking {
+        if !self.is_awaited.swap(false, Relaxed) {
+            self.requests.fetch_add(1, Relaxed);
+        }
+        Asking(Arc::clone(self))
     }
 
     fn is_idle(&self) -> bool {
-        self.answers.load(Relaxed) == 0 && self.written.load(Relaxed) == self.done.load(Relaxed)
+        self.requests.load(Relaxed) == 0
     }
 }
 
-impl Drop for Answering {
+impl Asking {
+    /// Whether it is under way on this one.
+    pub(crate) fn is_by(&self, kept: &Arc<Kept>) -> bool {
+        Arc::ptr_eq(&self.0, kept)
+    }
+}
+
+impl Drop for Asking {
     fn drop(&mut self) {
-        self.kept.done.fetch_max(self.written, Relaxed);
-        self.kept.answers.fetch_sub(1, Relaxed);
+        self.0.requests.fetch_sub(1, Relaxed);
     }
 }
 
@@ -102,17 +96,15 @@ mod tests {
     use crate::net::test_connection;
 
     #[test]
-    fn a_connection_is_idle_when_all_that_was_asked_is_answered_and_read() {
+    fn a_connection_is_idle_when_no_request_is_under_way_on_it() {
         let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
         let kept = idle.add(&connection);
         assert!(!idle.close_one(), "it was made for a request");
-        let first = kept.answered();
-        // Its answer is whole, but not let go of: the next request goes out.
-        kept.asked();
+        let first = kept.asked();
+        // One more, before the answer to the first is let go of.
+        let second = kept.asked();
         drop(first);
-        assert!(!idle.close_one(), "the next is not answered");
-        let second = kept.answered();
-        assert!(!idle.close_one(), "nor read");
+        assert!(!idle.close_one(), "the next is under way");
         drop(second);
         assert!(idle.close_one());
         assert!(!idle.close_one(), "it was closed");

@@ -71,7 +71,7 @@ impl SocketMemory {
     pub(super) const MOST: usize = MOST;
 
     #[cfg(test)]
-    pub(super) fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.0.load(Relaxed)
     }
 }

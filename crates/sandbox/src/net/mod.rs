@@ -37,7 +37,7 @@ mod sending;
 mod services;
 mod tcp;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod udp;
 
 use std::{
@@ -60,7 +60,7 @@ pub(crate) use self::{
     connection::{Connection, Stream},
     error::NetError,
     handed::Claim,
-    idle::Kept,
+    idle::{Asking, Kept},
     memory::{LEAST as LEAST_MEMORY, SocketMemory, Taken},
     options::{Options, Setting},
     permit::Permit,
@@ -71,15 +71,20 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
-    handed::Handed, idle::Idle, permit::Counters, policy::Learned, private::Private,
-    sending::Sending, services::Affinity,
+    handed::Handed,
+    idle::Idle,
+    permit::Counters,
+    policy::Learned,
+    private::Private,
+    sending::{Behind, Sending},
+    services::Affinity,
 };
 use crate::outgoing::Outgoing;
 
-/// One pod's network. Clones are the same one. Before a [`PodNetwork`] is set,
-/// every socket is refused.
+/// One pod's network, and what one of its containers has left to be sent. Clones
+/// are the same one. Before a [`PodNetwork`] is set, every socket is refused.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stack(Arc<Shared>);
+pub(crate) struct Stack(Arc<Shared>, Arc<Behind>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -124,7 +129,7 @@ pub(crate) struct WeakStack(Weak<Shared>);
 
 impl WeakStack {
     pub(crate) fn upgrade(&self) -> Option<Stack> {
-        self.0.upgrade().map(Stack)
+        self.0.upgrade().map(|shared| Stack(shared, Arc::default()))
     }
 }
 
@@ -138,6 +143,11 @@ struct Current {
 }
 
 impl Stack {
+    /// The same network for one more container.
+    pub(crate) fn for_container(&self) -> Self {
+        Self(Arc::clone(&self.0), Arc::default())
+    }
+
     /// From now on it is like this. Connections that are open stay.
     pub(crate) fn set(&self, mut network: PodNetwork, services: Option<Directory>) {
         let names = Arc::new(std::mem::take(&mut network.names));
@@ -284,17 +294,15 @@ impl Stack {
         self.0.sending.get_or_init(Sending::default).start(task);
     }
 
-    /// Counts one whose guest has let go of it, until it is dropped. None if
-    /// nothing was ever sent so.
-    pub(crate) fn left(&self) -> Option<Left> {
-        self.0.sending.get().map(Sending::left)
+    /// Counts one whose guest has let go of it, until it is dropped.
+    pub(crate) fn left(&self) -> Left {
+        self.1.one()
     }
 
-    /// Waits until all is sent that guests have let go of, or given up.
+    /// Waits until all is sent that the container's guests have let go of, or given
+    /// up.
     pub(crate) async fn all_is_sent(&self) {
-        if let Some(sending) = self.0.sending.get() {
-            sending.none_left().await;
-        }
+        self.1.none().await;
     }
 
     /// What its sockets did.

@@ -1,13 +1,14 @@
 //! How fast a pod's sockets move bytes in one direction, and how many they did.
 //!
 //! ```text
-//! may_move ──0──▶ WouldBlock ──▶ poll: in the queue ──woken in turn──▶ may_move
+//! may_move ──0, in the queue──▶ WouldBlock ──▶ poll ──woken in turn──▶ may_move
 //!    └──▶ moved: charged to the bucket ──below empty──▶ nobody moves ──time──▶ paid
 //! ```
 //!
 //! A socket that may not read leaves the bytes to the system, whose buffers fill
 //! until the sender waits (TCP) or datagrams are lost (UDP), as with a shaper on
-//! a link. A pod without a limit has no bucket, no queue and no task. What stays
+//! a link. While some wait, nobody goes before them: who tries again and again,
+//! and waits for nothing, has his turn as they have. A pod without a limit has no bucket, no queue and no task. What stays
 //! within the pod never comes here.
 
 use std::{
@@ -67,6 +68,8 @@ pub(super) struct Turn(OnceLock<(Arc<Pace>, Arc<Waiting>)>);
 #[derive(Debug, Default)]
 struct Waiting {
     is_queued: AtomicBool,
+    /// It is its turn, until it moves something.
+    is_next: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -86,17 +89,15 @@ impl Flow {
 
     /// How many bytes of so many may be moved now. 0: not before
     /// [`poll_turn`](Self::poll_turn) is ready.
-    pub(super) fn may_move(&self, wanted: usize) -> usize {
-        self.pace.get().map_or(wanted, |pace| pace.lock().may_move(wanted))
+    pub(super) fn may_move(&self, turn: &Turn, wanted: usize) -> usize {
+        self.pace.get().map_or(wanted, |pace| pace.may_move(turn, wanted))
     }
 
     /// So many were moved.
-    pub(super) fn moved(&self, bytes: usize) {
+    pub(super) fn moved(&self, turn: &Turn, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
-        if let Some(pace) = self.pace.get()
-            && let Some(limit) = &mut pace.lock().limit
-        {
-            limit.bucket.charge(now(), bytes as u64);
+        if let Some(pace) = self.pace.get() {
+            pace.moved(turn, bytes as u64);
         }
     }
 
@@ -115,9 +116,24 @@ fn now() -> std::time::Instant {
 }
 
 impl Inner {
-    fn may_move(&mut self, wanted: usize) -> usize {
+    fn may_move(&mut self, turn: &Turn, wanted: usize) -> usize {
         let Some(limit) = &mut self.limit else { return wanted };
-        if limit.bucket.wait(now()).is_some() { 0 } else { wanted.min(limit.most) }
+        let is_free = self.queue.is_empty() || turn.is_next();
+        if !is_free || limit.bucket.wait(now()).is_some() { 0 } else { wanted.min(limit.most) }
+    }
+
+    /// Puts one into the queue. Whose turn it was already, when another was
+    /// quicker, is the first again.
+    fn wait(&mut self, waiting: &Arc<Waiting>) {
+        if waiting.is_queued.swap(true, SeqCst) {
+            return;
+        }
+        let waits = Arc::clone(waiting);
+        if waiting.is_next.load(SeqCst) {
+            self.queue.push_front(waits);
+        } else {
+            self.queue.push_back(waits);
+        }
     }
 
     /// What the task that wakes has to do.
@@ -136,6 +152,7 @@ impl Inner {
     fn wake_first(&mut self) {
         if let Some(first) = self.queue.pop_front() {
             first.is_queued.store(false, SeqCst);
+            first.is_next.store(true, SeqCst);
             first.waker.wake();
         }
     }
@@ -173,16 +190,38 @@ impl Pace {
         }
     }
 
+    fn may_move(self: &Arc<Self>, turn: &Turn, wanted: usize) -> usize {
+        let mut inner = self.lock();
+        let granted = inner.may_move(turn, wanted);
+        // Who only tries is woken by nobody, and need not wait a second time for
+        // what is his already.
+        if granted == 0 && wanted > 0 && !turn.is_next() {
+            self.wait(&mut inner, turn.waiting(self));
+        }
+        granted
+    }
+
+    fn moved(&self, turn: &Turn, bytes: u64) {
+        let mut inner = self.lock();
+        if let Some(limit) = &mut inner.limit {
+            limit.bucket.charge(now(), bytes);
+        }
+        turn.end();
+    }
+
     fn poll(self: &Arc<Self>, turn: &Turn, context: &Context<'_>) -> Poll<()> {
         let mut inner = self.lock();
-        if inner.may_move(1) > 0 {
+        if inner.may_move(turn, 1) > 0 {
             return Poll::Ready(());
         }
-        let (_, waiting) = turn.0.get_or_init(|| (Arc::clone(self), Arc::default()));
+        let waiting = turn.waiting(self);
         waiting.waker.register(context.waker());
-        if !waiting.is_queued.swap(true, SeqCst) {
-            inner.queue.push_back(Arc::clone(waiting));
-        }
+        self.wait(&mut inner, waiting);
+        Poll::Pending
+    }
+
+    fn wait(self: &Arc<Self>, inner: &mut Inner, waiting: &Arc<Waiting>) {
+        inner.wait(waiting);
         // Without a runtime the process ends.
         if inner.waker.is_none()
             && let Ok(runtime) = Handle::try_current()
@@ -190,7 +229,6 @@ impl Pace {
             let task = wake_in_turn(Arc::downgrade(self));
             inner.waker.insert(JoinSet::new()).spawn_on(task, &runtime);
         }
-        Poll::Pending
     }
 
     /// As [`Inner::next`]; with nobody left the task is to end.
@@ -221,6 +259,24 @@ async fn wake_in_turn(pace: Weak<Pace>) {
     }
 }
 
+impl Turn {
+    fn waiting(&self, pace: &Arc<Pace>) -> &Arc<Waiting> {
+        let (_, waiting) = self.0.get_or_init(|| (Arc::clone(pace), Arc::default()));
+        waiting
+    }
+
+    fn is_next(&self) -> bool {
+        self.0.get().is_some_and(|(_, waiting)| waiting.is_next.load(SeqCst))
+    }
+
+    /// It was used.
+    fn end(&self) {
+        if let Some((_, waiting)) = self.0.get() {
+            waiting.is_next.store(false, SeqCst);
+        }
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         let Some((pace, waiting)) = self.0.get() else { return };
@@ -235,16 +291,19 @@ impl Drop for Turn {
 mod tests {
     use std::future::poll_fn;
 
+    use futures::FutureExt;
+    use tokio::time::advance;
+
     use super::*;
 
     /// Moves bytes, as a socket does that always has some.
     async fn move_all(flow: &Flow, mut bytes: usize) {
         let turn = Turn::default();
         while bytes > 0 {
-            match flow.may_move(bytes) {
+            match flow.may_move(&turn, bytes) {
                 0 => poll_fn(|context| flow.poll_turn(&turn, context)).await,
                 some => {
-                    flow.moved(some);
+                    flow.moved(&turn, some);
                     bytes -= some;
                 }
             }
@@ -291,7 +350,8 @@ mod tests {
     async fn another_limit_holds_at_once_for_those_who_wait() {
         let flow = limited(1000);
         // A debt of more than a day.
-        flow.moved(20_000_000);
+        let other = Turn::default();
+        flow.moved(&other, 20_000_000);
         let begin = Instant::now();
         let change = async {
             sleep(Duration::from_secs(1)).await;
@@ -299,7 +359,7 @@ mod tests {
             assert_eq!(waiting(&flow), 1, "the same again changes nothing");
             flow.limit(Some(8_000_000));
             sleep(Duration::from_secs(1)).await;
-            flow.moved(100_000_000);
+            flow.moved(&other, 100_000_000);
             flow.limit(None);
         };
         tokio::join!(move_all(&flow, 5_000_000), change);
@@ -309,7 +369,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_is_closed_while_it_waits_leaves_the_queue() {
         let flow = limited(1000);
-        flow.moved(1_000_000);
+        flow.moved(&Turn::default(), 1_000_000);
         for _ in 0..3 {
             let turn = Turn::default();
             let context = Context::from_waker(std::task::Waker::noop());
@@ -321,12 +381,42 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_tries_again_and_again_goes_before_nobody_and_has_his_turn() {
+        // A kilobyte in each second.
+        let flow = limited(8000);
+        let [waits, tries] = [(); 2].map(|()| Turn::default());
+        let context = Context::from_waker(std::task::Waker::noop());
+        // Nobody is woken meanwhile: for that the task would have to run.
+        let pass = |seconds| advance(Duration::from_secs(seconds)).now_or_never();
+        flow.moved(&tries, 2000);
+        assert!(flow.poll_turn(&waits, &context).is_pending());
+        pass(10);
+        assert_eq!(flow.may_move(&tries, 1), 0, "another waits");
+        let pace = flow.pace.get().unwrap();
+        assert!(matches!(pace.next(), Next::Woken));
+        assert_eq!(flow.may_move(&tries, 1), 0, "it is the other's turn");
+        assert_eq!(flow.may_move(&waits, 1), 1);
+        flow.moved(&waits, 2000);
+        assert!(flow.poll_turn(&waits, &context).is_pending());
+        pass(10);
+        // Now it has waited longer, though nobody wakes it.
+        assert!(matches!(pace.next(), Next::Woken));
+        assert_eq!(flow.may_move(&waits, 1), 0);
+        assert_eq!(flow.may_move(&tries, 1), 1);
+        flow.moved(&tries, 1);
+        assert_eq!(flow.may_move(&tries, 1), 0);
+        assert!(matches!(pace.next(), Next::Woken));
+        assert!(flow.poll_turn(&waits, &context).is_ready());
+    }
+
     #[test]
     fn without_a_limit_there_is_nothing_but_a_number() {
         let flow = Flow::default();
         flow.limit(None);
-        assert_eq!(flow.may_move(usize::MAX), usize::MAX);
-        flow.moved(7);
+        let turn = Turn::default();
+        assert_eq!(flow.may_move(&turn, usize::MAX), usize::MAX);
+        flow.moved(&turn, 7);
         assert_eq!(flow.bytes(), 7);
         assert!(flow.pace.get().is_none());
     }

@@ -7,11 +7,14 @@ use std::{
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use krustlet_model::services::Transport;
+use krustlet_model::{
+    policy::{AddressRange, PodPolicy, PolicyRule},
+    services::Transport,
+};
 use krustlet_protocol::{PodNetwork, services::COMPLETE};
 use rustix::net::SendFlags;
 use tokio::time::timeout;
@@ -28,7 +31,7 @@ const SERVICE: &str = "10.96.0.7";
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs a test on a thread with a network of its own.
-fn on_a_network(test: impl AsyncFnOnce(&Path, Stack) + Send) {
+pub(crate) fn on_a_network(test: impl AsyncFnOnce(&Path, Stack) + Send) {
     let run = || {
         // SAFETY: it is this thread that leaves the process's network, for good.
         let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -110,6 +113,38 @@ fn a_connection_to_a_service_is_one_to_its_endpoint() {
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::ConnectionRefused);
         fs::write(home.join("addresses").join(SERVICE), "{").unwrap();
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::RemoteUnreachable);
+    });
+}
+
+#[test]
+fn peers_that_are_refused_hold_up_no_other_source_of_a_listener() {
+    on_a_network(async |_, stack| {
+        let policy = PodPolicy { ingress: Some(Vec::new()), ..PodPolicy::default() };
+        let network = PodNetwork { policy: Some(policy), ..(*stack.network()).clone() };
+        stack.set(network, stack.services());
+        let bound = stack.bind_tcp("0.0.0.0:7070".parse().unwrap()).unwrap();
+        let permit = stack.permit().unwrap();
+        let mut listener = bound.listen(permit, Options::default(), 64).unwrap();
+        let mut strangers = Vec::new();
+        for _ in 0..40 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("10.77.0.9:0".parse().unwrap()).unwrap();
+            strangers.push(socket.connect("10.77.0.1:7070".parse().unwrap()).await.unwrap());
+        }
+        let refused = || stack.report().refused;
+        let mut poll = || listener.poll_accept(&mut Context::from_waker(Waker::noop()));
+        while refused() == 0 {
+            assert!(poll().is_pending());
+            tokio::task::yield_now().await;
+        }
+        let before = refused();
+        assert!(before < 40, "not all in one go");
+        let to = "127.0.0.1:7070".parse().unwrap();
+        let permit = stack.permit().unwrap();
+        let own = stack.connect_tcp(permit, Options::default(), to).await.unwrap();
+        let Poll::Ready(accepted) = poll() else { panic!("it is the pod's own turn") };
+        assert_eq!(accepted.unwrap().remote().unwrap(), own.local().unwrap());
+        assert_eq!(refused(), before);
     });
 }
 
@@ -230,5 +265,32 @@ fn who_may_send_nothing_now_is_not_told_that_he_may() {
         assert!(socket.poll_send_ready(noop).is_pending());
         ready().await;
         assert!(socket.can_send());
+    });
+}
+
+#[test]
+fn datagrams_leave_an_endpoint_that_a_policy_denies_now() {
+    on_a_network(async |home, stack| {
+        let (one, at_one) = answerer("10.77.0.2");
+        let (two, at_two) = answerer("10.77.0.3");
+        lead_to(home, Transport::Udp, &[at_one]);
+        let socket = stack.udp(Family::V4).await.unwrap();
+        let send = || socket.try_send(b"x", Some(service(80)));
+        send().unwrap();
+        exchange(&socket, &one).await;
+
+        lead_to(home, Transport::Udp, &[at_one, at_two]);
+        let peers = vec![AddressRange::one(at_two.ip())];
+        let rule = PolicyRule { peers: Some(peers), ports: None };
+        let policy = PodPolicy { egress: Some(vec![rule]), ..PodPolicy::default() };
+        let network = PodNetwork { policy: Some(policy), ..(*stack.network()).clone() };
+        stack.set(network, stack.services());
+        // Any of them is chosen, as by kube-proxy, which knows no policies.
+        assert!((0..64).any(|_| send().is_ok()), "it goes on to nobody");
+        assert_eq!(exchange(&socket, &two).await.1, service(80));
+        for _ in 0..64 {
+            send().unwrap();
+            assert_eq!(exchange(&socket, &two).await.1, service(80));
+        }
     });
 }

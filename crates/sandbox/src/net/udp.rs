@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use futures::task::AtomicWaker;
 use krustlet_model::services::Transport;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -55,6 +56,9 @@ pub(crate) struct UdpSocket {
     permit: Permit,
     reading: Turn,
     writing: Turn,
+    /// Who waits to receive and to send: what they wait for is another once it is
+    /// connected elsewhere.
+    waiting: [AtomicWaker; 2],
 }
 
 /// Where a socket is connected to, as its guest knows it.
@@ -145,6 +149,7 @@ impl Stack {
                 permit,
                 reading: Turn::default(),
                 writing: Turn::default(),
+                waiting: [(); 2].map(|()| AtomicWaker::new()),
             });
         }
     }
@@ -192,12 +197,19 @@ impl UdpSocket {
         SocketAddr::new(ip, self.address.port())
     }
 
-    /// Sends to and hears from this address only, or any again.
+    /// Sends to and hears from this address only, or any again. Who waits looks
+    /// again.
     ///
     /// # Errors
     ///
     /// As [`Stack::destination`]; [`NetError::RemoteUnreachable`].
     pub(crate) fn connect(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
+        let connected = self.connect_to(to);
+        self.waiting.iter().for_each(AtomicWaker::wake);
+        connected
+    }
+
+    fn connect_to(&mut self, to: Option<SocketAddr>) -> Result<(), NetError> {
         let destination = |to| self.stack.destination(self.asker(), Transport::Udp, to, None);
         let destination = to.map(destination).transpose()?;
         let was_connected = std::mem::take(&mut *self.led()).connected.is_some();
@@ -256,6 +268,11 @@ impl UdpSocket {
         may_go.inspect_err(|error| self.stack.note(*error))
     }
 
+    /// As [`may_go`](Self::may_go), where no is not the last word.
+    fn may_go_on(&self, route: Route) -> bool {
+        self.stack.may_go(self.asker(), Transport::Udp, route).is_ok()
+    }
+
     fn asker(&self) -> Asker<'_> {
         Asker { whom: self.whom, answers: Some(&self.answers) }
     }
@@ -289,12 +306,16 @@ impl UdpSocket {
     /// Where a datagram to an address goes now.
     fn lead(&self, led: &mut Led, to: SocketAddr) -> Result<Destination, NetError> {
         let (to, now) = (place::canonical(to), Instant::now());
-        let known = led.flows.to(to, now);
-        if let Some((route, true)) = known {
-            self.may_go(route)?;
-            return Ok(Destination::Real(route));
-        }
-        let before = known.map(|(route, _)| route.real);
+        let before = match led.flows.to(to, now) {
+            // A policy may have come since it began, and others of the Service may
+            // be let through.
+            Some((route, _)) if !self.may_go_on(route) => {
+                led.flows.end(to);
+                None
+            }
+            Some((route, true)) => return Ok(Destination::Real(route)),
+            known => known.map(|(route, _)| route.real),
+        };
         let destination = self.stack.destination(self.asker(), Transport::Udp, to, before)?;
         match destination {
             Destination::Real(route) => led.flows.put(route, now),
@@ -345,7 +366,7 @@ impl UdpSocket {
             }
             Destination::Real(route) => {
                 let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
-                if self.sent().may_move(1) == 0 {
+                if self.sent().may_move(&self.writing, 1) == 0 {
                     return Err(NetError::WouldBlock);
                 }
                 if self.remote.is_some() {
@@ -361,7 +382,7 @@ impl UdpSocket {
                     Err(Errno::AGAIN) => real.try_io(Interest::WRITABLE, || Ok(attempt()?))?,
                     sent => sent?,
                 };
-                self.sent().moved(sent);
+                self.sent().moved(&self.writing, sent);
                 Ok(())
             }
             // As with a closed port; and who is not connected is never told.
@@ -392,7 +413,7 @@ impl UdpSocket {
             }
         }
         let Some(real) = self.heard() else { return Err(NetError::WouldBlock) };
-        if self.received().may_move(1) == 0 {
+        if self.received().may_move(&self.reading, 1) == 0 {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
@@ -400,7 +421,7 @@ impl UdpSocket {
             // Some may have come before it was connected.
             let Some(from) = self.sender(real) else { continue };
             if self.lets_in(real) {
-                self.received().moved(length);
+                self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
             self.stack.note(NetError::AccessDenied);
@@ -437,6 +458,7 @@ impl UdpSocket {
 
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.waiting[0].register(context.waker());
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
         let real = self.heard().map(|real| {
             // What went wrong is found by whoever receives.
@@ -454,6 +476,7 @@ impl UdpSocket {
 
     /// Ready when something may be sent.
     pub(crate) fn poll_send_ready(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.waiting[1].register(context.waker());
         match &self.real {
             Some(real) => {
                 // As there.
@@ -475,7 +498,9 @@ impl UdpSocket {
     /// [`poll_send_ready`](Self::poll_send_ready) is not ready either.
     pub(crate) fn can_send(&self) -> bool {
         let Some(real) = &self.real else { return true };
-        if !matches!(self.remote, Some(Remote::Private(_))) && self.sent().may_move(1) == 0 {
+        if !matches!(self.remote, Some(Remote::Private(_)))
+            && self.sent().may_move(&self.writing, 1) == 0
+        {
             return false;
         }
         let look = || -> std::io::Result<()> {
@@ -526,7 +551,10 @@ impl UdpSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use krustlet_protocol::PodNetwork;
+    use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
 
@@ -579,6 +607,33 @@ mod tests {
             assert!(socket.poll_receive_ready(noop).is_ready(), "there is more");
         }
         assert_eq!(socket.receive(&mut buffer).await.unwrap().0, 6);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_what_comes_from_where_the_socket_is_connected_anew() {
+        let (mut socket, real) = bound().await;
+        socket.connect(Some("127.0.0.1:53".parse().unwrap())).unwrap();
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // As calls of WASI 0.3 share it.
+        let socket = Arc::new(Mutex::new(socket));
+        let shared = Arc::clone(&socket);
+        let mut waits = JoinSet::new();
+        waits.spawn(async move {
+            let mut buffer = [0; 8];
+            loop {
+                poll_fn(|context| shared.lock().unwrap().poll_receive_ready(context)).await;
+                let received = shared.lock().unwrap().try_receive(&mut buffer);
+                if received != Err(NetError::WouldBlock) {
+                    return received;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        tokio::task::yield_now().await;
+        socket.lock().unwrap().connect(None).unwrap();
+        peer.send_to(b"wanted", real).unwrap();
+        let heard = timeout(Duration::from_secs(20), waits.join_next()).await.expect("it is woken");
+        assert_eq!(heard.unwrap().unwrap(), Ok((6, peer.local_addr().unwrap())));
     }
 
     #[tokio::test]

@@ -9,13 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 use wasmtime_wasi_http::Error as HttpError;
 
-use super::error;
+use super::{UnderWay, error};
 
 /// A year; sums with it fit whatever the clock says.
 pub(super) const LONGEST: Duration = Duration::from_hours(24 * 365);
@@ -24,18 +21,13 @@ pub(super) struct Timed {
     body: Incoming,
     between: Duration,
     end: Pin<Box<Sleep>>,
-    /// The request is under way until this is gone.
-    _permit: Arc<OwnedSemaphorePermit>,
+    _under_way: Arc<UnderWay>,
 }
 
 impl Timed {
-    pub(super) fn new(
-        body: Incoming,
-        between: Duration,
-        permit: Arc<OwnedSemaphorePermit>,
-    ) -> Self {
+    pub(super) fn new(body: Incoming, between: Duration, under_way: Arc<UnderWay>) -> Self {
         let between = between.min(LONGEST);
-        Self { body, between, end: Box::pin(sleep(between)), _permit: permit }
+        Self { body, between, end: Box::pin(sleep(between)), _under_way: under_way }
     }
 }
 

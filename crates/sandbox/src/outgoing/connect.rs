@@ -66,18 +66,16 @@ impl Connector {
         let addresses = stack.lookup(host).await?;
         let connection = Arc::new(first_of(&stack, &addresses, port, end).await?);
         let stream = Stream(Arc::clone(&connection));
-        let kept = || Some(stack.may_be_kept(&connection));
+        let kept = stack.may_be_kept(&connection);
         if !is_tls {
-            return Ok(Link::new(Box::new(stream), kept()));
+            return Ok(Link::new(Box::new(stream), kept, false));
         }
         let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
         let name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::NoHost)?;
         let connector = TlsConnector::from(self.roots.config()?);
         let stream = connector.connect(name, stream).await.map_err(ConnectError::Tls)?;
-        // Of version 2 there is one for each server, which is left until its time
-        // is over: who uses it is not known.
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Link::new(Box::new(stream), if is_h2 { None } else { kept() }))
+        Ok(Link::new(Box::new(stream), kept, is_h2))
     }
 }
 
@@ -158,27 +156,24 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 /// A connection as the client wants it.
 pub(super) struct Link {
     bytes: TokioIo<Box<dyn Bytes>>,
-    /// None for version 2.
-    kept: Option<Arc<Kept>>,
+    kept: Arc<Kept>,
+    is_h2: bool,
 }
 
-/// What each answer has among its extensions: the connection it came by.
+/// What the client says of each request: the connection it goes by.
 #[derive(Clone, Debug)]
 pub(super) struct By(pub(super) Arc<Kept>);
 
 impl Link {
-    fn new(bytes: Box<dyn Bytes>, kept: Option<Arc<Kept>>) -> Self {
-        Self { bytes: TokioIo::new(bytes), kept }
+    fn new(bytes: Box<dyn Bytes>, kept: Arc<Kept>, is_h2: bool) -> Self {
+        Self { bytes: TokioIo::new(bytes), kept, is_h2 }
     }
 }
 
 impl Described for Link {
     fn connected(&self) -> Connected {
-        let connected = Connected::new();
-        match &self.kept {
-            Some(kept) => connected.extra(By(Arc::clone(kept))),
-            None => connected.negotiated_h2(),
-        }
+        let connected = Connected::new().extra(By(Arc::clone(&self.kept)));
+        if self.is_h2 { connected.negotiated_h2() } else { connected }
     }
 }
 
@@ -198,9 +193,6 @@ impl Write for Link {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if let Some(kept) = &self.kept {
-            kept.asked();
-        }
         Pin::new(&mut self.bytes).poll_write(context, bytes)
     }
 

@@ -21,16 +21,25 @@ mod roots;
 mod tests;
 pub(crate) mod written;
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use http::{Request, Response};
+use http::{Extensions, Request, Response};
 use http_body_util::BodyExt;
 use hyper_util::{
-    client::legacy::Client,
+    client::legacy::{
+        Client,
+        connect::{CaptureConnection, capture_connection},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::yield_now,
     time::{Instant, sleep_until, timeout},
 };
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
@@ -41,7 +50,10 @@ use self::{
     connect::{By, Connector},
     roots::Roots,
 };
-use crate::{held::Held, net::Stack};
+use crate::{
+    held::Held,
+    net::{Asking, Stack},
+};
 
 /// How long a guest waits for a connection or an answer if it names no time of
 /// its own, as with `wasmtime serve`.
@@ -103,6 +115,34 @@ enum Stage {
     Answer(Instant),
 }
 
+/// What a request has as long as it is under way: until both bodies are gone, of
+/// which one may outlive the other.
+#[derive(Debug)]
+struct UnderWay {
+    _permit: OwnedSemaphorePermit,
+    /// On which connection.
+    by: Mutex<Option<Asking>>,
+}
+
+impl UnderWay {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: permit, by: Mutex::default() }
+    }
+
+    /// Takes note of the connection that it was given, maybe not the first.
+    fn goes_by(&self, connection: &CaptureConnection) {
+        let mut extras = Extensions::new();
+        if let Some(connected) = &*connection.connection_metadata() {
+            connected.get_extras(&mut extras);
+        }
+        let Some(By(kept)) = extras.remove() else { return };
+        let mut by = self.by.lock().unwrap_or_else(PoisonError::into_inner);
+        if by.as_ref().is_none_or(|by| !by.is_by(&kept)) {
+            *by = Some(kept.asked());
+        }
+    }
+}
+
 impl Outgoing {
     /// Takes what the system trusts from the zygote.
     pub(crate) fn new(stack: &Stack) -> Self {
@@ -143,13 +183,23 @@ impl Outgoing {
         // The semaphore is closed never: it lives as long as the client.
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
-        // Under way until both bodies are gone: one may outlive the other.
-        let permit = Arc::new(permit);
-        let request = request.map(|body| Held::new(body, Arc::clone(&permit)).boxed_unsync());
+        let under_way = Arc::new(UnderWay::new(permit));
+        let mut request =
+            request.map(|body| Held::new(body, Arc::clone(&under_way)).boxed_unsync());
+        let connection = capture_connection(&mut request);
+        // So that the client sees first which connections have been closed: what it
+        // has written to one of these might have been heard, and is not sent again.
+        yield_now().await;
         let stage = watch::Sender::new(Stage::Answer(Instant::now()));
         let mut told = stage.subscribe();
         let connecting = Connecting { time: connect, stage };
         let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
+        let mut sent = pin!(poll_fn(|context| {
+            let answer = sent.as_mut().poll(context);
+            // Before others run, who may close what is idle.
+            under_way.goes_by(&connection);
+            answer
+        }));
         let answer = loop {
             let end = match *told.borrow_and_update() {
                 // Until then the connector gives up by itself.
@@ -164,8 +214,8 @@ impl Outgoing {
             }
         };
         let mut answer = answer.map_err(|failure| error::of_client(&failure))?;
-        let by = answer.extensions_mut().remove::<By>().map(|By(kept)| kept.answered());
-        Ok(answer.map(|body| Held::new(Timed::new(body, between, permit), by).boxed_unsync()))
+        answer.extensions_mut().remove::<By>();
+        Ok(answer.map(|body| Timed::new(body, between, under_way).boxed_unsync()))
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     convert::Infallible,
+    io::{Read, Write},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -28,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::net::{NetError, Options, Stream};
+use crate::net::{NetError, Options, Stream, tests::on_a_network};
 
 fn stack() -> Stack {
     let host = |address: &str, name: &str| Host {
@@ -374,6 +375,51 @@ async fn a_connection_that_is_kept_makes_room_for_one_that_is_needed() {
         tokio::task::yield_now().await;
         kept = stack.permit().map(drop);
     }
+}
+
+#[tokio::test]
+async fn one_of_version_2_makes_room_when_no_stream_of_it_is_open() {
+    let stack = small_stack(4);
+    let (roots, tls) = trusted("web.test");
+    let servers = [(); 2].map(|()| Server::start(&stack, Some(tls.clone())));
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let [one, other] = &servers.each_ref().map(|of| format!("https://web.test:{}/", of.at.port()));
+    for uri in [one, other, one] {
+        assert_eq!(ask(&outgoing, uri).await.unwrap(), format!("{:?} /", Version::HTTP_2));
+    }
+    // As long as somebody has a body in his hands it is in use, and others share it.
+    let held = outgoing.send(request(one), RequestOptions::default()).await.unwrap();
+    for uri in [other, one] {
+        let answer = ask(&outgoing, uri).await;
+        assert_eq!(answer.is_ok(), uri == one, "{uri}: {answer:?}");
+    }
+    drop(held);
+    assert!(ask(&outgoing, other).await.is_ok());
+}
+
+#[test]
+fn a_server_that_has_closed_a_connection_meanwhile_is_asked_on_another() {
+    on_a_network(async |_, stack| {
+        let listener = std::net::TcpListener::bind("10.77.0.2:0").unwrap();
+        let uri = format!("http://{}/", listener.local_addr().unwrap());
+        let outgoing = Outgoing::trusting(&stack, nobody());
+        for _ in 0..3 {
+            let listener = listener.try_clone().unwrap();
+            let answers = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").unwrap();
+                stream
+            });
+            assert_eq!(ask(&outgoing, &uri).await.unwrap(), "good");
+            // The client keeps it by then.
+            for _ in 0..16 {
+                yield_now().await;
+            }
+            // It hears of nothing before the next request.
+            drop(answers.join().unwrap());
+        }
+    });
 }
 
 #[tokio::test(start_paused = true)]

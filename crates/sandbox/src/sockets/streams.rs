@@ -126,7 +126,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let mut out = self.way_out.lock();
         if out.is_sending {
-            out.left = self.stack.left();
+            out.left = Some(self.stack.left());
             self.way_out.left.notify_one();
         }
     }
@@ -333,8 +333,12 @@ mod tests {
     /// A connection whose other end holds as much as it can, with something more
     /// that waits to be sent.
     fn stalled() -> (Arc<Shared>, Input, Output, Stream) {
+        stalled_in(Stack::default())
+    }
+
+    fn stalled_in(stack: Stack) -> (Arc<Shared>, Input, Output, Stream) {
         let [ours, theirs] = test_connections();
-        let shared = Shared::new(ours, Stack::default());
+        let shared = Shared::new(ours, stack);
         let (input, mut output) = shared.streams();
         for _ in 0..2 {
             let room = output.check_write().unwrap();
@@ -386,6 +390,19 @@ mod tests {
         assert_eq!(begin.elapsed(), Duration::ZERO);
         let (length, ()) = tokio::join!(length(peer), within(stack.all_is_sent()));
         assert_eq!((length, begin.elapsed()), (2 * MOST, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_that_ends_waits_for_no_others_peers() {
+        let pod = Stack::default();
+        let [one, other] = [(); 2].map(|()| pod.for_container());
+        let (shared, input, output, peer) = stalled_in(one.clone());
+        drop((shared, input, output));
+        let begin = Instant::now();
+        within(other.all_is_sent()).await;
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        let (length, ()) = tokio::join!(length(peer), within(one.all_is_sent()));
+        assert_eq!(length, 2 * MOST, "it is sent all the same");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,11 @@
 //! The streams of TCP: what comes in, what goes out, who connects.
 //!
-//! Nothing is held here. What a guest writes goes from its memory to the
+//! Nothing is held here for a guest. What it writes goes from its memory to the
 //! connection when there is room, and is sent also when the guest is gone; what
-//! comes goes to its memory when it reads.
+//! comes goes to its memory when it reads. Where it has joined what comes to
+//! something else (a connection that sends, a file), no memory of its own is on the
+//! way: then what was read is held until that has taken it, and counted as what the
+//! pod's sockets keep.
 
 use std::{
     io,
@@ -27,7 +30,7 @@ use super::{
     ErrorCode, SocketsView,
     tcp::{Listening, TcpSocket},
 };
-use crate::net::{Connection, NetError};
+use crate::net::{Connection, LEAST_MEMORY, NetError, SocketMemory, Taken};
 
 /// Bytes of one read or write.
 const MOST: usize = 64 << 10;
@@ -128,11 +131,39 @@ fn or_cancelled<T>(
 
 /// What comes in.
 #[derive(Debug)]
-pub(super) struct Receiving(Direction);
+pub(super) struct Receiving {
+    direction: Direction,
+    memory: Arc<SocketMemory>,
+    /// For what is held now.
+    taken: Option<Taken>,
+}
 
 impl Receiving {
-    pub(super) fn new(connection: Arc<Connection>, told: Told) -> Self {
-        Self(Direction::new(connection, told, Shutdown::Read))
+    pub(super) fn new(connection: Arc<Connection>, memory: Arc<SocketMemory>, told: Told) -> Self {
+        let direction = Direction::new(connection, told, Shutdown::Read);
+        Self { direction, memory, taken: None }
+    }
+
+    /// Reads what is there into memory that is taken only then.
+    fn poll_held(
+        &mut self,
+        context: &mut Context<'_>,
+        connection: &Connection,
+    ) -> Poll<io::Result<BytesMut>> {
+        let Self { direction, memory, taken } = self;
+        let mut held = BytesMut::new();
+        let read = direction.poll(context, connection, || {
+            // One byte at least, for the end to be found.
+            let there = usize::try_from(connection.waiting()).unwrap_or(MOST).clamp(1, MOST);
+            let counted = if there > LEAST_MEMORY { memory.hold(there) } else { None };
+            let most = if counted.is_some() { there } else { there.min(LEAST_MEMORY) };
+            let mut buffer = BytesMut::zeroed(most);
+            let read = connection.try_read(&mut buffer)?;
+            buffer.truncate(read);
+            (held, *taken) = (buffer, counted);
+            Ok(read)
+        });
+        read.map_ok(|_| held)
     }
 }
 
@@ -144,30 +175,47 @@ impl<D> StreamProducer<D> for Receiving {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         mut store: StoreContextMut<'a, D>,
-        to: Destination<'a, u8, BytesMut>,
+        mut to: Destination<'a, u8, BytesMut>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
-        let Some(connection) = self.0.connection() else {
+        let Some(connection) = self.direction.connection() else {
             return Poll::Ready(Ok(StreamResult::Dropped));
         };
-        // Whoever reads nothing wants to know when there is something.
-        if to.remaining(&mut store) == Some(0) {
-            let readable = connection.poll_readable(context);
-            return or_cancelled(readable, finish, |()| StreamResult::Completed);
+        match to.remaining(&mut store) {
+            Some(0) => {
+                // Whoever reads nothing wants to know when there is something.
+                let readable = connection.poll_readable(context);
+                return or_cancelled(readable, finish, |()| StreamResult::Completed);
+            }
+            Some(_) => {}
+            None => {
+                // What was held has been taken.
+                drop((to.take_buffer(), self.taken.take()));
+                let held = self.poll_held(context, &connection);
+                return or_cancelled(held, finish, |held| match held {
+                    Ok(held) if held.is_empty() => self.direction.over(Ok(())),
+                    Ok(held) => {
+                        to.set_buffer(held);
+                        StreamResult::Completed
+                    }
+                    Err(error) => self.direction.over(Err(NetError::from(error).into())),
+                });
+            }
         }
-        let mut to = to.as_direct(store, MOST);
-        let read = self.0.poll(context, &connection, || {
+        // Its own memory, whatever is asked for.
+        let mut to = to.as_direct(store, 0);
+        let read = self.direction.poll(context, &connection, || {
             let room = to.remaining();
             let most = room.len().min(MOST);
             connection.try_read(&mut room[..most])
         });
         or_cancelled(read, finish, |read| match read {
-            Ok(0) => self.0.over(Ok(())),
+            Ok(0) => self.direction.over(Ok(())),
             Ok(read) => {
                 to.mark_written(read);
                 StreamResult::Completed
             }
-            Err(error) => self.0.over(Err(NetError::from(error).into())),
+            Err(error) => self.direction.over(Err(NetError::from(error).into())),
         })
     }
 }
@@ -273,5 +321,59 @@ impl<D: 'static> StreamProducer<D> for Accepting<D> {
             Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{task::yield_now, time::timeout};
+    use wasmtime::{Config, Engine, Store, component::StreamReader};
+
+    use super::*;
+    use crate::net::test_connections;
+
+    /// Takes nothing, as a connection whose peer does not read.
+    struct Stalled;
+
+    impl<D> StreamConsumer<D> for Stalled {
+        type Item = u8;
+
+        fn poll_consume(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: StoreContextMut<'_, D>,
+            _: Source<'_, u8>,
+            _: bool,
+        ) -> Poll<wasmtime::Result<StreamResult>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_guests_memory_holds_is_taken_when_it_is_there_and_counted() {
+        const BYTES: usize = 3 * LEAST_MEMORY;
+        let mut config = Config::new();
+        config.wasm_component_model_async(true);
+        let mut store = Store::new(&Engine::new(&config).unwrap(), ());
+        let [ours, theirs] = test_connections();
+        let memory = Arc::<SocketMemory>::default();
+        let (tell, _told) = oneshot::channel();
+        let receiving = Receiving::new(Arc::new(ours), Arc::clone(&memory), tell);
+        let stream = StreamReader::new(&mut store, receiving).unwrap();
+        stream.pipe(&mut store, Stalled).unwrap();
+        let runs = store.run_concurrent(async |_| {
+            for _ in 0..16 {
+                yield_now().await;
+            }
+            assert_eq!(memory.used(), 0, "there is nothing to hold");
+            assert_eq!(theirs.try_write(&[b'.'; BYTES]).unwrap(), BYTES);
+            while memory.used() < BYTES {
+                yield_now().await;
+            }
+            assert_eq!(memory.used(), BYTES);
+        });
+        timeout(Duration::from_secs(20), runs).await.expect("it is counted").unwrap();
+        drop(store);
+        assert_eq!(memory.used(), 0);
     }
 }

@@ -336,7 +336,9 @@ impl<T: Send> types::HostTcpSocketWithStore<T> for Sockets {
         match store.get().table.get_mut(&socket)?.receive() {
             Ok(connection) => {
                 let (tell, told) = oneshot::channel();
-                let stream = StreamReader::new(&mut store, Receiving::new(connection, tell))?;
+                let memory = Arc::clone(store.get().stack.memory());
+                let receiving = Receiving::new(connection, memory, tell);
+                let stream = StreamReader::new(&mut store, receiving)?;
                 Ok((stream, FutureReader::new(&mut store, told)?))
             }
             Err(error) => {
