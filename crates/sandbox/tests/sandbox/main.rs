@@ -157,6 +157,10 @@ const TESTS: &[Test] = tests! {
         socket_calls_on_what_is_no_socket_fail_by_name,
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
+        what_is_looked_at_is_still_there,
+        who_waits_for_all_gets_all,
+        one_direction_ends_and_the_other_goes_on,
+        a_module_is_told_which_listener_is_which,
         lists_are_no_longer_than_linux_takes;
 };
 
