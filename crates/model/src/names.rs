@@ -64,6 +64,8 @@ pub struct Resolver {
     pub known_domain: String,
     /// Servers as written, asked in this order.
     pub servers: Vec<String>,
+    /// Those of them that the node gives its pods.
+    pub node_servers: Vec<String>,
     /// Domains that are tried after a name.
     pub searches: Vec<String>,
     /// Options of resolv.conf with their values.
@@ -134,6 +136,7 @@ impl Resolver {
                 ),
             );
         }
+        self.node_servers.retain(|server| self.servers.contains(server));
         let wanted = self.searches.len();
         self.searches.truncate(SEARCHES);
         self.searches.retain(|search| search.len() <= SEARCH_DOMAIN);
@@ -170,6 +173,7 @@ pub fn resolver(pod: &Pod, node: &NodeNames) -> Resolver {
         _ if node.cluster_dns.is_empty() => without_cluster(pod, node),
         _ => of_cluster(pod, node),
     };
+    resolver.node_servers.clone_from(&resolver.servers);
     if let Some(own) = spec.and_then(|spec| spec.dns_config.as_ref()) {
         // Also what the node's file says twice is said once then.
         let both = |node: &[String], own: &Option<Vec<String>>| {

@@ -131,16 +131,17 @@ pub(crate) fn of_pod(
 ) -> Result<(Names, Vec<NamesWarning>), NamesError> {
     let node = config.read(pod, node.0, node.1)?;
     let resolver = names::resolver(pod, &node);
+    // What is no address, the C library passes over.
+    let at = |servers: &[String]| {
+        let ips = servers.iter().filter_map(|server| server.parse().ok());
+        ips.map(|ip| SocketAddr::new(ip, PORT)).collect()
+    };
     let hosts = names::hosts(pod, addresses, &node);
     let names = Names {
         hosts: hosts.into_iter().map(host).collect(),
         cluster_domain: resolver.known_domain.clone(),
-        // What is no address, the C library passes over.
-        servers: resolver
-            .servers
-            .iter()
-            .filter_map(|server| Some(SocketAddr::new(server.parse().ok()?, PORT)))
-            .collect(),
+        servers: at(&resolver.servers),
+        node_servers: at(&resolver.node_servers),
         searches: resolver.searches.clone(),
         ndots: resolver.ndots(),
         timeout_ms: u64::try_from(resolver.timeout().as_millis()).unwrap_or(u64::MAX),
@@ -200,6 +201,12 @@ mod tests {
         assert_eq!(names.servers, ["10.0.0.10:53".parse().unwrap()]);
         assert_eq!(names.ndots, 5);
         assert!(names.hosts.iter().any(|host| host.names == ["p"]));
+        // The pod's own are not what the node gave, wherever they are.
+        let own =
+            json!({"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["169.254.169.254"]}});
+        let names = of(&config, own).unwrap();
+        assert_eq!(names.servers.len(), 2);
+        assert_eq!(names.node_servers, ["[2001:db8::1]:53".parse().unwrap()]);
         write("resolv.conf", "nameserver\n");
         assert!(of(&config, json!({})).unwrap_err().to_string().ends_with("cannot be used"));
     }

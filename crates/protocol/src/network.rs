@@ -75,6 +75,9 @@ pub struct Names {
     pub cluster_domain: String,
     /// Servers, asked in this order.
     pub servers: Vec<SocketAddr>,
+    /// Those of them that the node gave, and not the pod's own spec: look-ups may
+    /// go there also where the pod's guests may not.
+    pub node_servers: Vec<SocketAddr>,
     /// Domains tried after a name with fewer dots than `ndots`, or before.
     pub searches: Vec<String>,
     /// From so many dots on a name is tried as it is first; resolv.conf's

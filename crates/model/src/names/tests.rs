@@ -73,6 +73,23 @@ fn the_policy_says_who_is_asked() {
 }
 
 #[test]
+fn what_the_node_gives_is_told_from_what_the_pod_brings() {
+    let conf = "nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+    let node = NodeNames { resolv_conf: ResolvConf::parse(conf).ok(), ..node() };
+    for (policy, own, servers, of_node) in [
+        ("Default", &[][..], 3, 3),
+        ("Default", &["192.0.2.9"], 3, 3),
+        ("ClusterFirst", &["192.0.2.9", "10.0.0.10"], 2, 1),
+        ("None", &["10.0.0.10", "192.0.2.1"], 2, 0),
+    ] {
+        let spec = json!({"dnsPolicy": policy, "dnsConfig": {"nameservers": own}});
+        let given = resolver(&pod(spec), &node);
+        assert_eq!((given.servers.len(), given.node_servers.len()), (servers, of_node), "{policy}");
+        assert_eq!(given.node_servers, given.servers[..of_node], "{policy}");
+    }
+}
+
+#[test]
 fn what_the_node_says_twice_is_said_once_to_a_pod_with_a_config() {
     let conf = ResolvConf::parse("nameserver ::1\nnameserver ::1\nsearch a a\n").unwrap();
     let node = NodeNames { resolv_conf: Some(conf), ..node() };
@@ -290,6 +307,7 @@ proptest! {
         }});
         let given = resolver(&pod(spec), &node);
         prop_assert!(given.servers.len() <= 3);
+        prop_assert!(given.node_servers.iter().all(|server| given.servers.contains(server)));
         prop_assert!(given.searches.len() <= 32);
         prop_assert!(given.searches.join(" ").len() <= 2048);
         prop_assert!(given.searches.iter().all(|search| search.len() <= 253));

@@ -92,8 +92,9 @@ pub(crate) enum Way {
     Real(SocketAddr),
 }
 
-/// How, and whether, a guest may send to an address. The address of the answer
+/// How, and whether, one may send to an address. The address of the answer
 /// is the one to use: an IPv4 address written as IPv6 has become what it is.
+/// What is `given` is not refused.
 ///
 /// # Errors
 ///
@@ -101,7 +102,11 @@ pub(crate) enum Way {
 /// that are refused, or not one machine's, in whichever way they are written;
 /// [`NetError::InvalidArgument`] for
 /// what is no destination.
-pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError> {
+pub(crate) fn way(
+    network: &PodNetwork,
+    given: &[SocketAddr],
+    to: SocketAddr,
+) -> Result<Way, NetError> {
     if network.addresses.is_empty() {
         return Err(NetError::AccessDenied);
     }
@@ -113,17 +118,17 @@ pub(crate) fn way(network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError>
     if to.ip().is_loopback() {
         return Ok(Way::Private(to));
     }
-    let is_refused = |to: SocketAddr| {
-        is_for_many(to.ip()) || network.refused.iter().any(|range| contains(range, to))
-    };
-    if is_refused(to) {
+    let is_refused = |to: SocketAddr| network.refused.iter().any(|range| contains(range, to));
+    let is_given = given.iter().any(|given| is_same(*given, to));
+    if is_for_many(to.ip()) || is_refused(to) && !is_given {
         return Err(NetError::AccessDenied);
     }
     if let Some(translated) = embedded(to.ip()) {
         // No machine is reached by its own loopback from elsewhere; one that
         // translates might take it for its own.
         let is_nowhere = translated.is_loopback() || translated.is_unspecified();
-        if is_nowhere || is_refused(SocketAddr::new(translated.into(), to.port())) {
+        let translated = SocketAddr::new(translated.into(), to.port());
+        if is_nowhere || is_for_many(translated.ip()) || is_refused(translated) {
             return Err(NetError::AccessDenied);
         }
     }
@@ -250,12 +255,12 @@ mod tests {
     #[test]
     fn refused_ranges_hold_for_every_spelling() {
         let pod = network(&["10.1.2.3"], &[("169.254.0.0", 16, None), ("10.0.0.1", 32, Some(22))]);
-        let to = |text: &str| way(&pod, text.parse().unwrap());
+        let to = |text: &str| way(&pod, &[], text.parse().unwrap());
         for refused in ["169.254.169.254:80", "[::ffff:169.254.169.254]:80", "10.0.0.1:22"] {
             assert_eq!(to(refused), Err(NetError::AccessDenied), "{refused}");
         }
         let open: SocketAddr = "10.0.0.1:80".parse().unwrap();
-        assert_eq!(way(&pod, open), Ok(Way::Real(open)));
+        assert_eq!(way(&pod, &[], open), Ok(Way::Real(open)));
         assert_eq!(to("[::ffff:10.0.0.1]:80"), Ok(Way::Real(open)));
         let local: SocketAddr = "127.0.0.1:80".parse().unwrap();
         assert_eq!(to("[::ffff:127.0.0.1]:80"), Ok(Way::Private(local)));
@@ -268,9 +273,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_is_that_one_address_and_port() {
+        let pod = network(&["10.1.2.3"], &[("169.254.0.0", 16, None)]);
+        let at = |text: &str| text.parse().unwrap();
+        let given = ["169.254.20.10:53", "224.0.0.251:53", "0.0.0.0:53"].map(at);
+        let to = |text: &str| way(&pod, &given, at(text));
+        assert_eq!(to("169.254.20.10:53"), Ok(Way::Real(given[0])));
+        assert_eq!(to("[::ffff:169.254.20.10]:53"), Ok(Way::Real(given[0])));
+        for refused in ["169.254.20.10:80", "169.254.20.11:53", "[64:ff9b::a9fe:140a]:53"] {
+            assert_eq!(to(refused), Err(NetError::AccessDenied), "{refused}");
+        }
+        // What is no one machine's stays so.
+        assert_eq!(to("224.0.0.251:53"), Err(NetError::AccessDenied));
+        assert_eq!(to("0.0.0.0:53"), Err(NetError::InvalidArgument));
+    }
+
+    #[test]
     fn a_translated_address_is_what_it_is_translated_to() {
         let pod = network(&["fd00::7"], &[("169.254.0.0", 16, None), ("10.0.0.1", 32, Some(22))]);
-        let to = |text: &str| way(&pod, text.parse().unwrap());
+        let to = |text: &str| way(&pod, &[], text.parse().unwrap());
         for refused in [
             "[64:ff9b::a9fe:a9fe]:80",
             "[2002:a9fe:a9fe::1]:80",
@@ -287,7 +308,7 @@ mod tests {
         }
         for open in ["[64:ff9b::a00:1]:23", "[64:ff9b::808:808]:80", "[2001:db8::a9fe:a9fe]:80"] {
             let open: SocketAddr = open.parse().unwrap();
-            assert_eq!(way(&pod, open), Ok(Way::Real(open)));
+            assert_eq!(way(&pod, &[], open), Ok(Way::Real(open)));
         }
     }
 
@@ -313,7 +334,7 @@ mod tests {
                 0x2002 << 112 | low << 80 | rest >> 48,
             ] {
                 let ip = IpAddr::V6(Ipv6Addr::from_bits(spelling));
-                let way = way(&pod, SocketAddr::new(ip, 80));
+                let way = way(&pod, &[], SocketAddr::new(ip, 80));
                 prop_assert!(!matches!(way, Ok(Way::Real(_))), "{ip}: {way:?}");
             }
         }
@@ -339,7 +360,7 @@ mod tests {
             let prefix = if range.is_ipv4() { prefix % 33 } else { prefix };
             let mut pod = network(&["10.1.2.3"], &[]);
             pod.refused.push(Destinations { address: range, prefix, port: None });
-            match way(&pod, SocketAddr::new(asked, port)) {
+            match way(&pod, &[], SocketAddr::new(asked, port)) {
                 Ok(Way::Real(to)) => {
                     prop_assert!(!to.ip().is_loopback() && !to.ip().is_unspecified());
                     prop_assert_eq!(to.ip(), to.ip().to_canonical());
@@ -362,7 +383,7 @@ mod tests {
         fn a_pod_without_addresses_reaches_nothing(asked in ips(), port in 1_u16..) {
             let pod = PodNetwork::default();
             prop_assert_eq!(binding(&pod, asked), Err(NetError::AccessDenied));
-            prop_assert_eq!(way(&pod, SocketAddr::new(asked, port)), Err(NetError::AccessDenied));
+            prop_assert_eq!(way(&pod, &[], SocketAddr::new(asked, port)), Err(NetError::AccessDenied));
         }
     }
 }

@@ -14,11 +14,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use krustlet_model::services::Transport;
+use krustlet_protocol::PodNetwork;
 
 use super::{
     NetError, Stack,
     place::{self, Way},
-    policy::Asker,
+    policy::{Asker, For},
     services::{Asked, Lead},
 };
 
@@ -81,7 +82,7 @@ impl Stack {
         before: Option<SocketAddr>,
     ) -> Result<Destination, NetError> {
         let network = self.network();
-        let asked = match place::way(&network, to)? {
+        let asked = match self.way(by, &network, to)? {
             Way::Private(to) => return Ok(Destination::Private(to)),
             Way::Real(to) => to,
         };
@@ -99,6 +100,16 @@ impl Stack {
         let route = Route { asked, real };
         self.may_go(by, transport, route)?;
         Ok(Destination::Real(route))
+    }
+
+    /// As [`place::way`]. The name servers that the node gives are machines that it
+    /// trusts itself, some of them at link-local addresses: NodeLocal DNSCache,
+    /// clouds' own. Look-ups go there, and nothing else of the pod.
+    fn way(&self, by: Asker<'_>, network: &PodNetwork, to: SocketAddr) -> Result<Way, NetError> {
+        match by.whom {
+            For::Guest => place::way(network, &[], to),
+            For::Resolver => place::way(network, &self.names().node_servers, to),
+        }
     }
 
     fn lead(
@@ -130,7 +141,7 @@ impl Stack {
         let network = self.network();
         for to in [route.asked, route.real] {
             // No Service leads into the pod's own loopback.
-            if place::way(&network, to)? != Way::Real(to) {
+            if self.way(asker, &network, to)? != Way::Real(to) {
                 return Err(NetError::AccessDenied);
             }
         }

@@ -15,7 +15,7 @@ use krustlet_model::{
     policy::{AddressRange, PodPolicy, PolicyRule},
     services::Transport,
 };
-use krustlet_protocol::{PodNetwork, services::COMPLETE};
+use krustlet_protocol::{Destinations, Names, PodNetwork, services::COMPLETE};
 use rustix::net::SendFlags;
 use tokio::time::timeout;
 
@@ -292,5 +292,80 @@ fn datagrams_leave_an_endpoint_that_a_policy_denies_now() {
             send().unwrap();
             assert_eq!(exchange(&socket, &two).await.1, service(80));
         }
+    });
+}
+
+/// Answers one question over each transport at an address: the datagram with
+/// the word that it does not fit, the stream with an address.
+fn name_server(address: &str) -> std::thread::JoinHandle<()> {
+    /// Response, recursion available; and cut short.
+    const FLAGS: [u8; 2] = [0x81, 0x80];
+    const CUT: u8 = 0x02;
+    /// The name of the question, A, IN, 60 seconds, four bytes, the address.
+    const RECORD: [u8; 16] = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7];
+    let datagrams = Bare::bind(address).unwrap();
+    datagrams.set_read_timeout(Some(LIMIT)).unwrap();
+    let streams = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (length, from) = datagrams.recv_from(&mut buffer).unwrap();
+        buffer[2..4].copy_from_slice(&[FLAGS[0] | CUT, FLAGS[1]]);
+        datagrams.send_to(&buffer[..length], from).unwrap();
+        let (mut stream, _) = streams.accept().unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut message = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut message).unwrap();
+        message[2..4].copy_from_slice(&FLAGS);
+        // One answer.
+        message[6..8].copy_from_slice(&[0, 1]);
+        message.extend(RECORD);
+        stream.write_all(&u16::try_from(message.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(&message).unwrap();
+    })
+}
+
+#[test]
+fn look_ups_go_to_the_nodes_servers_where_guests_may_not() {
+    const SERVER: &str = "169.254.20.10:53";
+    on_a_network(async |_, stack| {
+        let local = ["route", "add", "local", "169.254.0.0/16", "dev", "lo"];
+        assert!(Command::new("ip").args(local).status().unwrap().success());
+        let address = |text: &str| text.parse().unwrap();
+        let refused = Destinations { address: address("169.254.0.0"), prefix: 16, port: None };
+        let server: SocketAddr = SERVER.parse().unwrap();
+        let told = |node_servers: Vec<SocketAddr>| {
+            let names = Names {
+                servers: vec![server],
+                node_servers,
+                attempts: 1,
+                timeout_ms: 5000,
+                ndots: 1,
+                ..Names::default()
+            };
+            let addresses = vec![address("10.77.0.1")];
+            let refused = vec![refused.clone()];
+            stack.set(PodNetwork { addresses, refused, names, ..PodNetwork::default() }, None);
+        };
+        // One that the pod brings itself is asked by nobody.
+        told(Vec::new());
+        stack.lookup("a.example").await.unwrap_err();
+        assert_eq!(stack.report().sent_bytes, 0);
+
+        told(vec![server]);
+        let answers = name_server(SERVER);
+        assert_eq!(stack.lookup("a.example").await.unwrap(), [address("192.0.2.7")]);
+        answers.join().unwrap();
+
+        let listener = TcpListener::bind(SERVER).unwrap();
+        let permit = stack.permit().unwrap();
+        let connected = stack.connect_tcp(permit, Options::default(), server).await;
+        assert_eq!(connected.unwrap_err(), NetError::AccessDenied);
+        drop(listener);
+        let datagrams = "0.0.0.0:0".parse().unwrap();
+        let socket =
+            stack.bind_udp(stack.permit().unwrap(), Options::default(), datagrams).unwrap();
+        assert_eq!(socket.try_send(b"x", Some(server)), Err(NetError::AccessDenied));
     });
 }

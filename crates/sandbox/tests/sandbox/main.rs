@@ -167,6 +167,10 @@ const TESTS: &[Test] = tests! {
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
         a_connection_that_was_broken_off_is_told_as_such,
+        what_is_looked_at_is_still_there,
+        who_waits_for_all_gets_all,
+        one_direction_ends_and_the_other_goes_on,
+        a_module_is_told_which_listener_is_which,
         lists_are_no_longer_than_linux_takes;
 };
 

@@ -12,7 +12,7 @@ use crate::{
     code::{compiled_go, compiled_text},
     fixture::{Make, Zygote},
     guests::wait_until,
-    sockets::{connect, echo, network},
+    sockets::{connect, echo, network, run},
 };
 
 fn ports(ports: &[(Option<&str>, u16)]) -> Vec<ListenPort> {
@@ -40,6 +40,11 @@ pub(crate) fn a_module_serves_the_ports_of_its_container() {
         assert_eq!(echo(address, "from C"), "from C", "{address}");
     }
     assert!(TcpStream::connect("127.0.0.1:8080").is_err());
+    // Within the pod it is at the loopback too, and at the pod's address.
+    for address in ["127.0.0.1", "10.77.0.1"] {
+        let within = run(&sandbox, "pod", &["tcp-get", address, "9000", "from WASI 0.2"]);
+        assert_eq!(within, "from WASI 0.2", "{address}");
+    }
     // Many at once, and one that sends much and reads late.
     let mut open: Vec<_> = (0..300).map(|_| connect("10.77.0.1:8080")).collect();
     for (number, stream) in open.iter_mut().enumerate() {
@@ -209,6 +214,10 @@ const ACCEPTS: &str = r#"(module
         (func $read (param i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_write"
         (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sock_recv"
+        (func $recv (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sock_shutdown"
+        (func $shutdown (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
     (memory (export "memory") 256)
     (func $check (param $ok i32) (param $code i32)
@@ -226,6 +235,23 @@ const ACCEPTS: &str = r#"(module
             ;; The connection may wait, unlike the listener.
             (br_if $again (call $sock_accept (i32.const 3) (i32.const 0) (i32.const 520))))
         (i32.load (i32.const 520)))
+    (func $buffer (param $at i32) (param $length i32)
+        (i32.store (i32.const 600) (local.get $at))
+        (i32.store (i32.const 604) (local.get $length)))
+    ;; How many bytes came; nothing is ever cut off.
+    (func $receive (param $fd i32) (param $at i32) (param $length i32) (param $flags i32)
+        (result i32)
+        (call $buffer (local.get $at) (local.get $length))
+        (i32.store16 (i32.const 616) (i32.const 1))
+        (call $check (i32.eqz (call $recv (local.get $fd) (i32.const 600) (i32.const 1)
+            (local.get $flags) (i32.const 612) (i32.const 616))) (i32.const 20))
+        (call $check (i32.eqz (i32.load16_u (i32.const 616))) (i32.const 21))
+        (i32.load (i32.const 612)))
+    (func $send (param $fd i32) (param $at i32) (param $length i32)
+        (call $buffer (local.get $at) (local.get $length))
+        (call $check (i32.eqz (call $write (local.get $fd) (i32.const 600) (i32.const 1)
+            (i32.const 612))) (i32.const 22))
+        (call $check (i32.eq (i32.load (i32.const 612)) (local.get $length)) (i32.const 23)))
 "#;
 
 fn accepting(start: &str) -> Make {
@@ -333,4 +359,171 @@ pub(crate) fn lists_are_no_longer_than_linux_takes() {
     let mut all = Vec::new();
     connect("10.77.0.1:8080").read_to_end(&mut all).unwrap();
     assert_eq!((all.len(), sandbox.exit(&id).exit_code), (1024, 0));
+}
+
+pub(crate) fn what_is_looked_at_is_still_there() {
+    // Looks at what is there twice before it reads it, and sends back all three.
+    let start = r#"(func (export "_start")
+        (local $fd i32)
+        (local.set $fd (call $accept))
+        (call $check (i32.eq (call $receive (local.get $fd) (i32.const 700) (i32.const 8)
+            (i32.const 1)) (i32.const 5)) (i32.const 11))
+        (call $check (i32.eq (call $receive (local.get $fd) (i32.const 720) (i32.const 8)
+            (i32.const 1)) (i32.const 5)) (i32.const 12))
+        (call $check (i32.eq (call $receive (local.get $fd) (i32.const 740) (i32.const 8)
+            (i32.const 0)) (i32.const 5)) (i32.const 13))
+        ;; A flag that there is not.
+        (call $check (i32.eq (call $recv (local.get $fd) (i32.const 600) (i32.const 1)
+            (i32.const 4) (i32.const 612) (i32.const 616)) (i32.const 28)) (i32.const 14))
+        (call $send (local.get $fd) (i32.const 700) (i32.const 5))
+        (call $send (local.get $fd) (i32.const 720) (i32.const 5))
+        (call $send (local.get $fd) (i32.const 740) (i32.const 5)))"#;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    let mut client = connect("10.77.0.1:8080");
+    client.write_all(b"hello").unwrap();
+    let mut all = String::new();
+    client.read_to_string(&mut all).unwrap();
+    assert_eq!((all.as_str(), sandbox.exit(&id).exit_code), ("hellohellohello", 0));
+}
+
+pub(crate) fn who_waits_for_all_gets_all() {
+    // Tells of the first byte of each eight, waits for all of them in two buffers,
+    // and sends them back; what comes before the end may be fewer.
+    let start = r#"(func (export "_start")
+        (local $fd i32)
+        (local.set $fd (call $accept))
+        (i32.store (i32.const 632) (i32.const 720))
+        (i32.store (i32.const 636) (i32.const 5))
+        (i32.store (i32.const 640) (i32.const 725))
+        (i32.store (i32.const 644) (i32.const 3))
+        (loop $again
+            (if (i32.eqz (call $receive (local.get $fd) (i32.const 700) (i32.const 1)
+                (i32.const 1))) (then (call $exit (i32.const 0))))
+            (call $send (local.get $fd) (i32.const 700) (i32.const 1))
+            (call $check (i32.eqz (call $recv (local.get $fd) (i32.const 632) (i32.const 2)
+                (i32.const 2) (i32.const 612) (i32.const 616))) (i32.const 11))
+            (call $send (local.get $fd) (i32.const 720) (i32.load (i32.const 612)))
+            (br $again)))"#;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    let mut client = connect("10.77.0.1:8080");
+    let told = |client: &mut TcpStream, first: &[u8]| {
+        client.write_all(first).unwrap();
+        let mut told = [0];
+        client.read_exact(&mut told).unwrap();
+        assert_eq!(told[0], first[0]);
+    };
+    // Once the rest might be there before it is waited for, but not so often.
+    for _ in 0..20 {
+        told(&mut client, b"abc");
+        client.write_all(b"defgh").unwrap();
+        let mut all = [0; 8];
+        client.read_exact(&mut all).unwrap();
+        assert_eq!(all, *b"abcdefgh");
+    }
+    told(&mut client, b"xyz");
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), sandbox.exit(&id).exit_code), ("xyz", 0));
+}
+
+pub(crate) fn one_direction_ends_and_the_other_goes_on() {
+    // Ends what it sends, and then hears all that comes; twice.
+    let ends_sending = r#"(data (i32.const 700) "bye") (data (i32.const 710) "after")
+        (func $serve (param $fd i32)
+            (call $check (i32.eq (call $shutdown (local.get $fd) (i32.const 0))
+                (i32.const 28)) (i32.const 11))
+            (call $send (local.get $fd) (i32.const 700) (i32.const 3))
+            (call $check (i32.eqz (call $shutdown (local.get $fd) (i32.const 2)))
+                (i32.const 12))
+            (call $buffer (i32.const 700) (i32.const 3))
+            (call $check (i32.eq (call $write (local.get $fd) (i32.const 600) (i32.const 1)
+                (i32.const 612)) (i32.const 64)) (i32.const 13))
+            (call $check (i32.eq (call $receive (local.get $fd) (i32.const 720) (i32.const 5)
+                (i32.const 2)) (i32.const 5)) (i32.const 14))
+            (call $check (i32.eq (i32.load (i32.const 720)) (i32.load (i32.const 710)))
+                (i32.const 15))
+            (call $check (i32.eqz (call $receive (local.get $fd) (i32.const 720) (i32.const 5)
+                (i32.const 0))) (i32.const 16)))
+        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept)))"#;
+    // Wants to hear nothing, hears the end at once, and still sends.
+    let ends_receiving = r#"(data (i32.const 700) "still")
+        (func $serve (param $fd i32)
+            (call $check (i32.eqz (call $shutdown (local.get $fd) (i32.const 1)))
+                (i32.const 11))
+            (call $check (i32.eqz (call $receive (local.get $fd) (i32.const 720) (i32.const 5)
+                (i32.const 0))) (i32.const 12))
+            (call $send (local.get $fd) (i32.const 700) (i32.const 5))
+            (call $check (i32.eqz (call $shutdown (local.get $fd) (i32.const 3)))
+                (i32.const 13)))
+        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept)))"#;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    for (program, said) in [(ends_sending, "bye"), (ends_receiving, "still")] {
+        let id = sandbox.start(accepting(program));
+        sandbox.running(&id);
+        let mut client = connect("10.77.0.1:8080");
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, said);
+        if program == ends_sending {
+            // Only now, when it has seen the end.
+            client.write_all(b"after").unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+        // A client within the pod, by its loopback.
+        assert_eq!(run(&sandbox, "pod", &["tcp-get", "127.0.0.1", "8080", "after"]), said);
+        assert_eq!(sandbox.exit(&id).exit_code, 0, "{said}");
+    }
+}
+
+/// Prints its environment, and could accept.
+const ENVIRONMENT: &str = r#"(module
+    (import "wasi_snapshot_preview1" "environ_sizes_get"
+        (func $sizes (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "environ_get" (func $get (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "sock_accept" (func (param i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")
+        (local $at i32) (local $end i32)
+        (drop (call $sizes (i32.const 0) (i32.const 4)))
+        (drop (call $get (i32.const 64) (i32.const 4096)))
+        (local.set $at (i32.const 4096))
+        (local.set $end (i32.add (local.get $at) (i32.load (i32.const 4))))
+        ;; A line for each.
+        (loop $next
+            (if (i32.eqz (i32.load8_u (local.get $at)))
+                (then (i32.store8 (local.get $at) (i32.const 10))))
+            (local.set $at (i32.add (local.get $at) (i32.const 1)))
+            (br_if $next (i32.lt_u (local.get $at) (local.get $end))))
+        (i32.store (i32.const 16) (i32.const 4096))
+        (i32.store (i32.const 20) (i32.load (i32.const 4)))
+        (drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24)))))"#;
+
+pub(crate) fn a_module_is_told_which_listener_is_which() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let volume = sandbox.volume();
+    let make = Make {
+        listen_ports: ports(&[(Some("web"), 8080), (None, 9000), (Some("admin"), 9001)]),
+        mounts: vec![(volume.path().to_owned(), "/data".to_owned(), true)],
+        ..Make::module("exit", &["x"]).code(compiled_text(ENVIRONMENT))
+    };
+    let (id, _) = sandbox.run(make);
+    let said = sandbox.output(&id);
+    for line in ["LISTEN_FDS=3", "LISTEN_FDS_FIRST=4", "LISTEN_FDNAMES=web:unknown:admin"] {
+        assert!(said.lines().any(|said| said == line), "{line}: {said}");
+    }
 }
