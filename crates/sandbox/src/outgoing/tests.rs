@@ -17,8 +17,7 @@ use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
-use rustls::{ServerConfig, crypto::ring};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use krustlet_testkit::Authority;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinSet,
@@ -138,23 +137,9 @@ async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
 
 /// An authority, and a server that has its word for this name.
 fn trusted(name: &str) -> (Roots, TlsAcceptor) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let certificate = authority.self_signed(&key).unwrap();
-    let roots = Roots::new(Cow::Owned(certificate.pem().into_bytes()));
-    let issuer = rcgen::Issuer::new(authority, key);
-    let own_key = rcgen::KeyPair::generate().unwrap();
-    let own = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-    let own = own.signed_by(&own_key, &issuer).unwrap();
-    let own_key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own_key.serialize_der()));
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let mut config = builder
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![own.der().clone()], own_key)
-        .unwrap();
+    let authority = Authority::new();
+    let roots = Roots::new(Cow::Owned(authority.pem().to_owned().into_bytes()));
+    let mut config = authority.server(name);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     (roots, TlsAcceptor::from(Arc::new(config)))
 }
