@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
+use crate::{container::Container, net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
 use krustlet_protocol::Limits;
 use wasmtime::{
     ResourceLimiter, Store,
@@ -287,14 +287,15 @@ pub(crate) struct ComponentState {
 }
 
 impl ComponentState {
-    /// One that may hold so many handles at most.
-    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack, most: usize) -> Self {
+    /// One of a container's, which may hold so many handles at most.
+    pub(crate) fn new(wasi: WasiCtx, container: &Container, most: usize) -> Self {
+        let (stack, budget) = (container.stack.clone(), container.budget());
         let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
         let mut table = ResourceTable::new();
         table.set_max_capacity(
             sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES).min(most),
         );
-        let outgoing = Hooks::new(stack.clone());
+        let outgoing = Hooks::new(stack.clone(), container.own_roots.clone());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
         let is_one_of_many = most <= REQUEST_HANDLES;

@@ -83,12 +83,7 @@ impl Server {
             Ok(wasi) => wasi,
             Err(error) => return self.complain(&format!("cannot make an instance: {error:#}")),
         };
-        let state = ComponentState::new(
-            wasi.build(),
-            self.container.budget(),
-            self.container.stack.clone(),
-            REQUEST_HANDLES,
-        );
+        let state = ComponentState::new(wasi.build(), &self.container, REQUEST_HANDLES);
         let mut store = store(self.handler.engine(), state, || {});
         let request = self.bounded(request);
         // It yields by its epochs.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! guest ──▶ Outgoing::send ──▶ client (hyper-util: connections kept, HTTP/1.1 and 2)
-//!                                └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
+//!             │                  └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
+//!             └ https, by whose word: roots.rs, own.rs
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
 //! ```
 //!
@@ -13,13 +14,22 @@
 mod body;
 mod connect;
 mod error;
+mod own;
 mod roots;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
-use http::{Request, Response};
+use http::{
+    Request, Response, Uri,
+    uri::{Authority, Scheme},
+};
 use http_body_util::BodyExt;
 use hyper_util::{
     client::legacy::Client,
@@ -31,13 +41,16 @@ use tokio::{
 };
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
 
-pub(crate) use self::roots::remember;
 use self::{
     body::{LONGEST, Timed},
     connect::{By, Connector},
     roots::Roots,
 };
-use crate::{held::Held, net::Stack};
+pub(crate) use self::{own::OwnRoots, roots::remember};
+use crate::{
+    held::Held,
+    net::{Stack, WeakStack},
+};
 
 /// How long a guest waits for a connection or an answer if it names no time of
 /// its own, as with `wasmtime serve`.
@@ -64,11 +77,25 @@ const CHUNK: usize = 64 << 10;
 /// fields, counted with what they take in memory).
 const HEAD: usize = 64 << 10;
 
+type Sender = Client<Connector, WasiBody>;
+
 /// Sends a pod's requests. One for each pod.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    client: Client<Connector, WasiBody>,
+    stack: WeakStack,
+    client: Sender,
+    /// Those for https of containers that say whom they believe: a connection is
+    /// as good as the word of who vouched for it, and used by nobody else.
+    own: Mutex<Vec<Own>>,
     permits: Arc<Semaphore>,
+}
+
+/// The client of one container, and whom it believes.
+#[derive(Debug)]
+struct Own {
+    of: Weak<OwnRoots>,
+    roots: Arc<Roots>,
+    client: Sender,
 }
 
 tokio::task_local! {
@@ -99,22 +126,40 @@ impl Outgoing {
     }
 
     fn trusting(stack: &Stack, roots: Roots) -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIME)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .http1_max_buf_size(HEAD)
-            .http2_initial_stream_window_size(WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_max_send_buf_size(WINDOW as usize)
-            .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
-        let client = builder.build(Connector::new(stack, roots));
-        Self { client, permits: Arc::new(Semaphore::new(REQUESTS)) }
+        let stack = stack.downgrade();
+        let client = client(stack.clone(), Arc::new(roots));
+        let permits = Arc::new(Semaphore::new(REQUESTS));
+        Self { stack, client, own: Mutex::default(), permits }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// What sends to a server for a container. None if it is not known whom that
+    /// believes.
+    async fn client(&self, uri: &Uri, own: Option<&Arc<OwnRoots>>) -> Option<Sender> {
+        let Some(own) = own.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
+            return Some(self.client.clone());
+        };
+        let roots = own.roots().await;
+        let is_its = |one: &Own| one.of.as_ptr() == Arc::as_ptr(own);
+        let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // With a client go the connections that it keeps.
+        all.retain(|one| {
+            if is_its(one) {
+                roots.as_ref().is_some_and(|roots| Arc::ptr_eq(&one.roots, roots))
+            } else {
+                one.of.strong_count() > 0
+            }
+        });
+        let roots = roots?;
+        if let Some(known) = all.iter().find(|one| is_its(one)) {
+            return Some(known.client.clone());
+        }
+        let client = client(self.stack.clone(), Arc::clone(&roots));
+        all.push(Own { of: Arc::downgrade(own), roots, client: client.clone() });
+        Some(client)
+    }
+
+    /// Sends a request and waits for the head of its answer. `own` is whom the
+    /// container believes, if it says so itself.
     ///
     /// # Errors
     ///
@@ -123,6 +168,7 @@ impl Outgoing {
         &self,
         request: Request<WasiBody>,
         options: RequestOptions,
+        own: Option<&Arc<OwnRoots>>,
     ) -> Result<Response<WasiBody>, HttpError> {
         let connect = options.connect_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let first = options.first_byte_timeout.unwrap_or(PATIENCE).min(LONGEST);
@@ -130,13 +176,19 @@ impl Outgoing {
         // The semaphore is closed never: it lives as long as the client.
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
+        let begun = Instant::now();
+        let client = timeout(connect, self.client(request.uri(), own)).await;
+        let client = client.map_err(|_| HttpError::ConnectionTimeout)?;
+        let client = client.ok_or(HttpError::ConfigurationError)?;
+        let connect = connect.saturating_sub(begun.elapsed());
+        let server = request.uri().authority().cloned();
         // Under way until both bodies are gone: one may outlive the other.
         let permit = Arc::new(permit);
         let request = request.map(|body| Held::new(body, Arc::clone(&permit)).boxed_unsync());
         let stage = watch::Sender::new(Stage::Answer(Instant::now()));
         let mut told = stage.subscribe();
         let connecting = Connecting { time: connect, stage };
-        let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
+        let mut sent = pin!(CONNECTING.scope(connecting, client.request(request)));
         let answer = loop {
             let end = match *told.borrow_and_update() {
                 // Until then the connector gives up by itself.
@@ -150,21 +202,47 @@ impl Outgoing {
                 () = sleep_until(end) => return Err(HttpError::ConnectionReadTimeout),
             }
         };
-        let mut answer = answer.map_err(|failure| error::of_client(&failure))?;
+        let mut answer = answer.map_err(|failure| {
+            let error = error::of_client(&failure);
+            if matches!(error, HttpError::TlsCertificateError)
+                && let Some(own) = own
+            {
+                own.refused(server.as_ref().map_or("", Authority::as_str), &failure);
+            }
+            error
+        })?;
         let by = answer.extensions_mut().remove::<By>().map(|By(kept)| kept.answered());
         Ok(answer.map(|body| Held::new(Timed::new(body, between, permit), by).boxed_unsync()))
     }
+}
+
+/// A client whose connections are all made to servers that these vouch for.
+fn client(stack: WeakStack, roots: Arc<Roots>) -> Sender {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIME)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .http1_max_buf_size(HEAD)
+        .http2_initial_stream_window_size(WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_send_buf_size(WINDOW as usize)
+        .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
+    builder.build(Connector::new(stack, roots))
 }
 
 /// What wasmtime asks when a guest sends a request.
 #[derive(Debug)]
 pub(crate) struct Hooks {
     stack: Stack,
+    own: Option<Arc<OwnRoots>>,
 }
 
 impl Hooks {
-    pub(crate) fn new(stack: Stack) -> Self {
-        Self { stack }
+    /// Those of a container in a pod, which may say itself whom it believes.
+    pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>) -> Self {
+        Self { stack, own }
     }
 }
 
@@ -182,9 +260,10 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Done,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let stack = self.stack.clone();
+        let (stack, own) = (self.stack.clone(), self.own.clone());
         Box::new(async move {
-            let answer = stack.outgoing().send(request, options.unwrap_or_default()).await?;
+            let options = options.unwrap_or_default();
+            let answer = stack.outgoing().send(request, options, own.as_ref()).await?;
             // The client looks after the connection; nothing is left to do.
             Ok((answer, Box::new(std::future::ready(Ok(()))) as Done))
         })

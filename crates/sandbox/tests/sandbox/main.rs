@@ -24,6 +24,7 @@ mod place;
 mod policy;
 mod preview1;
 mod sockets;
+mod tls;
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -158,6 +159,9 @@ const TESTS: &[Test] = tests! {
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
         lists_are_no_longer_than_linux_takes;
+    tls:
+        a_guest_believes_whom_its_container_names,
+        servers_and_execs_believe_whom_their_container_names;
 };
 
 fn main() -> ExitCode {
