@@ -100,4 +100,5 @@ cp prebuilt/hello.wasm ../examples/hello/hello.wasm
 cp prebuilt/http.wasm ../examples/http/http.wasm
 cp prebuilt/hello.wasm ../examples/volumes/hello.wasm
 cp prebuilt/fetch.wasm ../examples/outbound/fetch.wasm
+cp prebuilt/fetch.wasm ../examples/tls/fetch.wasm
 cat prebuilt/SHA256SUMS

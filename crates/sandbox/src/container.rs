@@ -20,9 +20,11 @@ use tokio::sync::watch;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use crate::{
+    directories::Directories,
     log::Log,
     net::{Claim, Stack},
     news::{News, Teller},
+    outgoing::OwnRoots,
     program::Program,
     state::{Budget, Usage},
 };
@@ -61,7 +63,9 @@ pub(crate) struct Container {
     pub(crate) log: Arc<Log>,
     pub(crate) usage: Arc<Usage>,
     /// In the order of the spec's preopens.
-    preopens: Vec<OwnedFd>,
+    directories: Arc<Directories>,
+    /// Whose certificates its guests believe, if it says so itself.
+    pub(crate) own_roots: Option<Arc<OwnRoots>>,
     /// The network of its pod.
     pub(crate) stack: Stack,
     /// Sockets that were handed over for it, until it ends.
@@ -84,12 +88,16 @@ pub(crate) struct Parts {
 
 impl Container {
     pub(crate) fn new(parts: Parts) -> Self {
+        let log = Arc::new(parts.log);
+        let paths = parts.spec.preopens.iter().map(|preopen| preopen.guest_path.as_str());
+        let directories = Arc::new(Directories::new(paths.zip(parts.preopens)));
         Self {
             usage: Arc::new(Usage::new(&parts.spec.limits)),
+            own_roots: OwnRoots::of(&parts.spec, &directories, &log),
             spec: parts.spec,
             program: parts.program,
-            log: Arc::new(parts.log),
-            preopens: parts.preopens,
+            log,
+            directories,
             stack: parts.stack.for_container(),
             claim: Mutex::new(parts.claim),
             stop: watch::Sender::new(Stop::No),
@@ -157,7 +165,7 @@ impl Container {
                 wasi.env("PWD", directory);
             }
         }
-        for (directory, preopen) in self.preopens.iter().zip(&self.spec.preopens) {
+        for (directory, preopen) in self.directories.iter().zip(&self.spec.preopens) {
             let rights = if preopen.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
             within(directory, || wasi.preopened_dir(".", &preopen.guest_path, rights).map(drop))??;
         }

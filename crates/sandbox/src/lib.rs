@@ -21,6 +21,7 @@ mod connection;
 mod container;
 mod control;
 mod create;
+mod directories;
 mod door;
 mod exec;
 mod exit;

@@ -106,12 +106,7 @@ pub(crate) async fn run(
             run.end(result)
         }
         (Program::Command(command), Ok(mut wasi)) => {
-            let state = ComponentState::new(
-                wasi.build(),
-                container.budget(),
-                container.stack.clone(),
-                None,
-            );
+            let state = ComponentState::new(wasi.build(), container, None);
             let mut run = Run::new(command.engine(), state, entered);
             let result = match command {
                 Command::P2(command) => unconstrained(run_command(&mut run.store, command)).await,

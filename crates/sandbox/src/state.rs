@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
+use crate::{container::Container, net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
 use krustlet_protocol::Limits;
 use wasmtime::{
     ResourceLimiter, Store,
@@ -316,13 +316,15 @@ pub(crate) struct ComponentState {
 }
 
 impl ComponentState {
-    /// One that may hold `most` handles; if none, so many as its pod's sockets need.
-    pub(crate) fn new(wasi: WasiCtx, budget: Budget, stack: Stack, most: Option<usize>) -> Self {
+    /// One of a container's, which may hold `most` handles; if none, so many as its
+    /// pod's sockets need.
+    pub(crate) fn new(wasi: WasiCtx, container: &Container, most: Option<usize>) -> Self {
+        let (stack, budget) = (container.stack.clone(), container.budget());
         let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
         let all = sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES);
         let mut table = ResourceTable::new();
         table.set_max_capacity(most.unwrap_or(all).min(all));
-        let outgoing = Hooks::new(stack.clone());
+        let outgoing = Hooks::new(stack.clone(), container.own_roots.clone());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
         Self { wasi, table, http, outgoing, budget, stack, most_handles: most }

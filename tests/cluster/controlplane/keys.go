@@ -46,7 +46,7 @@ func makeKeys(dir, server string, addresses []netip.Addr) (*keys, error) {
 		issue func() (Pair, error)
 	}
 	for _, wanted := range []request{
-		{"apiserver", func() (Pair, error) { return cluster.server("kube-apiserver", names, addresses) }},
+		{"apiserver", func() (Pair, error) { return cluster.Server("kube-apiserver", names, addresses) }},
 		// What it may do is in manifests/bootstrap.yaml.
 		{"apiserver-kubelet-client", func() (Pair, error) { return cluster.Client(kubeletClient) }},
 		{"front-proxy-client", func() (Pair, error) { return proxy.Client("front-proxy-client") }},

@@ -83,8 +83,8 @@ func (a *Authority) Client(user string, groups ...string) (Pair, error) {
 	return a.issue(template)
 }
 
-// server issues a certificate for these names and addresses.
-func (a *Authority) server(user string, names []string, addresses []netip.Addr) (Pair, error) {
+// Server issues a certificate for these names and addresses.
+func (a *Authority) Server(user string, names []string, addresses []netip.Addr) (Pair, error) {
 	template, err := template(pkix.Name{CommonName: user})
 	if err != nil {
 		return Pair{}, err

@@ -52,7 +52,7 @@ func (c *Cluster) StartSecureRegistry(ctx context.Context) (*SecureRegistry, err
 	if err != nil {
 		return nil, err
 	}
-	pair, err := authority.server("registry", nil, []netip.Addr{c.Room.Address(1)})
+	pair, err := authority.Server("registry", nil, []netip.Addr{c.Room.Address(1)})
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,9 @@
 //! The examples do what their pages say.
 
+use std::{net::TcpListener, process::Command};
+
+use krustlet_testkit::{Authority, serve_https};
+
 use crate::machine::{Machine, answer, ask, end, example, free_port, interrupt, until_served};
 
 #[tokio::test]
@@ -61,4 +65,46 @@ async fn a_client_goes_only_where_its_pods_list_says() {
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(said.contains("InvalidNetworkAnnotation") && said.contains("\"http://a\""), "{said}");
     assert_eq!(ran.status.code(), Some(1));
+}
+
+/// Gives this thread, and what it starts, a network of its own with one address
+/// besides the loopback's.
+fn own_network(address: &str) {
+    // SAFETY: descriptors stay as they are.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+    for args in [&["link", "set", "lo", "up"][..], &["address", "add", address, "dev", "lo"]] {
+        let done = Command::new("ip").args(args).status().expect("iproute2 is installed");
+        assert!(done.success(), "ip {args:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_believes_the_authority_that_its_pod_names() {
+    own_network("192.0.2.1/32");
+    let authority = Authority::new();
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    serve_https(listener, authority.server("192.0.2.1"), "believed\n");
+
+    let machine = Machine::new();
+    machine.write("fetch.wasm", std::fs::read(example("tls/fetch.wasm")).unwrap());
+    let manifest = std::fs::read_to_string(example("tls/pod.yaml")).unwrap();
+    assert!(manifest.contains("https://www.example.org/"), "{manifest}");
+    let manifest = manifest.replace("https://www.example.org/", &url);
+    let path = machine.write("pod.yaml", &manifest);
+    let ran = machine.krustlet(&["run", &path]).await;
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "TlsCertificateError\n", "{ran:?}");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        said.contains("the certificate of 192.0.2.1:") && said.contains("is refused"),
+        "{said}"
+    );
+
+    // The manifest's certificate, line by line as far as it is indented.
+    let begin = manifest.find("    -----BEGIN").unwrap();
+    let end = manifest.find("---\napiVersion: v1\nkind: Pod").unwrap();
+    let own: String = authority.pem().lines().map(|line| format!("    {line}\n")).collect();
+    let own = format!("{}{own}{}", &manifest[..begin], &manifest[end..]);
+    let text = machine.ok(&["run", &machine.write("pod.yaml", own)]).await;
+    assert_eq!(text, "200\nbelieved\n");
 }

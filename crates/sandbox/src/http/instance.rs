@@ -116,12 +116,8 @@ impl Server {
             Handler::P2(_) => 1,
             Handler::P3(_) => self.at_once_in_one,
         };
-        let state = ComponentState::new(
-            wasi.build(),
-            self.container.budget(),
-            self.container.stack.clone(),
-            Some(REQUEST_HANDLES.saturating_mul(at_once)),
-        );
+        let most = Some(REQUEST_HANDLES.saturating_mul(at_once));
+        let state = ComponentState::new(wasi.build(), &self.container, most);
         let mut store = store(self.handler.engine(), state, || {});
         // It yields by its epochs.
         let ended = match &self.handler {

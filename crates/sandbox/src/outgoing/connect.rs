@@ -54,8 +54,8 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(stack: &Stack, roots: Roots) -> Self {
-        Self { stack: stack.downgrade(), roots: Arc::new(roots) }
+    pub(super) fn new(stack: WeakStack, roots: Arc<Roots>) -> Self {
+        Self { stack, roots }
     }
 
     async fn connect(self, uri: Uri, end: Instant) -> Result<Link, ConnectError> {

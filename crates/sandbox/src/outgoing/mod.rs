@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! guest ──▶ Outgoing::send ──▶ client (hyper-util: connections kept, HTTP/1.1 and 2)
-//!                                └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
+//!             │                  └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
+//!             └ https, by whose word: roots.rs, own.rs
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
 //! ```
 //!
@@ -16,6 +17,7 @@
 mod body;
 mod connect;
 mod error;
+mod own;
 mod roots;
 #[cfg(test)]
 mod tests;
@@ -24,11 +26,14 @@ pub(crate) mod written;
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
-use http::{Extensions, Request, Response};
+use http::{
+    Extensions, Request, Response, Uri,
+    uri::{Authority, Scheme},
+};
 use http_body_util::BodyExt;
 use hyper_util::{
     client::legacy::{
@@ -44,15 +49,15 @@ use tokio::{
 };
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
 
-pub(crate) use self::roots::remember;
 use self::{
     body::{LONGEST, Timed},
     connect::{By, Connector},
     roots::Roots,
 };
+pub(crate) use self::{own::OwnRoots, roots::remember};
 use crate::{
     held::Held,
-    net::{Asking, Stack},
+    net::{Asking, Stack, WeakStack},
 };
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -87,11 +92,25 @@ const CHUNK: usize = 64 << 10;
 /// fields, counted with what they take in memory).
 const HEAD: usize = 64 << 10;
 
+type Sender = Client<Connector, WasiBody>;
+
 /// Sends a pod's requests. One for each pod.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    client: Client<Connector, WasiBody>,
+    stack: WeakStack,
+    client: Sender,
+    /// Those for https of containers that say whom they believe: a connection is
+    /// as good as the word of who vouched for it, and used by nobody else.
+    own: Mutex<Vec<Own>>,
     permits: Arc<Semaphore>,
+}
+
+/// The client of one container, and whom it believes.
+#[derive(Debug)]
+struct Own {
+    of: Weak<OwnRoots>,
+    roots: Arc<Roots>,
+    client: Sender,
 }
 
 tokio::task_local! {
@@ -150,24 +169,40 @@ impl Outgoing {
     }
 
     fn trusting(stack: &Stack, roots: Roots) -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIME)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .http1_max_buf_size(HEAD)
-            .http2_initial_stream_window_size(WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_max_send_buf_size(WINDOW as usize)
-            .http2_keep_alive_interval(PING_AFTER)
-            .http2_keep_alive_timeout(PING_TIME)
-            .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
-        let client = builder.build(Connector::new(stack, roots));
-        Self { client, permits: Arc::new(Semaphore::new(REQUESTS)) }
+        let stack = stack.downgrade();
+        let client = client(stack.clone(), Arc::new(roots));
+        let permits = Arc::new(Semaphore::new(REQUESTS));
+        Self { stack, client, own: Mutex::default(), permits }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// What sends to a server for a container. None if it is not known whom that
+    /// believes.
+    async fn client(&self, uri: &Uri, own: Option<&Arc<OwnRoots>>) -> Option<Sender> {
+        let Some(own) = own.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
+            return Some(self.client.clone());
+        };
+        let roots = own.roots().await;
+        let is_its = |one: &Own| one.of.as_ptr() == Arc::as_ptr(own);
+        let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // With a client go the connections that it keeps.
+        all.retain(|one| {
+            if is_its(one) {
+                roots.as_ref().is_some_and(|roots| Arc::ptr_eq(&one.roots, roots))
+            } else {
+                one.of.strong_count() > 0
+            }
+        });
+        let roots = roots?;
+        if let Some(known) = all.iter().find(|one| is_its(one)) {
+            return Some(known.client.clone());
+        }
+        let client = client(self.stack.clone(), Arc::clone(&roots));
+        all.push(Own { of: Arc::downgrade(own), roots, client: client.clone() });
+        Some(client)
+    }
+
+    /// Sends a request and waits for the head of its answer. `own` is whom the
+    /// container believes, if it says so itself.
     ///
     /// # Errors
     ///
@@ -176,6 +211,7 @@ impl Outgoing {
         &self,
         request: Request<WasiBody>,
         options: RequestOptions,
+        own: Option<&Arc<OwnRoots>>,
     ) -> Result<Response<WasiBody>, HttpError> {
         let connect = options.connect_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let first = options.first_byte_timeout.unwrap_or(PATIENCE).min(LONGEST);
@@ -183,6 +219,12 @@ impl Outgoing {
         // The semaphore is closed never: it lives as long as the client.
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
+        let begun = Instant::now();
+        let client = timeout(connect, self.client(request.uri(), own)).await;
+        let client = client.map_err(|_| HttpError::ConnectionTimeout)?;
+        let client = client.ok_or(HttpError::ConfigurationError)?;
+        let connect = connect.saturating_sub(begun.elapsed());
+        let server = request.uri().authority().cloned();
         let under_way = Arc::new(UnderWay::new(permit));
         let mut request =
             request.map(|body| Held::new(body, Arc::clone(&under_way)).boxed_unsync());
@@ -193,7 +235,7 @@ impl Outgoing {
         let stage = watch::Sender::new(Stage::Answer(Instant::now()));
         let mut told = stage.subscribe();
         let connecting = Connecting { time: connect, stage };
-        let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
+        let mut sent = pin!(CONNECTING.scope(connecting, client.request(request)));
         let mut sent = pin!(poll_fn(|context| {
             let answer = sent.as_mut().poll(context);
             // Before others run, who may close what is idle.
@@ -213,21 +255,49 @@ impl Outgoing {
                 () = sleep_until(end) => return Err(HttpError::ConnectionReadTimeout),
             }
         };
-        let mut answer = answer.map_err(|failure| error::of_client(&failure))?;
+        let mut answer = answer.map_err(|failure| {
+            let error = error::of_client(&failure);
+            if matches!(error, HttpError::TlsCertificateError)
+                && let Some(own) = own
+            {
+                own.refused(server.as_ref().map_or("", Authority::as_str), &failure);
+            }
+            error
+        })?;
         answer.extensions_mut().remove::<By>();
         Ok(answer.map(|body| Timed::new(body, between, under_way).boxed_unsync()))
     }
+}
+
+/// A client whose connections are all made to servers that these vouch for.
+fn client(stack: WeakStack, roots: Arc<Roots>) -> Sender {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIME)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .http1_max_buf_size(HEAD)
+        .http2_initial_stream_window_size(WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_send_buf_size(WINDOW as usize)
+        .http2_keep_alive_interval(PING_AFTER)
+        .http2_keep_alive_timeout(PING_TIME)
+        .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
+    builder.build(Connector::new(stack, roots))
 }
 
 /// What wasmtime asks when a guest sends a request.
 #[derive(Debug)]
 pub(crate) struct Hooks {
     stack: Stack,
+    own: Option<Arc<OwnRoots>>,
 }
 
 impl Hooks {
-    pub(crate) fn new(stack: Stack) -> Self {
-        Self { stack }
+    /// Those of a container in a pod, which may say itself whom it believes.
+    pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>) -> Self {
+        Self { stack, own }
     }
 }
 
@@ -253,9 +323,10 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Done,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let stack = self.stack.clone();
+        let (stack, own) = (self.stack.clone(), self.own.clone());
         Box::new(async move {
-            let answer = stack.outgoing().send(request, options.unwrap_or_default()).await?;
+            let options = options.unwrap_or_default();
+            let answer = stack.outgoing().send(request, options, own.as_ref()).await?;
             // The client looks after the connection; nothing is left to do.
             Ok((answer, Box::new(std::future::ready(Ok(()))) as Done))
         })

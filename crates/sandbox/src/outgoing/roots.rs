@@ -1,8 +1,9 @@
-//! Whose certificates are believed: what the node's system believes.
+//! Whose certificates are believed: what the node's system believes, unless a
+//! container says otherwise ([`own`](super::own)).
 //!
-//! A sandbox opens no file. So the zygote reads the system's bundle before it
-//! locks itself in, once for all; it is parsed by the first sandbox that needs
-//! it, for itself.
+//! A sandbox opens no file of the node. So the zygote reads the system's bundle
+//! before it locks itself in, once for all; it is parsed by the first sandbox
+//! that needs it, for itself.
 
 use std::{
     borrow::Cow,
@@ -26,8 +27,8 @@ const BUNDLES: [&str; 6] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// A bundle larger than this is none.
-const LARGEST: u64 = 8 << 20;
+/// Bytes of certificates; a bundle larger than this is none.
+pub(super) const LARGEST: u64 = 8 << 20;
 
 /// The text of the system's bundle.
 static SYSTEM: OnceLock<Vec<u8>> = OnceLock::new();
@@ -55,6 +56,12 @@ pub(crate) fn remember() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the system believe this, for all tests of this process.
+#[cfg(test)]
+pub(super) fn remember_this(bundle: &str) {
+    SYSTEM.set(bundle.as_bytes().to_vec()).expect("one test says what the system believes");
+}
+
 /// Authorities, and how TLS is spoken with those who have their word.
 #[derive(Debug)]
 pub(super) struct Roots {
@@ -64,7 +71,13 @@ pub(super) struct Roots {
 
 impl Roots {
     pub(super) fn of_system() -> Self {
-        Self::new(Cow::Borrowed(SYSTEM.get().map(Vec::as_slice).unwrap_or_default()))
+        Self::new(Cow::Borrowed(system()))
+    }
+
+    /// Those of a store; none if it is empty.
+    pub(super) fn of(store: RootCertStore) -> Option<Self> {
+        let config = OnceLock::from(Some(config(store)?));
+        Some(Self { bundle: Cow::Borrowed(b""), config })
     }
 
     /// Certificates in PEM.
@@ -84,21 +97,39 @@ impl Roots {
 
     fn parse(&self) -> Option<Arc<ClientConfig>> {
         let mut store = RootCertStore::empty();
-        // Bundles hold certificates that are too old for anyone; these are left
-        // out, as everywhere.
-        store.add_parsable_certificates(
-            CertificateDer::pem_slice_iter(&self.bundle).filter_map(Result::ok),
-        );
-        if store.is_empty() {
-            return None;
-        }
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let mut config = builder
-            .with_safe_default_protocol_versions()
-            .ok()?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Some(Arc::new(config))
+        add(&mut store, &self.bundle);
+        config(store)
     }
+}
+
+/// Adds the certificates of a text in PEM; how many there were.
+pub(super) fn add(store: &mut RootCertStore, text: &[u8]) -> usize {
+    // Bundles hold certificates that are too old for anyone; these are left
+    // out, as everywhere.
+    let certificates = CertificateDer::pem_slice_iter(text).filter_map(Result::ok);
+    store.add_parsable_certificates(certificates).0
+}
+
+/// Adds those of the system.
+pub(super) fn add_system(store: &mut RootCertStore) {
+    add(store, system());
+}
+
+fn system() -> &'static [u8] {
+    SYSTEM.get().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// None if nobody is believed.
+fn config(store: RootCertStore) -> Option<Arc<ClientConfig>> {
+    if store.is_empty() {
+        return None;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config = builder
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Some(Arc::new(config))
 }

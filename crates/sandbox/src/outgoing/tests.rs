@@ -18,8 +18,7 @@ use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
-use rustls::{ServerConfig, crypto::ring};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use krustlet_testkit::Authority;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Notify,
@@ -31,7 +30,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::net::{NetError, Options, Stream, tests::on_a_network};
 
-fn stack() -> Stack {
+pub(super) fn stack() -> Stack {
     let host = |address: &str, name: &str| Host {
         address: address.parse().unwrap(),
         names: vec![name.to_owned()],
@@ -61,15 +60,15 @@ fn full(text: &str) -> Body {
 }
 
 /// A server within the pod.
-struct Server {
-    at: SocketAddr,
-    connections: Arc<AtomicUsize>,
+pub(super) struct Server {
+    pub(super) at: SocketAddr,
+    pub(super) connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
 impl Server {
     /// Says by what version it was asked.
-    fn start(stack: &Stack, tls: Option<TlsAcceptor>) -> Self {
+    pub(super) fn start(stack: &Stack, tls: Option<TlsAcceptor>) -> Self {
         Self::raw(stack, move |stream: Stream| {
             let tls = tls.clone();
             async move {
@@ -133,7 +132,16 @@ fn request(uri: &str) -> Request<WasiBody> {
 }
 
 async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
-    let answer = outgoing.send(request(uri), RequestOptions::default()).await?;
+    ask_as(None, outgoing, uri).await
+}
+
+/// As a guest of a container that says whom it believes.
+pub(super) async fn ask_as(
+    own: Option<&Arc<OwnRoots>>,
+    outgoing: &Outgoing,
+    uri: &str,
+) -> Result<String, HttpError> {
+    let answer = outgoing.send(request(uri), RequestOptions::default(), own).await?;
     assert_eq!(answer.status(), StatusCode::OK);
     let body = answer.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(body.to_vec()).unwrap())
@@ -141,28 +149,19 @@ async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
 
 /// An authority, and a server that has its word for this name.
 fn trusted(name: &str) -> (Roots, TlsAcceptor) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let certificate = authority.self_signed(&key).unwrap();
-    let roots = Roots::new(Cow::Owned(certificate.pem().into_bytes()));
-    let issuer = rcgen::Issuer::new(authority, key);
-    let own_key = rcgen::KeyPair::generate().unwrap();
-    let own = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-    let own = own.signed_by(&own_key, &issuer).unwrap();
-    let own_key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own_key.serialize_der()));
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let mut config = builder
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![own.der().clone()], own_key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    (roots, TlsAcceptor::from(Arc::new(config)))
+    let authority = Authority::new();
+    let roots = Roots::new(Cow::Owned(authority.pem().to_owned().into_bytes()));
+    (roots, speaker(&authority, name))
 }
 
-fn nobody() -> Roots {
+/// One that has an authority's word for this name, and speaks both versions.
+pub(super) fn speaker(authority: &Authority, name: &str) -> TlsAcceptor {
+    let mut config = authority.server(name);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+pub(super) fn nobody() -> Roots {
     Roots::new(Cow::Borrowed(b""))
 }
 
@@ -256,18 +255,18 @@ async fn who_keeps_a_guest_waiting_is_left() {
     };
     let silent = Server::says(&stack, b"");
     let uri = format!("http://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all).await.map(drop);
+    let left = outgoing.send(request(&uri), all, None).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
     let begun = Instant::now();
     let first = RequestOptions { first_byte_timeout: Some(second), ..RequestOptions::default() };
-    let left = outgoing.send(request(&uri), first).await.map(drop);
+    let left = outgoing.send(request(&uri), first, None).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
     assert!(begun.elapsed() < PATIENCE, "the time for a connection is not added to it");
 
     let stalls = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
     let uri = format!("http://web.test:{}/", stalls.at.port());
-    let answer = outgoing.send(request(&uri), all).await.unwrap();
+    let answer = outgoing.send(request(&uri), all, None).await.unwrap();
     let left = answer.into_body().collect().await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
@@ -275,7 +274,7 @@ async fn who_keeps_a_guest_waiting_is_left() {
     let (roots, _) = trusted("web.test");
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all).await.map(drop);
+    let left = outgoing.send(request(&uri), all, None).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
 }
 
@@ -301,16 +300,16 @@ async fn no_more_requests_than_allowed_are_under_way() {
     let uri = format!("http://web.test:{}/", server.at.port());
     let mut held = Vec::new();
     for _ in 0..REQUESTS {
-        held.push(outgoing.send(request(&uri), RequestOptions::default()).await.unwrap());
+        held.push(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
     }
     let soon = RequestOptions {
         connect_timeout: Some(Duration::from_secs(1)),
         ..RequestOptions::default()
     };
-    let refused = outgoing.send(request(&uri), soon).await.map(drop);
+    let refused = outgoing.send(request(&uri), soon, None).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     held.pop();
-    assert!(outgoing.send(request(&uri), soon).await.is_ok());
+    assert!(outgoing.send(request(&uri), soon, None).await.is_ok());
 }
 
 #[tokio::test]
@@ -429,8 +428,10 @@ async fn a_connection_in_use_makes_no_room() {
         [(); 2].map(|()| Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"));
     let outgoing = Outgoing::trusting(&stack, nobody());
     let uri = |server: &Server| format!("http://web.test:{}/", server.at.port());
-    let answer = outgoing.send(request(&uri(&busy)), RequestOptions::default()).await.unwrap();
-    let refused = outgoing.send(request(&uri(&other)), RequestOptions::default()).await.map(drop);
+    let answer =
+        outgoing.send(request(&uri(&busy)), RequestOptions::default(), None).await.unwrap();
+    let refused =
+        outgoing.send(request(&uri(&other)), RequestOptions::default(), None).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     // It goes on.
     let mut body = answer.into_body();
@@ -458,7 +459,7 @@ async fn a_request_is_under_way_until_its_own_body_is_sent() {
     let uri = format!("http://web.test:{}/", server.at.port());
     let request = Request::post(&uri).body(body).unwrap();
     more.send(Bytes::from_static(b"first")).await.unwrap();
-    let answer = outgoing.send(request, RequestOptions::default()).await.unwrap();
+    let answer = outgoing.send(request, RequestOptions::default(), None).await.unwrap();
     assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1);
     drop(answer);
     tokio::task::yield_now().await;

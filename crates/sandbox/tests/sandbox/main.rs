@@ -24,6 +24,7 @@ mod place;
 mod policy;
 mod preview1;
 mod sockets;
+mod tls;
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -172,6 +173,9 @@ const TESTS: &[Test] = tests! {
         one_direction_ends_and_the_other_goes_on,
         a_module_is_told_which_listener_is_which,
         lists_are_no_longer_than_linux_takes;
+    tls:
+        a_guest_believes_whom_its_container_names,
+        servers_and_execs_believe_whom_their_container_names;
 };
 
 fn main() -> ExitCode {
