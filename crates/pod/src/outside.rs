@@ -21,6 +21,7 @@ use krustlet_protocol::{
 };
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
+    VisitStreams,
 };
 use krustlet_runtime::{Runtime, RuntimeError};
 use tokio::sync::watch;
@@ -137,6 +138,14 @@ pub trait PodRuntime: Send + Sync + 'static {
         streams: ExecStreams,
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>>;
 
+    /// Connects to a port of the pod's own loopback.
+    fn connect(
+        &self,
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> BoxFuture<'static, Result<(), Refused>>;
+
     /// What the pod's containers use.
     fn stats(&self, pod: PodUid) -> BoxFuture<'static, Result<Vec<StatsReport>, Refused>>;
 }
@@ -235,6 +244,16 @@ impl PodRuntime for Runtime {
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>> {
         let runtime = self.clone();
         Box::pin(async move { Ok(runtime.exec(&pod, &id, args, streams).await?) })
+    }
+
+    fn connect(
+        &self,
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let runtime = self.clone();
+        Box::pin(async move { Ok(runtime.connect(&pod, port, streams).await?) })
     }
 
     fn stats(&self, pod: PodUid) -> BoxFuture<'static, Result<Vec<StatsReport>, Refused>> {

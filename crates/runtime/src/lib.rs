@@ -34,5 +34,5 @@ pub use handle::{Domain, NetworkKind, PodSandbox, PodUser, Runtime, RuntimeConfi
 pub use mounts::{Handover, MountError};
 pub use namespace::namespace_of_pods;
 pub use task::RuntimeTask;
-pub use verbs::{ExecStreams, Launch};
+pub use verbs::{ExecStreams, Launch, VisitStreams};
 pub use zygote::StartError;

@@ -177,6 +177,28 @@ impl Stack {
         }
     }
 
+    /// Connects for the agent to a port of the pod's loopback, as a kubelet's
+    /// port-forward does: by IPv4, and by IPv6 where nobody listens there. No rule
+    /// of the pod's is asked; it counts as one of its sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::ConnectionRefused`]; as [`Stack::permit_or_room`].
+    ///
+    /// Source: containerd, `portForward` in `internal/cri/server/sandbox_portforward_linux.go`.
+    pub(crate) async fn visit(&self, port: u16) -> Result<Connection, NetError> {
+        let permit = self.permit_or_room().await?;
+        for family in [Family::V4, Family::V6] {
+            let from = self.0.private.reserve(SocketAddr::new(family.localhost(), 0))?;
+            let to = SocketAddr::new(family.localhost(), port);
+            match self.connect_private(permit.clone(), from.at(), to, Some(from)).await {
+                Err(NetError::ConnectionRefused) => {}
+                found => return found,
+            }
+        }
+        Err(NetError::ConnectionRefused)
+    }
+
     async fn connect_real(
         &self,
         permit: Permit,

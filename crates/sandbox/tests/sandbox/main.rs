@@ -24,6 +24,7 @@ mod place;
 mod policy;
 mod preview1;
 mod sockets;
+mod visits;
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -158,6 +159,9 @@ const TESTS: &[Test] = tests! {
         files_and_sockets_do_not_share_numbers,
         what_is_said_to_be_readable_is,
         lists_are_no_longer_than_linux_takes;
+    visits:
+        the_agent_reaches_what_a_pod_keeps_to_itself,
+        a_visit_counts_as_a_socket_and_ends_with_either_side;
 };
 
 fn main() -> ExitCode {

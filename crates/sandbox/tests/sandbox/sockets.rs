@@ -419,7 +419,7 @@ pub(crate) fn a_handed_socket_serves_while_the_guest_listens() {
     TcpListener::bind(at).expect("it is closed with its container");
 }
 
-fn http(port: u16) -> Make {
+pub(crate) fn http(port: u16) -> Make {
     let limits =
         HttpLimits { max_concurrent: 4, request_timeout_ms: 10_000, ..HttpLimits::default() };
     Make {
