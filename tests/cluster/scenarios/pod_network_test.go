@@ -152,6 +152,32 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 	if message := waiting(two).Message; !strings.Contains(message, want) {
 		t.Errorf("the message does not tell of %q: %q", want, message)
 	}
+
+	// So it is with all guests, also at ports that only root may have.
+	for _, guest := range []struct {
+		name string
+		args []string
+	}{{"c-echo", nil}, {"net", []string{"tcp-echo", "80"}}} {
+		server := func(name string) *corev1.Pod {
+			image := b.Image(t, guest.name+".wasm")
+			return on(node, port(wasmPod(name+"-"+guest.name, image, guest.args...), 80))
+		}
+		first, second := server("first"), server("second")
+		serving(t, b, ns, first)
+		create(t, b, ns, always(second))
+		clash := awaitWaiting(t, b, ns, second.Name, "CreateContainerError")
+		want := fmt.Sprintf("port 80 of %s is in use on this node", node.Address)
+		if message := waiting(clash).Message; !strings.Contains(message, want) {
+			t.Errorf("%s: the message does not tell of %q: %q", guest.name, want, message)
+		}
+		client := wasmPod("asks-"+guest.name, b.Image(t, "net.wasm"), "tcp-get", node.Address.String(), "80", "hello")
+		same(t, "the echo of "+guest.name, output(t, b, ns, on(node, client)), "hello\n")
+		// The second has the port once the first is gone.
+		remove(t, b, get(t, b, ns, first.Name))
+		last := awaitReady(t, b, ns, second.Name)
+		remove(t, b, last)
+		awaitGone(t, b, last)
+	}
 }
 
 // The node listens for the pod, which keeps an address and a port of its own.

@@ -3,7 +3,7 @@
 //!
 //! One listens only while something in the pod does, so that nobody is let in
 //! before: to a port where nobody listens a connection is refused, not kept
-//! waiting.
+//! waiting. Meanwhile it keeps its address from others.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustix::net::Shutdown;
+use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::place::Family;
@@ -105,7 +105,10 @@ impl Handed {
         let mut wanted = wanted.into_iter();
         let mut listening = Vec::new();
         while let Some(one) = wanted.next() {
-            if let Err(error) = rustix::net::listen(&one.socket, backlog) {
+            // Old connections do not keep it from its address.
+            let listens = set_socket_reuseaddr(&one.socket, true)
+                .and_then(|()| rustix::net::listen(&one.socket, backlog));
+            if let Err(error) = listens {
                 // Those that listen already put themselves back.
                 self.idle().extend(std::iter::once(one).chain(wanted));
                 return Err(error.into());
@@ -150,6 +153,10 @@ fn rest(socket: &Bound) {
     if let Ok(before) = before {
         let _ = rustix::net::bind(socket, &before);
     }
+    // Else whoever allows it too may bind to the address of one that does not
+    // listen (`inet_bind_conflict` in `net/ipv4/inet_connection_sock.c`). If it
+    // fails, listening will say so.
+    let _ = set_socket_reuseaddr(socket, false);
 }
 
 impl Listening {
@@ -204,6 +211,10 @@ mod tests {
             assert!(handed.has(address_of_port(80), true));
             for _ in 0..3 {
                 assert!(TcpStream::connect(address).is_err(), "nobody listens");
+                if port != 0 {
+                    let other = Bound::bind(address).unwrap_err();
+                    assert_eq!(other.kind(), io::ErrorKind::AddrInUse);
+                }
                 assert!(handed.listen(81, None, 8).unwrap().is_empty());
                 let listening = handed.listen(80, None, 8).unwrap();
                 assert_eq!(listening[0].local(), Some(address));

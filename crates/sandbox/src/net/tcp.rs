@@ -98,8 +98,8 @@ impl Stack {
             place::binding(&network, address.ip()).inspect_err(|error| self.note(*error))?;
         let mut last = NetError::AddressInUse;
         for _ in 0..TRIES {
-            // In host mode the agent alone may bind low ports: what it has bound for
-            // a port stands for the pod's own.
+            // In host mode the agent binds what a container declares: what it has
+            // bound for a port stands for the pod's own.
             let handed =
                 |ip| self.0.handed.has(SocketAddr::new(ip, address.port()), network.is_host);
             let bound = self.bind_both(real.filter(|ip| !handed(*ip)), private, address)?;
