@@ -12,8 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use krustlet_network::Network;
 use krustlet_protocol::{GuestKind, ListenPort};
-
-use crate::{outside::NetworkKind, place::Place};
+use rustix::io::Errno;
 
 /// The port of a container that declares none; that of `wasmtime serve`.
 pub const DEFAULT_PORT: u16 = 8080;
@@ -173,8 +172,8 @@ pub(crate) struct Sockets {
     pub(crate) ports: Vec<u16>,
 }
 
-/// Binds what a container's sandbox cannot bind itself: its ports where the pod has
-/// the node's address, so that it waits for one that somebody has and may have low
+/// Binds what a container's sandbox cannot bind itself: its ports at the addresses
+/// that its pod shares, so that it waits for one that somebody has and may have low
 /// ones, and the addresses at which the node listens for it. At an address of its
 /// own the sandbox listens, when the guest is started.
 ///
@@ -184,18 +183,26 @@ pub(crate) struct Sockets {
 /// already; otherwise what the system said.
 pub(crate) fn sockets(
     network: &Network,
-    place: &Place,
+    shared: Option<&[IpAddr]>,
     container: &Container,
     guest: &GuestKind,
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
     let mut own = Vec::new();
-    if place.kind == NetworkKind::Node {
+    if let Some(shared) = shared {
+        if shared.is_empty() {
+            return Err(ListenError::NoAddress);
+        }
         for port in taken_ports(container, guest)? {
-            for address in shared(place)? {
-                let address = SocketAddr::new(*address, port);
-                sockets.bound.push(listen(address)?);
-                sockets.ports.push(port);
+            for address in shared.iter().map(|ip| SocketAddr::new(*ip, port)) {
+                match listen(address) {
+                    Ok(listener) => {
+                        sockets.bound.push(listener);
+                        sockets.ports.push(port);
+                    }
+                    Err(error) if is_no_loopback(address, &error) => {}
+                    Err(error) => return Err(error),
+                }
                 own.push(address);
             }
         }
@@ -215,9 +222,12 @@ pub(crate) fn sockets(
     Ok(sockets)
 }
 
-/// The addresses that a pod has of the node.
-fn shared(place: &Place) -> Result<&[IpAddr], ListenError> {
-    if place.addresses.is_empty() { Err(ListenError::NoAddress) } else { Ok(&place.addresses) }
+/// Whether the machine has no such loopback, as where IPv6 is off.
+fn is_no_loopback(address: SocketAddr, error: &ListenError) -> bool {
+    let ListenError::Refused { source, .. } = error else { return false };
+    let is_missing = source.kind() == io::ErrorKind::AddrNotAvailable
+        || source.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error());
+    address.is_ipv6() && address.ip().is_loopback() && is_missing
 }
 
 /// Listens on an address that the pod shares.
@@ -314,8 +324,6 @@ mod tests {
     fn a_host_port_in_use_is_named() {
         let node: IpAddr = Ipv4Addr::LOCALHOST.into();
         let network = Network::host(vec![node]);
-        let own = "10.244.1.2".parse().unwrap();
-        let place = Place { kind: NetworkKind::Pods, addresses: vec![own] };
         let first = TcpListener::bind((node, 0)).unwrap();
         let port = first.local_addr().unwrap().port();
         let container = serde_json::from_value(
@@ -323,10 +331,10 @@ mod tests {
         )
         .unwrap();
         let guest = GuestKind::Command;
-        let error = sockets(&network, &place, &container, &guest).unwrap_err();
+        let error = sockets(&network, None, &container, &guest).unwrap_err();
         assert!(matches!(error, ListenError::HostInUse { .. }), "{error}");
         drop(first);
-        let sockets = sockets(&network, &place, &container, &guest).unwrap();
+        let sockets = sockets(&network, None, &container, &guest).unwrap();
         assert_eq!((sockets.ports, sockets.bound.len()), (vec![80], 1));
     }
 
@@ -340,15 +348,16 @@ mod tests {
             let port = four.local_addr().unwrap().port();
             TcpListener::bind((addresses[1], port)).is_ok().then_some(port)
         };
-        let [one, other] = [(); 2].map(|()| std::iter::from_fn(|| Some(free())).flatten().next());
-        let (one, other) = (one.unwrap(), other.unwrap());
+        let mut ports = std::iter::repeat_with(free).flatten();
+        let one = ports.next().unwrap();
+        let other = ports.find(|port| *port != one).unwrap();
         let container: Container = serde_json::from_value(json!({"name": "main", "ports": [
             {"containerPort": one, "name": "http"},
             {"containerPort": other},
             {"containerPort": 53, "protocol": "UDP"},
         ]}))
         .unwrap();
-        let shared = Place { kind: NetworkKind::Node, addresses: addresses.to_vec() };
+        let shared = Some(&addresses[..]);
         let module = GuestKind::Module { export: "_start".into() };
         let http = GuestKind::Http(HttpLimits::default());
         for (guest, taken) in [
@@ -356,20 +365,19 @@ mod tests {
             (&GuestKind::Command, vec![one, one, other, other]),
             (&http, vec![one, one]),
         ] {
-            let found = sockets(&network, &shared, &container, guest).unwrap();
+            let found = sockets(&network, shared, &container, guest).unwrap();
             assert_eq!(found.ports, taken, "{guest:?}");
             for (bound, (port, ip)) in
                 found.bound.iter().zip(taken.iter().zip(addresses.iter().cycle()))
             {
                 assert_eq!(bound.local_addr().unwrap(), SocketAddr::new(*ip, *port));
             }
-            let error = sockets(&network, &shared, &container, guest).unwrap_err();
+            let error = sockets(&network, shared, &container, guest).unwrap_err();
             assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
         }
         // An address of its own is the sandbox's to bind.
-        let own = Place { kind: NetworkKind::Pods, ..shared };
         for guest in [module, GuestKind::Command, http] {
-            assert!(sockets(&network, &own, &container, &guest).unwrap().bound.is_empty());
+            assert!(sockets(&network, None, &container, &guest).unwrap().bound.is_empty());
         }
     }
 }

@@ -66,6 +66,20 @@ func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
 	// Pods with addresses of their own reach it there.
 	other := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, node, "other")))
 	b.WaitServes(t, node.As(other), node.Address.String(), 8082)
+
+	// The node's loopback is the pod's, and nobody else's.
+	b.WaitServes(t, b.Outside(), "127.0.0.1", 8082)
+	client := func(name string) *corev1.Pod {
+		return on(node, wasmPod(name, b.Image(t, "net.wasm"), "connect", "127.0.0.1", "8082"))
+	}
+	ofHost := client("of-host")
+	ofHost.Spec.HostNetwork = true
+	if said := output(t, b, ns, ofHost); !strings.HasPrefix(said, "ok\n") {
+		t.Errorf("a pod of the host's network hears at its loopback: %q", said)
+	}
+	create(t, b, ns, client("ordinary"))
+	awaitPhase(t, b, ns, "ordinary", corev1.PodFailed)
+	same(t, "what another pod hears", logs(t, b, ns, "ordinary"), refused)
 }
 
 func TestAddressesOutliveTheAgent(t *testing.T) {

@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener as Bound},
+    net::{IpAddr, SocketAddr, TcpListener as Bound},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
 };
@@ -36,6 +36,25 @@ struct Idle {
 impl Idle {
     fn family(&self) -> Option<Family> {
         self.socket.local_addr().ok().map(|local| Family::of(local.ip()))
+    }
+}
+
+/// Which of those that are for a port.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which {
+    All,
+    Of(Family),
+    /// Bound to this address.
+    At(IpAddr),
+}
+
+impl Which {
+    fn has(self, one: &Idle) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(family) => one.family() == Some(family),
+            Self::At(ip) => one.socket.local_addr().is_ok_and(|local| local.ip() == ip),
+        }
     }
 }
 
@@ -77,17 +96,19 @@ impl Handed {
         Ok(Claim { first, owner: Some(owner), home: self.clone() })
     }
 
-    /// Whether one is bound to this very address, or is for its port at all.
+    /// Whether one is bound to this very address, or is for its port and family
+    /// at all.
     pub(super) fn has(&self, address: SocketAddr, for_port: bool) -> bool {
+        let family = Some(Family::of(address.ip()));
         let bound = |one: &Idle| {
-            for_port && one.port == address.port()
+            for_port && one.port == address.port() && one.family() == family
                 || one.socket.local_addr().is_ok_and(|local| local == address)
         };
         self.idle().iter().any(bound)
     }
 
-    /// Listens on all that are for a port, and of one family if it is said, with
-    /// room for so many connections.
+    /// Listens on all that are for a port and wanted, with room for so many
+    /// connections.
     ///
     /// # Errors
     ///
@@ -95,12 +116,10 @@ impl Handed {
     pub(super) fn listen(
         &self,
         port: u16,
-        family: Option<Family>,
+        which: Which,
         backlog: i32,
     ) -> io::Result<Vec<Listening>> {
-        let is_wanted = |one: &mut Idle| {
-            one.port == port && family.is_none_or(|family| one.family() == Some(family))
-        };
+        let is_wanted = |one: &mut Idle| one.port == port && which.has(one);
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
         let mut listening = Vec::new();
@@ -215,13 +234,13 @@ mod tests {
                     let other = Bound::bind(address).unwrap_err();
                     assert_eq!(other.kind(), io::ErrorKind::AddrInUse);
                 }
-                assert!(handed.listen(81, None, 8).unwrap().is_empty());
-                let listening = handed.listen(80, None, 8).unwrap();
+                assert!(handed.listen(81, Which::All, 8).unwrap().is_empty());
+                let listening = handed.listen(80, Which::All, 8).unwrap();
                 assert_eq!(listening[0].local(), Some(address));
-                assert!(handed.listen(80, None, 8).unwrap().is_empty(), "it is in use");
+                assert!(handed.listen(80, Which::All, 8).unwrap().is_empty(), "it is in use");
                 TcpStream::connect(address).unwrap();
             }
-            let last = handed.listen(80, None, 8).unwrap();
+            let last = handed.listen(80, Which::All, 8).unwrap();
             drop(claim);
             TcpStream::connect(address).unwrap();
             drop(last);
@@ -235,13 +254,15 @@ mod tests {
         let addresses = bound.each_ref().map(|socket| socket.local_addr().unwrap());
         let handed = Handed::default();
         let _claim = handed.add(bound.into_iter().map(|socket| (80, socket)).collect()).unwrap();
-        let listen = |family| handed.listen(80, Some(family), 8).unwrap();
+        let listen = |family| handed.listen(80, Which::Of(family), 8).unwrap();
         let six = listen(Family::V6);
         assert!(listen(Family::V6).is_empty());
         let four = listen(Family::V4);
         assert_eq!([&four, &six].map(|all| all[0].local()), addresses.map(Some));
         drop((four, six));
-        assert_eq!(handed.listen(80, None, 8).unwrap().len(), 2);
+        assert_eq!(handed.listen(80, Which::All, 8).unwrap().len(), 2);
+        let at = |ip: &str| handed.listen(80, Which::At(ip.parse().unwrap()), 8).unwrap();
+        assert_eq!([at("::1"), at("127.0.0.1"), at("127.0.0.2")].map(|all| all.len()), [1, 1, 0]);
     }
 
     #[tokio::test]
@@ -257,10 +278,10 @@ mod tests {
         let claim = handed.add(vec![(80, first), (80, last)]).unwrap();
         let owner = Arc::downgrade(claim.owner.as_ref().unwrap());
         handed.idle().insert(1, Idle { port: 80, socket: wrong, owner });
-        handed.listen(80, None, 8).unwrap_err();
+        handed.listen(80, Which::All, 8).unwrap_err();
         handed.idle().retain(|one| addresses.contains(&one.socket.local_addr().unwrap()));
         assert!(TcpStream::connect(addresses[0]).is_err(), "it is at rest");
-        let listening = handed.listen(80, None, 8).unwrap();
+        let listening = handed.listen(80, Which::All, 8).unwrap();
         assert_eq!(listening.len(), 2);
         for address in addresses {
             TcpStream::connect(address).unwrap();

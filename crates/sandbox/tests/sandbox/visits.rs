@@ -124,3 +124,17 @@ pub(crate) fn a_visit_counts_as_a_socket_and_ends_with_either_side() {
     drop(last);
     visit(&sandbox, "pod", 8081).err().unwrap();
 }
+
+pub(crate) fn the_agent_reaches_the_loopback_that_a_pod_shares() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let of_host = PodNetwork { is_host: true, shares_loopback: true, ..network(&["10.77.4.6"]) };
+    sandbox.network("pod", &of_host);
+    serve(&sandbox, "pod", &["tcp-echo", "8095", "127.0.0.1"]);
+    serve(&sandbox, "pod", &["tcp-echo", "8096", "::1"]);
+    for port in [8095, 8096] {
+        assert_eq!(exchange(visit(&sandbox, "pod", port).unwrap(), "host"), "host", "{port}");
+    }
+    let refused = visit(&sandbox, "pod", 9).err().unwrap();
+    assert!(refused.contains("the connection was refused"), "{refused}");
+}
