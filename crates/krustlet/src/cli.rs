@@ -5,6 +5,8 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use krustlet_model::bandwidth::MOST_SOCKETS;
 
+use crate::commands::port_forward::Forward;
+
 /// Runs WebAssembly as Kubernetes pods.
 #[derive(Debug, Parser)]
 #[command(name = "krustlet", version, propagate_version = true)]
@@ -27,6 +29,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Run the container's program once more, beside it
     Exec(ExecArgs),
+    /// Lead ports of this machine to those of a pod, its own localhost included
+    PortForward(PortForwardArgs),
     /// Stop a pod; one of a cluster ends as failed
     Stop(StopArgs),
     /// Show what running containers use
@@ -266,6 +270,21 @@ pub(crate) struct ExecArgs {
     /// The program's arguments, its name first
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+    /// State directory.
+    #[command(flatten)]
+    pub(crate) root: RootArgs,
+}
+
+/// Flags of `krustlet port-forward`.
+#[derive(Debug, Args)]
+pub(crate) struct PortForwardArgs {
+    /// Which pod.
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+    /// The pod's port, after the one of this machine if that is another; without
+    /// one before the colon, any that is free
+    #[arg(required = true, value_name = "[LOCAL:]PORT")]
+    pub(crate) ports: Vec<Forward>,
     /// State directory.
     #[command(flatten)]
     pub(crate) root: RootArgs,

@@ -67,6 +67,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Ps(args) => commands::ps::run(args).await?,
             Command::Logs(args) => commands::logs::run(args).await?,
             Command::Exec(args) => return commands::exec::run(args).await,
+            Command::PortForward(args) => commands::port_forward::run(args).await?,
             Command::Stop(args) => commands::stop::run(args).await?,
             Command::Stats(args) => commands::stats::run(args).await?,
             Command::Push(args) => commands::push::run(args).await?,

@@ -7,7 +7,7 @@ use krustlet_protocol::ExecOutcome;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    outside::{ExecStreams, PodRuntime, Refused},
+    outside::{ExecStreams, PodRuntime, Refused, VisitStreams},
     view::{PodStats, PodView, Views},
 };
 
@@ -106,6 +106,21 @@ impl Pods {
             return Err(AskError::NotRunning { key: key.clone(), name: found.name.clone() });
         };
         Ok(self.runtime.exec(view.uid.clone(), id, args, streams).await?)
+    }
+
+    /// Connects to a port of a pod's own loopback; returns when it is connected.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError::NoPod`]; [`AskError::Refused`] if nobody listens there.
+    pub async fn connect(
+        &self,
+        key: &PodKey,
+        port: u16,
+        streams: VisitStreams,
+    ) -> Result<(), AskError> {
+        let view = self.view(key)?;
+        Ok(self.runtime.connect(view.uid.clone(), port, streams).await?)
     }
 
     /// Stops a pod without removing it, giving it `grace` (whole seconds,

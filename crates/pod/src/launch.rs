@@ -26,7 +26,7 @@ use crate::{
     listeners::{self, ListenError},
     objects,
     outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
-    place::Place,
+    place::{self, Place},
     turns::Turns,
     users,
     words::{self, waiting},
@@ -145,7 +145,8 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
     let listen_ports = listeners::listen_ports(container, &guest)?;
-    let sockets = listeners::sockets(&outside.network, &order.place, container, &guest)?;
+    let shared = place::shared(pod, &order.place);
+    let sockets = listeners::sockets(&outside.network, shared.as_deref(), container, &guest)?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);

@@ -12,8 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use krustlet_network::Network;
 use krustlet_protocol::{GuestKind, ListenPort};
-
-use crate::{outside::NetworkKind, place::Place};
+use rustix::io::Errno;
 
 /// The port of a container that declares none; that of `wasmtime serve`.
 pub const DEFAULT_PORT: u16 = 8080;
@@ -26,7 +25,7 @@ pub enum ListenError {
     Invalid { given: i32 },
 
     #[error(
-        "port {} of {} is in use on this node, whose pods share its address; \
+        "port {} of {} is in use on this node, whose address the pod shares; \
          choose another containerPort or stop what uses it",
         .address.port(), .address.ip()
     )]
@@ -93,15 +92,29 @@ pub fn listen_ports(
             Ok(vec![ListenPort { name: Some("http".to_owned()), port: http_port(container)? }])
         }
         GuestKind::Command => Ok(Vec::new()),
-        GuestKind::Module { .. } => {
-            let mut ports: Vec<ListenPort> = Vec::new();
-            for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
-                let port = number(declared)?;
-                if !ports.iter().any(|before| before.port == port) {
-                    ports.push(ListenPort { name: declared.name.clone(), port });
-                }
-            }
-            Ok(ports)
+        GuestKind::Module { .. } => tcp_ports(container),
+    }
+}
+
+/// The TCP ports that are declared, in their order and none twice.
+fn tcp_ports(container: &Container) -> Result<Vec<ListenPort>, ListenError> {
+    let mut ports: Vec<ListenPort> = Vec::new();
+    for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
+        let port = number(declared)?;
+        if !ports.iter().any(|before| before.port == port) {
+            ports.push(ListenPort { name: declared.name.clone(), port });
+        }
+    }
+    Ok(ports)
+}
+
+/// The ports that a container takes of the address that its pod shares: an http
+/// guest's one, and all that are declared of others.
+fn taken_ports(container: &Container, guest: &GuestKind) -> Result<Vec<u16>, ListenError> {
+    match guest {
+        GuestKind::Http(_) => Ok(vec![http_port(container)?]),
+        GuestKind::Command | GuestKind::Module { .. } => {
+            Ok(tcp_ports(container)?.into_iter().map(|taken| taken.port).collect())
         }
     }
 }
@@ -159,9 +172,10 @@ pub(crate) struct Sockets {
     pub(crate) ports: Vec<u16>,
 }
 
-/// Binds what a container's sandbox cannot bind itself: an http guest's port where
-/// the pod has the node's address, and the addresses at which the node listens for
-/// it. At an address of its own the sandbox listens, when the guest is started.
+/// Binds what a container's sandbox cannot bind itself: its ports at the addresses
+/// that its pod shares, so that it waits for one that somebody has and may have low
+/// ones, and the addresses at which the node listens for it. At an address of its
+/// own the sandbox listens, when the guest is started.
 ///
 /// # Errors
 ///
@@ -169,22 +183,33 @@ pub(crate) struct Sockets {
 /// already; otherwise what the system said.
 pub(crate) fn sockets(
     network: &Network,
-    place: &Place,
+    shared: Option<&[IpAddr]>,
     container: &Container,
     guest: &GuestKind,
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
-    let mut own = None;
-    if let (GuestKind::Http(_), NetworkKind::Node) = (guest, place.kind) {
-        let port = http_port(container)?;
-        let listener = listen(place, port)?;
-        own = listener.local_addr().ok();
-        sockets.bound.push(listener);
-        sockets.ports.push(port);
+    let mut own = Vec::new();
+    if let Some(shared) = shared {
+        if shared.is_empty() {
+            return Err(ListenError::NoAddress);
+        }
+        for port in taken_ports(container, guest)? {
+            for address in shared.iter().map(|ip| SocketAddr::new(*ip, port)) {
+                match listen(address) {
+                    Ok(listener) => {
+                        sockets.bound.push(listener);
+                        sockets.ports.push(port);
+                    }
+                    Err(error) if is_no_loopback(address, &error) => {}
+                    Err(error) => return Err(error),
+                }
+                own.push(address);
+            }
+        }
     }
     for HostAddress { address, port } in host_addresses(container, network.node_addresses())? {
         // Where the pod has the node's address, its own port may be the host's.
-        if own == Some(address) {
+        if own.contains(&address) {
             continue;
         }
         let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
@@ -197,10 +222,16 @@ pub(crate) fn sockets(
     Ok(sockets)
 }
 
-/// Listens on a port of the node's first address.
-fn listen(place: &Place, port: u16) -> Result<TcpListener, ListenError> {
-    let address = *place.addresses.first().ok_or(ListenError::NoAddress)?;
-    let address = SocketAddr::new(address, port);
+/// Whether the machine has no such loopback, as where IPv6 is off.
+fn is_no_loopback(address: SocketAddr, error: &ListenError) -> bool {
+    let ListenError::Refused { source, .. } = error else { return false };
+    let is_missing = source.kind() == io::ErrorKind::AddrNotAvailable
+        || source.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error());
+    address.is_ipv6() && address.ip().is_loopback() && is_missing
+}
+
+/// Listens on an address that the pod shares.
+fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse { address },
         _ => ListenError::Refused { address, source },
@@ -216,8 +247,9 @@ fn unblocked(listener: TcpListener, address: SocketAddr) -> Result<TcpListener, 
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
+    use krustlet_protocol::HttpLimits;
     use serde_json::json;
 
     use super::*;
@@ -292,7 +324,6 @@ mod tests {
     fn a_host_port_in_use_is_named() {
         let node: IpAddr = Ipv4Addr::LOCALHOST.into();
         let network = Network::host(vec![node]);
-        let place = Place { kind: NetworkKind::Node, addresses: vec![node] };
         let first = TcpListener::bind((node, 0)).unwrap();
         let port = first.local_addr().unwrap().port();
         let container = serde_json::from_value(
@@ -300,22 +331,53 @@ mod tests {
         )
         .unwrap();
         let guest = GuestKind::Command;
-        let error = sockets(&network, &place, &container, &guest).unwrap_err();
+        let error = sockets(&network, None, &container, &guest).unwrap_err();
         assert!(matches!(error, ListenError::HostInUse { .. }), "{error}");
         drop(first);
-        let sockets = sockets(&network, &place, &container, &guest).unwrap();
+        let sockets = sockets(&network, None, &container, &guest).unwrap();
         assert_eq!((sockets.ports, sockets.bound.len()), (vec![80], 1));
     }
 
     #[test]
-    fn a_port_in_use_is_named() {
-        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let place = Place { kind: NetworkKind::Node, addresses: vec![address] };
-        let first = listen(&place, 0).unwrap();
-        let port = first.local_addr().unwrap().port();
-        let error = listen(&place, port).unwrap_err();
-        assert!(matches!(error, ListenError::InUse { .. }), "{error}");
-        drop(first);
-        listen(&place, port).unwrap();
+    fn ports_of_all_guests_are_taken_of_an_address_that_pods_share() {
+        let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let network = Network::host(addresses.to_vec());
+        // One that the system has just had free at both.
+        let free = || {
+            let four = TcpListener::bind((addresses[0], 0)).unwrap();
+            let port = four.local_addr().unwrap().port();
+            TcpListener::bind((addresses[1], port)).is_ok().then_some(port)
+        };
+        let mut ports = std::iter::repeat_with(free).flatten();
+        let one = ports.next().unwrap();
+        let other = ports.find(|port| *port != one).unwrap();
+        let container: Container = serde_json::from_value(json!({"name": "main", "ports": [
+            {"containerPort": one, "name": "http"},
+            {"containerPort": other},
+            {"containerPort": 53, "protocol": "UDP"},
+        ]}))
+        .unwrap();
+        let shared = Some(&addresses[..]);
+        let module = GuestKind::Module { export: "_start".into() };
+        let http = GuestKind::Http(HttpLimits::default());
+        for (guest, taken) in [
+            (&module, vec![one, one, other, other]),
+            (&GuestKind::Command, vec![one, one, other, other]),
+            (&http, vec![one, one]),
+        ] {
+            let found = sockets(&network, shared, &container, guest).unwrap();
+            assert_eq!(found.ports, taken, "{guest:?}");
+            for (bound, (port, ip)) in
+                found.bound.iter().zip(taken.iter().zip(addresses.iter().cycle()))
+            {
+                assert_eq!(bound.local_addr().unwrap(), SocketAddr::new(*ip, *port));
+            }
+            let error = sockets(&network, shared, &container, guest).unwrap_err();
+            assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
+        }
+        // An address of its own is the sandbox's to bind.
+        for guest in [module, GuestKind::Command, http] {
+            assert!(sockets(&network, None, &container, &guest).unwrap().bound.is_empty());
+        }
     }
 }

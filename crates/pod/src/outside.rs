@@ -19,7 +19,7 @@ use krustlet_network::Network;
 use krustlet_protocol::{ExecOutcome, Failure, Limits, PodNetwork, connection::CallError};
 pub use krustlet_runtime::{
     Adopted, Domain, ExecStreams, Launch, NetworkKind, PodEvent, PodEvents, PodSandbox, PodUser,
-    Stats,
+    Stats, VisitStreams,
 };
 use krustlet_runtime::{Runtime, RuntimeError};
 use tokio::sync::watch;
@@ -136,6 +136,14 @@ pub trait PodRuntime: Send + Sync + 'static {
         streams: ExecStreams,
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>>;
 
+    /// Connects to a port of the pod's own loopback.
+    fn connect(
+        &self,
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> BoxFuture<'static, Result<(), Refused>>;
+
     /// What the containers of every pod use whose sandbox answers.
     fn stats(&self) -> BoxFuture<'static, Result<Stats, Refused>>;
 }
@@ -234,6 +242,16 @@ impl PodRuntime for Runtime {
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>> {
         let runtime = self.clone();
         Box::pin(async move { Ok(runtime.exec(&pod, &id, args, streams).await?) })
+    }
+
+    fn connect(
+        &self,
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let runtime = self.clone();
+        Box::pin(async move { Ok(runtime.connect(&pod, port, streams).await?) })
     }
 
     fn stats(&self) -> BoxFuture<'static, Result<Stats, Refused>> {

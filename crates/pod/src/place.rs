@@ -5,7 +5,7 @@
 //! deaths of sandbox and agent. What the pod's sockets may do there is put
 //! together here.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
@@ -43,6 +43,22 @@ pub(crate) enum NoPlace {
 /// Whether the pod asks for the node's own network.
 pub(crate) fn is_host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
+}
+
+/// The addresses that a pod shares, so that its ports there are taken before it
+/// runs: the node's, with `hostNetwork` its loopback too. None if the pod has
+/// addresses of its own.
+pub(crate) fn shared(pod: &Pod, place: &Place) -> Option<Vec<IpAddr>> {
+    if place.kind != NetworkKind::Node {
+        return None;
+    }
+    let mut shared = place.addresses.clone();
+    if is_host_network(pod) {
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        // Standalone the node's address is one of them.
+        shared.extend(loopback.into_iter().filter(|ip| !place.addresses.contains(ip)));
+    }
+    Some(shared)
 }
 
 /// Finds a place for a pod.
@@ -106,11 +122,38 @@ pub(crate) fn rules(
     PodNetwork {
         addresses: place.addresses.clone(),
         is_host: place.kind == NetworkKind::Node,
+        shares_loopback: is_host_network(pod),
         refused: network.refused(is_host_network(pod)),
         policy: guard.policy.clone(),
         outbound: guard.outbound.clone(),
         // Filled in when the node's files have been read.
         names: Names::default(),
         limits: limits.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_shares_what_it_has_of_the_node() {
+        let pod = |host: bool| -> Pod {
+            let spec = json!({"containers": [], "hostNetwork": host});
+            serde_json::from_value(json!({"spec": spec})).unwrap()
+        };
+        let place = |kind, address: &str| Place { kind, addresses: vec![address.parse().unwrap()] };
+        let found = |host, place: &Place| {
+            let all = shared(&pod(host), place)?;
+            Some(all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(found(false, &place(NetworkKind::Pods, "10.244.1.2")), None);
+        let node = place(NetworkKind::Node, "192.0.2.1");
+        assert_eq!(found(false, &node).unwrap(), "192.0.2.1");
+        assert_eq!(found(true, &node).unwrap(), "192.0.2.1 127.0.0.1 ::1");
+        let standalone = place(NetworkKind::Node, "127.0.0.1");
+        assert_eq!(found(true, &standalone).unwrap(), "127.0.0.1 ::1");
     }
 }

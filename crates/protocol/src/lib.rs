@@ -42,7 +42,7 @@ pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimi
 /// The protocol's version. Goes up when a verb or field is added.
 ///
 /// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`, `SetPodNetwork`,
-/// `UpdateContainer`, `Complained`.
+/// `UpdateContainer`, `Complained`, `Connect`.
 pub const VERSION: u32 = 2;
 
 /// The version from which on an agent understands a message in a memfd.

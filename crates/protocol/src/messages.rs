@@ -38,7 +38,8 @@ pub enum DescriptorName {
     Preopen,
     /// A bound TCP socket; whether it listens makes no difference.
     Listener,
-    /// The standard streams of an [`SandboxRequest::Exec`].
+    /// The standard streams of an [`SandboxRequest::Exec`]; of a
+    /// [`SandboxRequest::Connect`] what is sent to the pod, and what it sends.
     Stdin,
     /// See [`DescriptorName::Stdin`].
     Stdout,
@@ -172,6 +173,17 @@ pub enum SandboxRequest {
         id: ContainerId,
         /// Arguments, the program's name first.
         args: Vec<String>,
+    },
+    /// Connects to a port of the pod's own loopback: at `127.0.0.1`, and at `::1`
+    /// where nobody listens there. No policy is asked. Descriptors: `Stdin`, what
+    /// is sent to the pod, and `Stdout`, what it sends; best two pipes. The reply
+    /// comes when it is connected. The connection ends when both have ended, or
+    /// nobody reads `Stdout` any more.
+    Connect {
+        /// Which pod.
+        pod: PodUid,
+        /// The port.
+        port: u16,
     },
     /// Hands over the log to go on with after the next one. Descriptor: `NextLog`.
     NextLog {

@@ -15,15 +15,17 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct PodNetwork {
     /// The pod's addresses, the node's own family first; at most one for each
-    /// family. Every socket of the pod is bound to one of them. Empty: the pod
-    /// has no network, and every socket is refused.
+    /// family. Every socket of the pod is bound to one of them, or to the
+    /// loopback. Empty: the pod has no network, and every socket is refused.
     pub addresses: Vec<IpAddr>,
     /// Whether the addresses are the node's, which the pod shares with it:
     /// ports below 1024 can then be bound only if their listener was handed
     /// over.
     pub is_host: bool,
-    /// Where no guest may connect or send to. Loopback is not among them: it is
-    /// the pod's own.
+    /// Whether the loopback is the node's too, and no other is there, as with
+    /// `hostNetwork`. Else `127.0.0.0/8` and `::1` are the pod's own.
+    pub shares_loopback: bool,
+    /// Where no guest may connect or send to. Loopback is not among them.
     pub refused: Vec<Destinations>,
     /// What the cluster's policies let through. None if that is not known now:
     /// what was said last stays, and if nothing was, nothing is let through.
@@ -42,6 +44,7 @@ impl Default for PodNetwork {
         Self {
             addresses: Vec::new(),
             is_host: false,
+            shares_loopback: false,
             refused: Vec::new(),
             policy: Some(PodPolicy::default()),
             outbound: None,

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Adopted, ExecStreams, Handover, Launch, OpenError, PodEvents, RuntimeError, RuntimeTask,
+    VisitStreams,
     mounts::{self, Use},
     record::{State, is_file_name},
     sandbox::Common,
@@ -169,6 +170,12 @@ pub(crate) enum Command {
         args: Vec<String>,
         streams: ExecStreams,
         reply: Reply<ExecOutcome>,
+    },
+    Connect {
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+        reply: Reply<()>,
     },
     Stats {
         reply: Reply<Stats>,
@@ -352,6 +359,26 @@ impl Runtime {
     ) -> Result<ExecOutcome, RuntimeError> {
         let (pod, id) = (pod.clone(), id.clone());
         self.ask(|reply| Command::Exec { pod, id, args, streams, reply }).await
+    }
+
+    /// Connects to a port of the pod's own loopback, as a container of it would:
+    /// by IPv4, and by IPv6 where nobody listens there. Returns when it is
+    /// connected; what comes and goes then is no concern of this agent's task. It
+    /// counts as one of the pod's sockets, and no policy is asked.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Refused`] if nobody listens there or the pod has too many
+    /// sockets, [`RuntimeError::OldSandbox`] if its sandbox does not know how; when
+    /// the pod has no sandbox or it does not answer.
+    pub async fn connect(
+        &self,
+        pod: &PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.ask(|reply| Command::Connect { pod, port, streams, reply }).await
     }
 
     /// What the containers of every pod use now. Each sandbox is asked once,

@@ -36,5 +36,5 @@ pub use mounts::{Handover, MountError};
 pub use namespace::namespace_of_pods;
 pub use stats::Stats;
 pub use task::RuntimeTask;
-pub use verbs::{ExecStreams, Launch};
+pub use verbs::{ExecStreams, Launch, VisitStreams};
 pub use zygote::StartError;

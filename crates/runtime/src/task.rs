@@ -50,7 +50,8 @@ pub struct RuntimeTask {
     table: Table,
     /// What is under way; finished before the task ends.
     work: JoinSet<Outcome>,
-    /// Execs, which may last for ever; broken off when the task ends.
+    /// Execs, which may last for ever, and connections being made; broken off when
+    /// the task ends.
     execs: JoinSet<()>,
     /// One for each living sandbox; gives its domain and id.
     watches: JoinSet<(Key, String)>,
@@ -251,6 +252,14 @@ impl RuntimeTask {
                 Ok(sandbox) => {
                     self.execs.spawn(async move {
                         answer(reply, sandbox.exec(id, args, streams).await);
+                    });
+                }
+            },
+            Command::Connect { pod, port, streams, reply } => match self.table.sandbox_of(&pod) {
+                Err(error) => answer(reply, Err(error)),
+                Ok(sandbox) => {
+                    self.execs.spawn(async move {
+                        answer(reply, sandbox.connect(pod, port, streams).await);
                     });
                 }
             },

@@ -28,6 +28,9 @@ const LOAD_LIMIT: Duration = Duration::from_mins(1);
 /// An exec ends with its program, its container or its sandbox; no clock ends it.
 const NO_LIMIT: Duration = Duration::MAX;
 
+/// Time for a pod to take a connection: its listener may have many waiting.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+
 /// A container to be made.
 #[derive(Debug)]
 pub struct Launch {
@@ -53,6 +56,17 @@ pub struct ExecStreams {
     pub stdout: OwnedFd,
     /// Written by it.
     pub stderr: OwnedFd,
+}
+
+/// The two directions of a connection to a pod, best two pipes: each ends when it
+/// is closed.
+#[derive(Debug)]
+pub struct VisitStreams {
+    /// What is read here is sent to the pod.
+    pub input: OwnedFd,
+    /// What the pod sends is written here. When nobody reads it any more, the
+    /// connection ends.
+    pub output: OwnedFd,
 }
 
 type Given = Vec<(DescriptorName, OwnedFd)>;
@@ -220,6 +234,21 @@ impl Sandbox {
         match self.ask(SandboxRequest::Exec { id, args }, given, NO_LIMIT).await? {
             SandboxReply::Exec(outcome) => Ok(outcome),
             other => Err(wrong(&other)),
+        }
+    }
+
+    /// Connects to a port of the pod's loopback.
+    pub(crate) async fn connect(
+        &self,
+        pod: PodUid,
+        port: u16,
+        streams: VisitStreams,
+    ) -> Result<(), RuntimeError> {
+        let given =
+            vec![(DescriptorName::Stdin, streams.input), (DescriptorName::Stdout, streams.output)];
+        match self.done(SandboxRequest::Connect { pod, port }, given, CONNECT_LIMIT).await {
+            Err(RuntimeError::Refused(Failure::UnknownVerb)) => Err(RuntimeError::OldSandbox),
+            other => other,
         }
     }
 

@@ -39,6 +39,7 @@ use crate::{
     sandbox::HOST_FAILED,
     table::Table,
     ticker::{Ticker, Ticks},
+    visit::Visit,
     warm::Warm,
     zygote::{nonblocking, refusal},
 };
@@ -346,6 +347,16 @@ impl<'a> Control<'a> {
                 }
                 done
             }
+            SandboxRequest::Connect { pod, port } => {
+                let wanted = [DescriptorName::Stdin, DescriptorName::Stdout];
+                let [input, output] = exactly(wanted, names, fds)?;
+                let stack = self.networks.get(&pod).cloned().ok_or_else(|| Failure::Failed {
+                    message: format!("pod {pod} has no network here"),
+                })?;
+                let visit = Visit { request, stack, port, input, output };
+                self.guests()?.order(Order::Visit(visit))?;
+                Ok(Answer::Later)
+            }
             SandboxRequest::StopPod { pod } => Ok(self.stop_pod(pod, request)),
             SandboxRequest::Shutdown => {
                 self.reply(request.connection, request.frame, SandboxReply::Done);
@@ -444,6 +455,14 @@ impl<'a> Control<'a> {
                 News::ExecEnded { request, outcome } => {
                     let RequestId { connection, frame } = request;
                     self.reply(connection, frame, SandboxReply::Exec(outcome));
+                }
+                News::Visited { request, made } => {
+                    let RequestId { connection, frame } = request;
+                    let reply = made.map_or_else(
+                        |message| SandboxReply::Failed(Failure::Failed { message }),
+                        |()| SandboxReply::Done,
+                    );
+                    self.reply(connection, frame, reply);
                 }
                 News::HostFailed { what } => {
                     self.end_all(&Ending::host_failed(&what));

@@ -2,8 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
-    io::{self, Read, Write},
+    io,
     os::fd::OwnedFd,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,11 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use krustlet_protocol::ExecOutcome;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
-    sync::watch,
-    time::timeout,
-};
+use tokio::{io::AsyncWrite, sync::watch, time::timeout};
 use wasmtime_wasi::{
     async_trait,
     cli::{AsyncStdinStream, IsTerminal, StdoutStream},
@@ -29,9 +24,9 @@ use crate::{
     exit::{Ending, KILLED},
     guests::{out_of_time, stopped},
     news::RequestId,
+    pipe::{Input, Pipe},
     run::{Session, run},
     ticker::{Metered, Ticker},
-    zygote::nonblocking,
 };
 
 /// Bytes of output that may wait for their reader.
@@ -92,81 +87,6 @@ impl Exec {
             () = out_of_time(&container) => {}
         }
         ExecOutcome { exit_code: ending.code, message: ending.message }
-    }
-}
-
-/// One end of a pipe or socket, or a file.
-#[derive(Debug)]
-enum Pipe {
-    Polled(AsyncFd<File>),
-    /// What epoll does not take (a file, `/dev/null`) never makes one wait.
-    Plain(File),
-}
-
-impl Pipe {
-    fn open(fd: OwnedFd) -> io::Result<Self> {
-        nonblocking(&fd)?;
-        // SAFETY: the AsyncFd owns the file, and a file's number never changes.
-        match unsafe { AsyncFd::register(File::from(fd)) } {
-            Ok(polled) => Ok(Self::Polled(polled)),
-            Err(error) => {
-                let (file, error) = error.into_parts();
-                if error.raw_os_error() == Some(libc::EPERM) {
-                    Ok(Self::Plain(file))
-                } else {
-                    Err(error)
-                }
-            }
-        }
-    }
-
-    /// Waits until nobody reads any more what is written. Never, for a file.
-    async fn unread(&self) {
-        match self {
-            Self::Plain(_) => std::future::pending().await,
-            Self::Polled(polled) => {
-                // A pipe without readers has an error pending (poll(2)). It is
-                // never cleared: so it is, once it is.
-                let _ = polled.ready(Interest::ERROR).await;
-            }
-        }
-    }
-
-    fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = match self {
-            Self::Plain(file) => return Poll::Ready((&*file).write(bytes)),
-            Self::Polled(polled) => polled,
-        };
-        loop {
-            let mut guard = ready!(polled.poll_write_ready(context))?;
-            if let Ok(written) = guard.try_io(|file| file.get_ref().write(bytes)) {
-                return Poll::Ready(written);
-            }
-        }
-    }
-}
-
-/// The reading side.
-struct Input(Pipe);
-
-impl AsyncRead for Input {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let free = buffer.initialize_unfilled();
-        let read = match &self.0 {
-            Pipe::Plain(file) => (&*file).read(free),
-            Pipe::Polled(polled) => loop {
-                let mut guard = ready!(polled.poll_read_ready(context))?;
-                if let Ok(read) = guard.try_io(|file| file.get_ref().read(free)) {
-                    break read;
-                }
-            },
-        };
-        buffer.advance(read?);
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The thread that runs guests, each a future, as its containers are started.
 //!
 //! ```text
-//! control thread ──Order──▶ this thread: a task per container and per exec
+//! control thread ──Order──▶ this thread: a task per container, exec and visit
 //!                ◀──News──
 //! ```
 //!
@@ -36,6 +36,7 @@ use crate::{
     program::Program,
     run::{Session, run},
     ticker::{Metered, Ticker},
+    visit::Visit,
 };
 
 /// Orders that may wait: starts of a whole dense node at once.
@@ -64,6 +65,7 @@ const SENDING_TIME: Duration = Duration::from_secs(10);
 pub(crate) enum Order {
     Start(Arc<Container>),
     Exec(Exec),
+    Visit(Visit),
 }
 
 /// Hands orders to the guests' thread.
@@ -115,12 +117,17 @@ impl Guests {
 enum Finished {
     Container(Arc<Container>, Ending),
     Exec(RequestId, ExecOutcome),
+    /// It has been answered.
+    Visit,
+    /// The host failed before it was answered, or after.
+    VisitFailed(RequestId, String),
 }
 
 /// Whose task it is, should it panic.
 enum Owner {
     Container(Arc<Container>),
     Exec(RequestId),
+    Visit(RequestId),
 }
 
 struct Host {
@@ -171,6 +178,14 @@ impl Host {
                     .spawn(async move { Finished::Exec(request, exec.run(ticker).await) });
                 (task, Owner::Exec(request))
             }
+            Order::Visit(visit) => {
+                let (request, teller) = (visit.request, self.teller.clone());
+                let task = self.tasks.spawn(async move {
+                    visit.run(teller).await;
+                    Finished::Visit
+                });
+                (task, Owner::Visit(request))
+            }
         };
         self.owners.insert(task.id(), owner);
     }
@@ -195,6 +210,9 @@ impl Host {
                         let Ending { code, message, .. } = Ending::host_failed(&what);
                         Finished::Exec(request, ExecOutcome { exit_code: code, message })
                     }
+                    Owner::Visit(request) => {
+                        Finished::VisitFailed(request, Ending::host_failed(&what).message)
+                    }
                 }
             }
         };
@@ -207,6 +225,9 @@ impl Host {
                 News::Exited { id: container.spec.id.clone(), exit }
             }
             Finished::Exec(request, outcome) => News::ExecEnded { request, outcome },
+            Finished::Visit => return,
+            // A second answer to one request is passed over.
+            Finished::VisitFailed(request, why) => News::Visited { request, made: Err(why) },
         });
     }
 }

@@ -6,7 +6,7 @@
 //! one pod, or many. All it works with, it is handed as open descriptors.
 //!
 //! ```text
-//! zygote.rs ─fork─▶ sandbox.rs ─▶ control.rs ◀──news── guests.rs ─▶ run.rs, http.rs, exec.rs
+//! zygote.rs ─fork─▶ sandbox.rs ─▶ control.rs ◀──news── guests.rs ─▶ run.rs, http.rs, exec.rs, visit.rs
 //!   room.rs, seccomp.rs             create.rs ──order──▶              log, state.rs
 //!                                                     sockets, p3, preview1, http.rs ─▶ net
 //! ```
@@ -35,6 +35,7 @@ mod news;
 mod offers;
 mod outgoing;
 mod p3;
+mod pipe;
 mod ports;
 mod preview1;
 mod program;
@@ -46,6 +47,7 @@ mod sockets;
 mod state;
 mod table;
 mod ticker;
+mod visit;
 mod warm;
 mod zygote;
 

@@ -24,6 +24,8 @@ pub(crate) enum News {
     LogRotated { id: ContainerId },
     /// The program of an exec ended; `request` says whose it was.
     ExecEnded { request: RequestId, outcome: ExecOutcome },
+    /// A connection for the agent was made, or why it was not.
+    Visited { request: RequestId, made: Result<(), String> },
     /// Something of the node's is not as it should be.
     Complaint { what: String },
     /// The guests' thread failed; no guest runs any more.
@@ -49,7 +51,8 @@ impl Teller {
     ///
     /// The channel has no bound of its own, whose room would be taken in every
     /// sandbox: news are bounded by what the control thread has ordered. A
-    /// container gives two, and one for each log file handed over; an exec one.
+    /// container gives two, and one for each log file handed over; an exec one;
+    /// a visit one, and one more if its task panics.
     /// Complaints come once a minute at most.
     pub(crate) fn new(wake: Arc<Wake>) -> (Self, Receiver<News>) {
         let (news, heard) = mpsc::channel();

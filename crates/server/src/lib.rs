@@ -7,11 +7,12 @@
 //!
 //! ```text
 //! kubectl ─▶ API server ─TLS─▶ identity ─▶ attributes ─▶ Reviews ─▶ routes ─▶ PodQueries
-//! krustlet ps, logs, exec ─unix socket (mode 0600)────────────────▶ routes ─▶ PodQueries
+//! krustlet ps, logs, exec, … ─unix socket (mode 0600)─────────────▶ routes ─▶ PodQueries
 //! ```
 
 pub mod access;
 pub mod exec;
+mod forward;
 pub mod identity;
 pub mod listen;
 pub mod local;
@@ -28,8 +29,8 @@ pub use identity::User;
 pub use listen::{HttpsTask, ServeError};
 pub use local::LocalTask;
 pub use queries::{
-    ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource, NotFound, PodQueries, StopFailure,
-    Stopped,
+    ConnectFailure, ConnectStreams, ExecFailure, ExecRequest, ExecStreams, LogRun, LogSource,
+    NotFound, PodQueries, StopFailure, Stopped,
 };
 pub use tls::{ServingIdentity, TlsError};
 pub use usage::{ContainerUsage, NetworkUsage, PodUsage, Usage};

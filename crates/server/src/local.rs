@@ -1,5 +1,5 @@
 //! The local socket: HTTP over a unix socket for `krustlet ps`, `logs`,
-//! `exec`, `stop` and `stats`. Whoever may open it (mode 0600: the agent's own
+//! `exec`, `port-forward`, `stop` and `stats`. Whoever may open it (mode 0600: the agent's own
 //! user) may do all of that.
 
 use std::{
@@ -34,8 +34,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    exec,
-    queries::{ExecRequest, LogRun, PodQueries, StopFailure, Stopped},
+    exec, forward,
+    queries::{ConnectFailure, ExecRequest, LogRun, PodQueries, StopFailure, Stopped},
     routes::{self, Queries},
     usage::PodUsage,
 };
@@ -124,6 +124,7 @@ fn router(pods: Queries) -> Router {
         .route("/v1/pods", get(routes::list))
         .route("/v1/logs/{namespace}/{pod}/{container}", get(log))
         .route("/v1/exec/{namespace}/{pod}", post(run))
+        .route("/v1/connect/{namespace}/{pod}/{port}", post(connect))
         .route("/v1/stop/{namespace}/{pod}", post(stop_pod))
         .route("/v1/stats", get(stats))
         .with_state(pods)
@@ -176,6 +177,22 @@ async fn run(
         Ok(frames) => frames.into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot make a pipe: {error}"))
             .into_response(),
+    }
+}
+
+/// `POST /v1/connect/{namespace}/{pod}/{port}`; see [`forward`] for the bodies.
+async fn connect(
+    State(pods): State<Queries>,
+    Path((namespace, pod, port)): Path<(String, String, u16)>,
+    body: Body,
+) -> Response {
+    let pod = PodKey::new(namespace, pod);
+    match forward::connect(body, |streams| pods.connect(pod, port, streams)).await {
+        Ok(received) => received.into_response(),
+        Err(ConnectFailure::NotFound(missing)) => missing.into_response(),
+        Err(failure @ ConnectFailure::Failed(_)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, failure.to_string()).into_response()
+        }
     }
 }
 

@@ -32,6 +32,14 @@ pub trait PodQueries: Send + Sync + 'static {
     /// Runs a program in a container and gives its exit code.
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<i32, ExecFailure>>;
 
+    /// Connects to a port of a pod's own loopback; answers when it is connected.
+    fn connect(
+        &self,
+        pod: PodKey,
+        port: u16,
+        streams: ConnectStreams,
+    ) -> BoxFuture<'static, Result<(), ConnectFailure>>;
+
     /// Stops a pod, giving it `grace` or its own period, and waits for its end.
     fn stop(
         &self,
@@ -89,6 +97,16 @@ pub struct ExecStreams {
     pub stderr: OwnedFd,
 }
 
+/// The two directions of a connection to a pod, a pipe each.
+#[derive(Debug)]
+pub struct ConnectStreams {
+    /// What is read here is sent to the pod, until its end.
+    pub input: OwnedFd,
+    /// What the pod sends is written here. When nobody reads it any more, the
+    /// connection ends.
+    pub output: OwnedFd,
+}
+
 /// What was asked for is not here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotFound {
@@ -143,6 +161,17 @@ pub enum ExecFailure {
     #[error("container {0} is not running")]
     NotRunning(String),
     /// The sandbox could not do it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why a pod could not be connected to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectFailure {
+    /// Nothing to connect to.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// Nobody listens there, or the sandbox could not do it.
     #[error("{0}")]
     Failed(String),
 }

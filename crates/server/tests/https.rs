@@ -17,9 +17,9 @@ use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use krustlet_model::{PodKey, PodUid};
 use krustlet_server::{
-    Attributes, ContainerUsage, ExecFailure, ExecRequest, HttpsTask, LogRun, LogSource,
-    NetworkUsage, NotFound, PodQueries, PodUsage, ReviewFailed, Reviews, ServingIdentity,
-    StopFailure, Stopped, Usage, User, tls,
+    Attributes, ConnectFailure, ConnectStreams, ContainerUsage, ExecFailure, ExecRequest,
+    HttpsTask, LogRun, LogSource, NetworkUsage, NotFound, PodQueries, PodUsage, ReviewFailed,
+    Reviews, ServingIdentity, StopFailure, Stopped, Usage, User, tls,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use reqwest::{Client, StatusCode};
@@ -60,6 +60,15 @@ impl PodQueries for OnePod {
 
     fn exec(&self, request: ExecRequest) -> BoxFuture<'static, Result<i32, ExecFailure>> {
         async move { Err(ExecFailure::NotRunning(request.pod.to_string())) }.boxed()
+    }
+
+    fn connect(
+        &self,
+        pod: PodKey,
+        _: u16,
+        _: ConnectStreams,
+    ) -> BoxFuture<'static, Result<(), ConnectFailure>> {
+        async move { Err(ConnectFailure::Failed(pod.to_string())) }.boxed()
     }
 
     fn stop(

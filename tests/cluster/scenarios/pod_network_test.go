@@ -66,6 +66,20 @@ func TestAPodOfTheHostsNetworkHasTheNodesAddress(t *testing.T) {
 	// Pods with addresses of their own reach it there.
 	other := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, node, "other")))
 	b.WaitServes(t, node.As(other), node.Address.String(), 8082)
+
+	// The node's loopback is the pod's, and nobody else's.
+	b.WaitServes(t, b.Outside(), "127.0.0.1", 8082)
+	client := func(name string) *corev1.Pod {
+		return on(node, wasmPod(name, b.Image(t, "net.wasm"), "connect", "127.0.0.1", "8082"))
+	}
+	ofHost := client("of-host")
+	ofHost.Spec.HostNetwork = true
+	if said := output(t, b, ns, ofHost); !strings.HasPrefix(said, "ok\n") {
+		t.Errorf("a pod of the host's network hears at its loopback: %q", said)
+	}
+	create(t, b, ns, client("ordinary"))
+	awaitPhase(t, b, ns, "ordinary", corev1.PodFailed)
+	same(t, "what another pod hears", logs(t, b, ns, "ordinary"), refused)
 }
 
 func TestAddressesOutliveTheAgent(t *testing.T) {
@@ -151,6 +165,32 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 	want := fmt.Sprintf("port %d of %s is in use on this node", webPort, node.Address)
 	if message := waiting(two).Message; !strings.Contains(message, want) {
 		t.Errorf("the message does not tell of %q: %q", want, message)
+	}
+
+	// So it is with all guests, also at ports that only root may have.
+	for _, guest := range []struct {
+		name string
+		args []string
+	}{{"c-echo", nil}, {"net", []string{"tcp-echo", "80"}}} {
+		server := func(name string) *corev1.Pod {
+			image := b.Image(t, guest.name+".wasm")
+			return on(node, port(wasmPod(name+"-"+guest.name, image, guest.args...), 80))
+		}
+		first, second := server("first"), server("second")
+		serving(t, b, ns, first)
+		create(t, b, ns, always(second))
+		clash := awaitWaiting(t, b, ns, second.Name, "CreateContainerError")
+		want := fmt.Sprintf("port 80 of %s is in use on this node", node.Address)
+		if message := waiting(clash).Message; !strings.Contains(message, want) {
+			t.Errorf("%s: the message does not tell of %q: %q", guest.name, want, message)
+		}
+		client := wasmPod("asks-"+guest.name, b.Image(t, "net.wasm"), "tcp-get", node.Address.String(), "80", "hello")
+		same(t, "the echo of "+guest.name, output(t, b, ns, on(node, client)), "hello\n")
+		// The second has the port once the first is gone.
+		remove(t, b, get(t, b, ns, first.Name))
+		last := awaitReady(t, b, ns, second.Name)
+		remove(t, b, last)
+		awaitGone(t, b, last)
 	}
 }
 

@@ -8,13 +8,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
-use krustlet_model::{PodKey, PodUid};
+use krustlet_model::{ContainerName, PodKey, PodUid};
 use krustlet_pod::{
-    AskError, ContainerView, PodStats, PodView, Pods, StatsReport, outside::ExecStreams,
+    AskError, ContainerView, PodStats, PodView, Pods, StatsReport,
+    outside::{ExecStreams, VisitStreams},
 };
 use krustlet_server::{
-    ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource, NetworkUsage, NotFound,
-    PodQueries, PodUsage, StopFailure, Stopped, Usage,
+    ConnectFailure, ConnectStreams, ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource,
+    NetworkUsage, NotFound, PodQueries, PodUsage, StopFailure, Stopped, Usage,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +91,29 @@ impl PodQueries for Queries {
                 Err(error @ (AskError::Stopping { .. } | AskError::Refused(_))) => {
                     Err(ExecFailure::Failed(error.to_string()))
                 }
+            }
+        }
+        .boxed()
+    }
+
+    fn connect(
+        &self,
+        pod: PodKey,
+        port: u16,
+        streams: ConnectStreams,
+    ) -> BoxFuture<'static, Result<(), ConnectFailure>> {
+        let pods = self.pods.clone();
+        async move {
+            let ConnectStreams { input, output } = streams;
+            match pods.connect(&pod, port, VisitStreams { input, output }).await {
+                Ok(()) => Ok(()),
+                Err(AskError::NoPod { .. }) => Err(NotFound::Pod.into()),
+                Err(
+                    error @ (AskError::NoContainer { .. }
+                    | AskError::NotRunning { .. }
+                    | AskError::Stopping { .. }
+                    | AskError::Refused(_)),
+                ) => Err(ConnectFailure::Failed(error.to_string())),
             }
         }
         .boxed()

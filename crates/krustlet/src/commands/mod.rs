@@ -4,12 +4,13 @@ pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod logs;
+pub(crate) mod port_forward;
 pub(crate) mod ps;
 pub(crate) mod push;
 pub(crate) mod stats;
 pub(crate) mod stop;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use k8s_openapi::{List, api::core::v1::Pod};
 
 use crate::client::Local;
@@ -17,6 +18,11 @@ use crate::client::Local;
 /// The pods of the agent.
 async fn pods(local: &Local) -> Result<Vec<Pod>> {
     Ok(local.get::<List<Pod>>("/v1/pods").await?.items)
+}
+
+/// The error about a pod that is not here.
+fn no_pod(namespace: &str, name: &str) -> anyhow::Error {
+    anyhow!("no pod {namespace}/{name} here; `krustlet ps -a` lists what there is")
 }
 
 /// The container asked for, or the pod's first if none is, as kubectl does.
@@ -32,7 +38,7 @@ async fn container(
     let pods = pods(local).await?;
     let pod = pods.iter().find(|pod| is_named(pod, namespace, name));
     let Some(spec) = pod.and_then(|pod| pod.spec.as_ref()) else {
-        bail!("no pod {namespace}/{name} here; `krustlet ps -a` lists what there is");
+        return Err(no_pod(namespace, name));
     };
     match spec.containers.first() {
         Some(container) => Ok(container.name.clone()),

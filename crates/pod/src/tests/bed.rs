@@ -33,7 +33,7 @@ use crate::{
         About, Adopted, DeleteFailure, EventSink, EventType, ExecStreams, ImageFailure, Launch,
         LoadFailure, NetworkKind, ObjectFailure, Objects, PodEvent, PodEvents, PodRuntime,
         PodSandbox, ProbeAnswer, ProbeAsk, Prober, Program, Programs, PulledImage, Refused,
-        ServiceToken, Stats, StatusSink, TokenAsk, Why,
+        ServiceToken, Stats, StatusSink, TokenAsk, VisitStreams, Why,
     },
 };
 
@@ -438,6 +438,16 @@ impl PodRuntime for Shared {
         _streams: ExecStreams,
     ) -> BoxFuture<'static, Result<ExecOutcome, Refused>> {
         Box::pin(async move { Ok(ExecOutcome { exit_code: 7, message: args.join(" ") }) })
+    }
+
+    fn connect(
+        &self,
+        _pod: PodUid,
+        port: u16,
+        _streams: VisitStreams,
+    ) -> BoxFuture<'static, Result<(), Refused>> {
+        let message = format!("nobody listens on port {port}");
+        Box::pin(async { Err(Refused { message, why: Why::Failed }) })
     }
 
     fn stats(&self) -> BoxFuture<'static, Result<Stats, Refused>> {

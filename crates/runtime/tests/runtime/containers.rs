@@ -1,10 +1,15 @@
 //! Containers in one sandbox.
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::TcpListener,
+    time::Duration,
+};
 
 use krustlet_model::PodUid;
 use krustlet_protocol::{Failure, Limits};
-use krustlet_runtime::{PodEvent, RuntimeError};
+use krustlet_runtime::{PodEvent, RuntimeError, VisitStreams};
 
 use crate::bed::{Bed, exit_code, id, next, preopen};
 
@@ -175,6 +180,38 @@ async fn limits_are_changed_by_those_who_can() {
     assert!(matches!(none, RuntimeError::NoContainer { .. }), "{none}");
     bed.stop_pod("a").await;
     bed.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_is_connected_to_by_those_who_can() {
+    let bed = Bed::new().await;
+    let _events = bed.run("a").await;
+    let connect = async |pod: &str, port| {
+        let ((input, mut to_pod), (mut from_pod, output)) = (pipe(), pipe());
+        let streams = VisitStreams { input: input.into(), output: output.into() };
+        bed.runtime.connect(&PodUid::new(pod), port, streams).await?;
+        to_pod.write_all(b"to and fro").unwrap();
+        drop(to_pod);
+        let mut text = String::new();
+        from_pod.read_to_string(&mut text).unwrap();
+        Ok::<_, RuntimeError>(text)
+    };
+    // Neither end is kept here: the other one hears of it.
+    assert_eq!(connect("a", 80).await.unwrap(), "to and fro");
+    let old = connect("a", 1).await.unwrap_err();
+    assert!(matches!(old, RuntimeError::OldSandbox), "{old}");
+    let refused = connect("a", 2).await.unwrap_err();
+    assert_eq!(refused.to_string(), "nobody listens");
+    let none = connect("b", 80).await.unwrap_err();
+    assert!(matches!(none, RuntimeError::NoSandbox { .. }), "{none}");
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+/// What is read, and what is written.
+fn pipe() -> (File, File) {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    (read.into(), write.into())
 }
 
 #[tokio::test]

@@ -3,16 +3,16 @@
 //!
 //! One listens only while something in the pod does, so that nobody is let in
 //! before: to a port where nobody listens a connection is refused, not kept
-//! waiting.
+//! waiting. Meanwhile it keeps its address from others.
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener as Bound},
+    net::{IpAddr, SocketAddr, TcpListener as Bound},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
 };
 
-use rustix::net::Shutdown;
+use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::place::Family;
@@ -36,6 +36,25 @@ struct Idle {
 impl Idle {
     fn family(&self) -> Option<Family> {
         self.socket.local_addr().ok().map(|local| Family::of(local.ip()))
+    }
+}
+
+/// Which of those that are for a port.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which {
+    All,
+    Of(Family),
+    /// Bound to this address.
+    At(IpAddr),
+}
+
+impl Which {
+    fn has(self, one: &Idle) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(family) => one.family() == Some(family),
+            Self::At(ip) => one.socket.local_addr().is_ok_and(|local| local.ip() == ip),
+        }
     }
 }
 
@@ -77,17 +96,19 @@ impl Handed {
         Ok(Claim { first, owner: Some(owner), home: self.clone() })
     }
 
-    /// Whether one is bound to this very address, or is for its port at all.
+    /// Whether one is bound to this very address, or is for its port and family
+    /// at all.
     pub(super) fn has(&self, address: SocketAddr, for_port: bool) -> bool {
+        let family = Some(Family::of(address.ip()));
         let bound = |one: &Idle| {
-            for_port && one.port == address.port()
+            for_port && one.port == address.port() && one.family() == family
                 || one.socket.local_addr().is_ok_and(|local| local == address)
         };
         self.idle().iter().any(bound)
     }
 
-    /// Listens on all that are for a port, and of one family if it is said, with
-    /// room for so many connections.
+    /// Listens on all that are for a port and wanted, with room for so many
+    /// connections.
     ///
     /// # Errors
     ///
@@ -95,17 +116,18 @@ impl Handed {
     pub(super) fn listen(
         &self,
         port: u16,
-        family: Option<Family>,
+        which: Which,
         backlog: i32,
     ) -> io::Result<Vec<Listening>> {
-        let is_wanted = |one: &mut Idle| {
-            one.port == port && family.is_none_or(|family| one.family() == Some(family))
-        };
+        let is_wanted = |one: &mut Idle| one.port == port && which.has(one);
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
         let mut listening = Vec::new();
         while let Some(one) = wanted.next() {
-            if let Err(error) = rustix::net::listen(&one.socket, backlog) {
+            // Old connections do not keep it from its address.
+            let listens = set_socket_reuseaddr(&one.socket, true)
+                .and_then(|()| rustix::net::listen(&one.socket, backlog));
+            if let Err(error) = listens {
                 // Those that listen already put themselves back.
                 self.idle().extend(std::iter::once(one).chain(wanted));
                 return Err(error.into());
@@ -150,6 +172,10 @@ fn rest(socket: &Bound) {
     if let Ok(before) = before {
         let _ = rustix::net::bind(socket, &before);
     }
+    // Else whoever allows it too may bind to the address of one that does not
+    // listen (`inet_bind_conflict` in `net/ipv4/inet_connection_sock.c`). If it
+    // fails, listening will say so.
+    let _ = set_socket_reuseaddr(socket, false);
 }
 
 impl Listening {
@@ -204,13 +230,17 @@ mod tests {
             assert!(handed.has(address_of_port(80), true));
             for _ in 0..3 {
                 assert!(TcpStream::connect(address).is_err(), "nobody listens");
-                assert!(handed.listen(81, None, 8).unwrap().is_empty());
-                let listening = handed.listen(80, None, 8).unwrap();
+                if port != 0 {
+                    let other = Bound::bind(address).unwrap_err();
+                    assert_eq!(other.kind(), io::ErrorKind::AddrInUse);
+                }
+                assert!(handed.listen(81, Which::All, 8).unwrap().is_empty());
+                let listening = handed.listen(80, Which::All, 8).unwrap();
                 assert_eq!(listening[0].local(), Some(address));
-                assert!(handed.listen(80, None, 8).unwrap().is_empty(), "it is in use");
+                assert!(handed.listen(80, Which::All, 8).unwrap().is_empty(), "it is in use");
                 TcpStream::connect(address).unwrap();
             }
-            let last = handed.listen(80, None, 8).unwrap();
+            let last = handed.listen(80, Which::All, 8).unwrap();
             drop(claim);
             TcpStream::connect(address).unwrap();
             drop(last);
@@ -224,13 +254,15 @@ mod tests {
         let addresses = bound.each_ref().map(|socket| socket.local_addr().unwrap());
         let handed = Handed::default();
         let _claim = handed.add(bound.into_iter().map(|socket| (80, socket)).collect()).unwrap();
-        let listen = |family| handed.listen(80, Some(family), 8).unwrap();
+        let listen = |family| handed.listen(80, Which::Of(family), 8).unwrap();
         let six = listen(Family::V6);
         assert!(listen(Family::V6).is_empty());
         let four = listen(Family::V4);
         assert_eq!([&four, &six].map(|all| all[0].local()), addresses.map(Some));
         drop((four, six));
-        assert_eq!(handed.listen(80, None, 8).unwrap().len(), 2);
+        assert_eq!(handed.listen(80, Which::All, 8).unwrap().len(), 2);
+        let at = |ip: &str| handed.listen(80, Which::At(ip.parse().unwrap()), 8).unwrap();
+        assert_eq!([at("::1"), at("127.0.0.1"), at("127.0.0.2")].map(|all| all.len()), [1, 1, 0]);
     }
 
     #[tokio::test]
@@ -246,10 +278,10 @@ mod tests {
         let claim = handed.add(vec![(80, first), (80, last)]).unwrap();
         let owner = Arc::downgrade(claim.owner.as_ref().unwrap());
         handed.idle().insert(1, Idle { port: 80, socket: wrong, owner });
-        handed.listen(80, None, 8).unwrap_err();
+        handed.listen(80, Which::All, 8).unwrap_err();
         handed.idle().retain(|one| addresses.contains(&one.socket.local_addr().unwrap()));
         assert!(TcpStream::connect(addresses[0]).is_err(), "it is at rest");
-        let listening = handed.listen(80, None, 8).unwrap();
+        let listening = handed.listen(80, Which::All, 8).unwrap();
         assert_eq!(listening.len(), 2);
         for address in addresses {
             TcpStream::connect(address).unwrap();

@@ -101,6 +101,7 @@ struct Shared {
     /// that is kept is not checked again.
     outgoing: RwLock<Option<Arc<Outgoing>>>,
     lookups: Lookups,
+    visits: Visits,
     affinity: Affinity,
     /// Addresses that names of the pod's own list led to.
     learned: Learned,
@@ -120,6 +121,20 @@ struct Lookups(Arc<Semaphore>);
 impl Default for Lookups {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(LOOKUPS)))
+    }
+}
+
+/// Connections from the agent to a pod's loopback at one time. Each has a buffer
+/// for either direction that nobody else counts.
+const VISITS: usize = 256;
+
+/// Places for them.
+#[derive(Debug)]
+struct Visits(Arc<Semaphore>);
+
+impl Default for Visits {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(VISITS)))
     }
 }
 
@@ -214,6 +229,11 @@ impl Stack {
     /// The right to hold what a look-up found, if there are not too many.
     pub(crate) fn lookup_handle(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.lookups.0).try_acquire_owned().ok()
+    }
+
+    /// The right to connect to the pod from the agent, if not too many do.
+    pub(crate) fn visit_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.visits.0).try_acquire_owned().ok()
     }
 
     /// Whether the pod has a network at all.

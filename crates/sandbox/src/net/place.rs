@@ -55,7 +55,8 @@ pub(crate) struct Binding {
 ///
 /// A wildcard means the pod's address of its family and the private loopback;
 /// on a pod without an address of that family only the latter, as on a machine
-/// that has no such address.
+/// that has no such address. A pod that shares the node's loopback has nothing
+/// that is private, and the wildcard is the node's.
 ///
 /// # Errors
 ///
@@ -64,6 +65,9 @@ pub(crate) struct Binding {
 pub(crate) fn binding(network: &PodNetwork, ip: IpAddr) -> Result<Binding, NetError> {
     if network.addresses.is_empty() {
         return Err(NetError::AccessDenied);
+    }
+    if network.shares_loopback && (ip.is_unspecified() || ip.is_loopback()) {
+        return Ok(Binding { real: Some(ip), private: None });
     }
     if ip.is_unspecified() {
         let real = own(network, Family::of(ip));
@@ -76,6 +80,13 @@ pub(crate) fn binding(network: &PodNetwork, ip: IpAddr) -> Result<Binding, NetEr
         return Ok(Binding { real: Some(ip), private: None });
     }
     Err(NetError::AddressNotBindable)
+}
+
+/// What a connection comes from that goes to an address of a family; the loopback
+/// if it goes there.
+pub(crate) fn source(network: &PodNetwork, to: IpAddr) -> Option<IpAddr> {
+    let family = Family::of(to);
+    if to.is_loopback() { Some(family.localhost()) } else { own(network, family) }
 }
 
 /// The pod's address of a family.
@@ -116,7 +127,7 @@ pub(crate) fn way(
         return Err(NetError::InvalidArgument);
     }
     if to.ip().is_loopback() {
-        return Ok(Way::Private(to));
+        return Ok(if network.shares_loopback { Way::Real(to) } else { Way::Private(to) });
     }
     let is_refused = |to: SocketAddr| network.refused.iter().any(|range| contains(range, to));
     let is_given = given.iter().any(|given| is_same(*given, to));
@@ -250,6 +261,27 @@ mod tests {
         for other in ["10.1.2.4", "192.168.0.1", "224.0.0.1", "fe80::1", "::ffff:10.1.2.3"] {
             assert_eq!(binding(&pod, ip(other)), Err(NetError::AddressNotBindable), "{other}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_shares_the_nodes_loopback_has_no_other() {
+        let pod = PodNetwork { shares_loopback: true, ..network(&["192.0.2.1"], &[]) };
+        for address in ["0.0.0.0", "::", "127.0.0.1", "127.9.9.9", "::1", "192.0.2.1"] {
+            let bound = Binding { real: Some(ip(address)), private: None };
+            assert_eq!(binding(&pod, ip(address)), Ok(bound));
+        }
+        assert_eq!(binding(&pod, ip("192.0.2.2")), Err(NetError::AddressNotBindable));
+        for (to, from) in
+            [("127.0.0.9:80", "127.0.0.1"), ("[::1]:80", "::1"), ("192.0.2.9:80", "192.0.2.1")]
+        {
+            let to: SocketAddr = to.parse().unwrap();
+            assert_eq!(way(&pod, to), Ok(Way::Real(to)));
+            assert_eq!(source(&pod, to.ip()), Some(ip(from)));
+        }
+        assert_eq!(source(&pod, ip("2001:db8::1")), None);
+        // Another machine's is no way to it.
+        let translated = "[64:ff9b::7f00:1]:80".parse().unwrap();
+        assert_eq!(way(&pod, translated), Err(NetError::AccessDenied));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! ways to connect and to send share.
 //!
 //! ```text
-//! asked ── place::way ──▶ the pod's loopback
+//! asked ── place::way ──▶ the pod's own loopback
 //!             │
 //!             ▼
 //!          Services ──▶ nobody (refused, or silence)
@@ -119,7 +119,9 @@ impl Stack {
         to: SocketAddr,
         before: Option<SocketAddr>,
     ) -> Result<Lead, NetError> {
-        let Some(directory) = self.services() else { return Ok(Lead::Itself) };
+        // The node's loopback, for who shares it, is no Service's.
+        let directory = self.services().filter(|_| !to.ip().is_loopback());
+        let Some(directory) = directory else { return Ok(Lead::Itself) };
         let asked = Asked { transport, to, from, before };
         // The agent has heard why.
         self.0.affinity.lead(&directory, asked).map_err(|_| NetError::RemoteUnreachable)

@@ -9,6 +9,7 @@ use std::{
 };
 
 use krustlet_model::services::Transport;
+use krustlet_protocol::PodNetwork;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -17,7 +18,7 @@ use tokio::{
 
 use super::{
     Connection, NetError, Options, Permit, Stack,
-    handed::Listening,
+    handed::{Listening, Which},
     permit::{Counters, Waiter},
     place::{self, Binding, Family},
     policy::{self, Asker, For},
@@ -85,6 +86,13 @@ fn bind_real(ip: IpAddr, port: u16) -> Result<TcpSocket, NetError> {
     Ok(socket)
 }
 
+/// Whether what was handed over for a port stands for an address, wherever it is
+/// bound. A pod in the node's network means what it says: another address than the
+/// wildcard is that one.
+fn whole_port(network: &PodNetwork, ip: IpAddr) -> bool {
+    !network.shares_loopback || ip.is_unspecified()
+}
+
 impl Stack {
     /// Binds to an address as a guest names it; port 0 is any.
     ///
@@ -97,10 +105,10 @@ impl Stack {
             place::binding(&network, address.ip()).inspect_err(|error| self.note(*error))?;
         let mut last = NetError::AddressInUse;
         for _ in 0..TRIES {
-            // In host mode the agent alone may bind low ports: what it has bound for
-            // a port stands for the pod's own.
-            let handed =
-                |ip| self.0.handed.has(SocketAddr::new(ip, address.port()), network.is_host);
+            // In host mode the agent binds what a container declares: what it has
+            // bound for a port stands for the pod's own.
+            let for_port = network.is_host && whole_port(&network, address.ip());
+            let handed = |ip| self.0.handed.has(SocketAddr::new(ip, address.port()), for_port);
             let bound = self.bind_both(real.filter(|ip| !handed(*ip)), private, address)?;
             match bound {
                 Ok(bound) => return Ok(bound),
@@ -163,17 +171,59 @@ impl Stack {
                 let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
                 self.connect_private(permit, port.at(), to, Some(port)).await
             }
-            Destination::Real(route) => {
-                let family = Family::of(route.real.ip());
-                let from = place::own(&self.network(), family);
-                let from = from.ok_or(NetError::RemoteUnreachable)?;
-                let socket = socket(family)?;
-                choose_port_late(&socket);
-                socket.bind(SocketAddr::new(from, 0))?;
-                self.connect_real(permit, options, socket, (route, None)).await
-            }
+            Destination::Real(route) => self.connect_to(permit, options, route).await,
             Destination::Nobody { is_silent, .. } => Err(no_answer(is_silent).await),
         }
+    }
+
+    /// Connects on the network, from any port.
+    async fn connect_to(
+        &self,
+        permit: Permit,
+        options: Options,
+        route: Route,
+    ) -> Result<Connection, NetError> {
+        let from = place::source(&self.network(), route.real.ip());
+        let from = from.ok_or(NetError::RemoteUnreachable)?;
+        let socket = socket(Family::of(from))?;
+        choose_port_late(&socket);
+        socket.bind(SocketAddr::new(from, 0))?;
+        self.connect_real(permit, options, socket, (route, None)).await
+    }
+
+    /// Connects for the agent to a port of the pod's loopback, its own or the one
+    /// that it shares, as a kubelet's port-forward does: by IPv4, and by IPv6 where
+    /// nobody listens there. No rule of the pod's is asked; it counts as one of its
+    /// sockets.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::ConnectionRefused`]; as [`Stack::permit_or_room`]; what the
+    /// system said.
+    ///
+    /// Source: containerd, `portForward` in `internal/cri/server/sandbox_portforward_linux.go`.
+    pub(crate) async fn visit(&self, port: u16) -> Result<Connection, NetError> {
+        let permit = self.permit_or_room().await?;
+        match self.visit_by(Family::V4, permit.clone(), port).await {
+            // What comes of the other family says nothing of this one.
+            Err(first) => self.visit_by(Family::V6, permit, port).await.map_err(|_| first),
+            connected => connected,
+        }
+    }
+
+    async fn visit_by(
+        &self,
+        family: Family,
+        permit: Permit,
+        port: u16,
+    ) -> Result<Connection, NetError> {
+        let to = SocketAddr::new(family.localhost(), port);
+        if self.network().shares_loopback {
+            let route = Route { asked: to, real: to };
+            return self.connect_to(permit, Options::default(), route).await;
+        }
+        let from = self.0.private.reserve(SocketAddr::new(family.localhost(), 0))?;
+        self.connect_private(permit, from.at(), to, Some(from)).await
     }
 
     async fn connect_real(
@@ -263,10 +313,15 @@ impl BoundTcp {
         let Self { stack, address, real, private } = self;
         let backlog = backlog.clamp(1, MOST_BACKLOG);
         let mut sources = Vec::new();
-        if !address.ip().is_loopback() {
+        let network = stack.network();
+        if !address.ip().is_loopback() || network.shares_loopback {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
-            let family = Some(Family::of(address.ip()));
-            let handed = stack.0.handed.listen(address.port(), family, wanted)?;
+            let which = if whole_port(&network, address.ip()) {
+                Which::Of(Family::of(address.ip()))
+            } else {
+                Which::At(address.ip())
+            };
+            let handed = stack.0.handed.listen(address.port(), which, wanted)?;
             sources.extend(handed.into_iter().map(Source::Handed));
         }
         if let Some(real) = real {
@@ -475,12 +530,14 @@ impl Stack {
             let address = SocketAddr::new(family.wildcard(), port);
             let shown = place::own(&self.network(), family);
             let failed = |error| (SocketAddr::new(shown.unwrap_or(address.ip()), port), error);
-            let listener = self
-                .permit()
-                .and_then(|permit| {
-                    self.bind_tcp(address)?.listen(permit, Options::default(), MOST_BACKLOG)
-                })
-                .map_err(failed)?;
+            let listener = self.permit().and_then(|permit| {
+                self.bind_tcp(address)?.listen(permit, Options::default(), MOST_BACKLOG)
+            });
+            let listener = match listener {
+                // In the node's own network, of a machine without IPv6.
+                Err(NetError::NotSupported) if all.is_some() && shown.is_none() => continue,
+                listener => listener.map_err(failed)?,
+            };
             all = Some(match all {
                 Some(others) => others.and(listener),
                 None => listener,
@@ -497,7 +554,7 @@ impl Stack {
     /// What the system said.
     pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
         let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
-        let handed = self.0.handed.listen(port, None, backlog)?;
+        let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let permit = Permit::new(&self.0.counters, u32::MAX)?;
         let sources = handed.into_iter().map(Source::Handed).collect();

@@ -25,6 +25,7 @@ mod policy;
 mod preview1;
 mod sockets;
 mod tls;
+mod visits;
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -136,6 +137,7 @@ const TESTS: &[Test] = tests! {
         a_server_answers_at_its_pods_address_and_nowhere_else,
         a_server_answers_over_ipv6,
         localhost_is_the_pods_own,
+        a_pod_of_the_nodes_network_has_its_loopback,
         an_address_of_another_is_not_bound,
         a_port_is_taken_once,
         a_connection_comes_from_the_pods_address,
@@ -176,6 +178,10 @@ const TESTS: &[Test] = tests! {
     tls:
         a_guest_believes_whom_its_container_names,
         servers_and_execs_believe_whom_their_container_names;
+    visits:
+        the_agent_reaches_what_a_pod_keeps_to_itself,
+        a_visit_counts_as_a_socket_and_ends_with_either_side,
+        the_agent_reaches_the_loopback_that_a_pod_shares;
 };
 
 fn main() -> ExitCode {

@@ -142,6 +142,54 @@ pub(crate) fn localhost_is_the_pods_own() {
     assert_eq!((lines[0], lines[2]), ("ok", "remote 127.0.0.1:8080"));
 }
 
+pub(crate) fn a_pod_of_the_nodes_network_has_its_loopback() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let of_host = PodNetwork { is_host: true, shares_loopback: true, ..network(&["10.77.4.4"]) };
+    sandbox.network("pod", &of_host);
+    // Others' programs, and from where they are called.
+    for (at, ip) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
+        let outside = TcpListener::bind(at).unwrap();
+        let port = outside.local_addr().unwrap().port().to_string();
+        let said = run(&sandbox, "pod", &["connect", ip, &port]);
+        assert!(said.starts_with("ok"), "{said}");
+        assert_eq!(outside.accept().unwrap().1.ip(), ip.parse::<IpAddr>().unwrap());
+    }
+    // Its own, for others.
+    serve(&sandbox, "pod", &["tcp-echo", "8090", "127.0.0.1"]);
+    serve(&sandbox, "pod", &["tcp-echo", "8091"]);
+    serve(&sandbox, "pod", &["tcp-echo", "8091", "::"]);
+    serve(&sandbox, "pod", &["udp-echo", "8092", "127.0.0.1"]);
+    for at in ["127.0.0.1:8090", "127.0.0.1:8091", "[::1]:8091", "10.77.4.4:8091"] {
+        assert_eq!(echo(at, "to the node"), "to the node", "{at}");
+    }
+    assert!(TcpStream::connect("10.77.4.4:8090").is_err());
+    let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+    datagrams.set_read_timeout(Some(LIMIT)).unwrap();
+    datagrams.send_to(b"datagram", "127.0.0.1:8092").unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = datagrams.recv_from(&mut buffer).unwrap();
+    assert_eq!(
+        (&buffer[..length], from.to_string().as_str()),
+        (&b"datagram"[..], "127.0.0.1:8092")
+    );
+    for verb in ["tcp-get", "udp-get"] {
+        let port = if verb == "tcp-get" { "8090" } else { "8092" };
+        assert_eq!(run(&sandbox, "pod", &[verb, "127.0.0.1", port, "within"]), "within");
+    }
+    assert_eq!(run(&sandbox, "pod", &["bind", "10.77.4.5", "1"]), "address-not-bindable");
+
+    // What was handed over is one address of a port, and another of it is free.
+    let handed = TcpListener::bind("127.0.0.1:8094").unwrap();
+    sandbox
+        .start(Make { listener: Some(handed), ..net("pod", &["tcp-echo", "8094", "127.0.0.1"]) });
+    serve(&sandbox, "pod", &["tcp-echo", "8094", "10.77.4.4"]);
+    wait_until(|| TcpStream::connect("127.0.0.1:8094").is_ok());
+    for at in ["127.0.0.1:8094", "10.77.4.4:8094"] {
+        assert_eq!(echo(at, "each"), "each", "{at}");
+    }
+}
+
 pub(crate) fn an_address_of_another_is_not_bound() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
@@ -419,7 +467,7 @@ pub(crate) fn a_handed_socket_serves_while_the_guest_listens() {
     TcpListener::bind(at).expect("it is closed with its container");
 }
 
-fn http(port: u16) -> Make {
+pub(crate) fn http(port: u16) -> Make {
     let limits =
         HttpLimits { max_concurrent: 4, request_timeout_ms: 10_000, ..HttpLimits::default() };
     Make {
