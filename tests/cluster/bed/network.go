@@ -41,11 +41,14 @@ func (p Place) Client(limit time.Duration) *http.Client {
 		Timeout: limit,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				return room.Dial(ctx, p.namespace, p.source, network, address)
-			},
+			DialContext:       p.Dial,
 		},
 	}
+}
+
+// Dial connects from here.
+func (p Place) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return room.Dial(ctx, p.namespace, p.source, network, address)
 }
 
 // Get asks for / of an HTTP server at an address and port. A connection is made
@@ -85,15 +88,28 @@ func (b *Bed) WaitServes(t testing.TB, from Place, address string, port int) {
 // PodRange is the podCIDR of the node.
 func (n *Node) PodRange(t testing.TB) netip.Prefix {
 	t.Helper()
+	return n.PodRanges(t)[0]
+}
+
+// PodRanges are all of its podCIDRs, one of each family of the cluster.
+func (n *Node) PodRanges(t testing.TB) []netip.Prefix {
+	t.Helper()
 	node, err := n.bed.Client.CoreV1().Nodes().Get(t.Context(), n.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	podRange, err := netip.ParsePrefix(node.Spec.PodCIDR)
-	if err != nil {
-		t.Fatalf("podCIDR of %s: %v", n.Name, err)
+	var all []netip.Prefix
+	for _, text := range node.Spec.PodCIDRs {
+		podRange, err := netip.ParsePrefix(text)
+		if err != nil {
+			t.Fatalf("podCIDRs of %s: %v", n.Name, err)
+		}
+		all = append(all, podRange)
 	}
-	return podRange
+	if want := len(n.bed.cluster.PodRanges()); len(all) != want {
+		t.Fatalf("%s has the podCIDRs %v, not %d", n.Name, all, want)
+	}
+	return all
 }
 
 // Link is the name of the link that leads to the node's pods.
@@ -118,15 +134,33 @@ func (b *Bed) IP(t testing.TB, args ...string) string {
 	return out
 }
 
-// PodAddress is the pod's one address.
+// PodAddress is the pod's first address.
 func PodAddress(t testing.TB, pod *corev1.Pod) netip.Addr {
 	t.Helper()
-	if len(pod.Status.PodIPs) != 1 || pod.Status.PodIPs[0].IP != pod.Status.PodIP {
+	return PodAddresses(t, pod)[0]
+}
+
+// PodAddresses are all of a pod's, one of each family that it has.
+func PodAddresses(t testing.TB, pod *corev1.Pod) []netip.Addr {
+	t.Helper()
+	var all []netip.Addr
+	for _, one := range pod.Status.PodIPs {
+		address, err := netip.ParseAddr(one.IP)
+		if err != nil {
+			t.Fatalf("podIPs of %s: %v", pod.Name, err)
+		}
+		all = append(all, address)
+	}
+	if len(all) == 0 || len(all) > 2 || pod.Status.PodIPs[0].IP != pod.Status.PodIP || len(all) == 2 && all[0].Is4() == all[1].Is4() {
 		t.Fatalf("podIPs of %s: %v, podIP: %q", pod.Name, pod.Status.PodIPs, pod.Status.PodIP)
 	}
-	address, err := netip.ParseAddr(pod.Status.PodIP)
-	if err != nil {
-		t.Fatalf("podIP of %s: %v", pod.Name, err)
+	return all
+}
+
+// BothFamilies skips a test where the machine has no IPv6, and says why.
+func (b *Bed) BothFamilies(t testing.TB) {
+	t.Helper()
+	if err := b.cluster.Room.NoIPv6(); err != nil {
+		t.Skip("this machine has no IPv6: ", err)
 	}
-	return address
 }

@@ -1,9 +1,12 @@
 package bed
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,19 +29,24 @@ func (b *Bed) NetworkRights(t testing.TB) {
 }
 
 // Answerer is somebody outside the cluster's pods, on the network of the nodes, who
-// says his name to each who connects or sends to him.
+// says his name to each who connects or sends to him, in HTTP to who asks in that.
 type Answerer struct {
 	Name    string
 	Address netip.Addr
 	Port    int32
 }
 
-// Answerer starts one for a test, for TCP or UDP.
+// Answerer starts one for a test. The network is tcp or udp, for IPv4, or tcp6 or
+// udp6.
 func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
 	t.Helper()
 	namespace, address := b.cluster.Room.Network(), b.cluster.Room.Address(1)
+	if strings.HasSuffix(network, "6") {
+		b.BothFamilies(t)
+		address = b.cluster.Room.Address6()
+	}
 	var at net.Addr
-	switch network {
+	switch strings.TrimSuffix(network, "6") {
 	case "tcp":
 		listener, err := room.Listen(namespace, address)
 		if err != nil {
@@ -52,13 +60,7 @@ func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
 				if err != nil {
 					return
 				}
-				go func() {
-					defer conn.Close()
-					// What was sent is read to its end: else the end is a reset.
-					if _, err := io.Copy(io.Discard, conn); err == nil {
-						fmt.Fprintln(conn, name)
-					}
-				}()
+				go answer(conn, name)
 			}
 		}()
 	case "udp":
@@ -88,15 +90,55 @@ func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
 	return Answerer{Name: name, Address: where.Addr(), Port: int32(where.Port())}
 }
 
+// answer says a name. A request of HTTP is told by its first word; all else is
+// read to its end first, for else the end is a reset.
+func answer(conn net.Conn, name string) {
+	defer conn.Close()
+	reader := bufio.NewReader(conn)
+	if first, _ := reader.Peek(4); string(first) != "GET " {
+		if _, err := io.Copy(io.Discard, reader); err == nil {
+			fmt.Fprintln(conn, name)
+		}
+		return
+	}
+	if _, err := http.ReadRequest(reader); err == nil {
+		// No connection is used twice: the next request may be led elsewhere.
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", len(name)+1, name)
+	}
+}
+
+// LedTo is where the node's sandboxes are led to at an address of a Service, at its
+// only port.
+func (n *Node) LedTo(address string) ([]netip.AddrPort, error) {
+	text, err := os.ReadFile(filepath.Join(n.Root, "run", "services", "addresses", address))
+	if err != nil {
+		return nil, err
+	}
+	var of struct {
+		Ports []struct {
+			Endpoints []netip.AddrPort `json:"endpoints"`
+		} `json:"ports"`
+	}
+	if err := json.Unmarshal(text, &of); err != nil {
+		return nil, err
+	}
+	if len(of.Ports) != 1 {
+		return nil, fmt.Errorf("it has %d ports", len(of.Ports))
+	}
+	return of.Ports[0].Endpoints, nil
+}
+
 // KubeProxy starts a kube-proxy for a node's pods, for one test. All nodes are on
 // one network here, so there is one at a time.
 func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 	t.Helper()
 	// A node has a way to anywhere, so that packets for a Service come as far as the
 	// rules that reject them; the room has none.
-	way := []string{"10.96.0.0/12", "via", b.cluster.Room.Outside().String()}
-	b.IP(t, append([]string{"route", "replace"}, way...)...)
-	t.Cleanup(func() { b.IP(t, append([]string{"route", "delete"}, way...)...) })
+	for _, services := range b.cluster.ServiceRanges() {
+		way := []string{services, "dev", "node0"}
+		b.IP(t, append([]string{"route", "replace"}, way...)...)
+		t.Cleanup(func() { b.IP(t, append([]string{"route", "delete"}, way...)...) })
+	}
 	log := filepath.Join(b.Dir, "kube-proxy.log")
 	args := []string{
 		"--kubeconfig=" + b.cluster.AdminKubeconfig(),
@@ -105,7 +147,7 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		// Client and endpoint may be pods of one node: docs/network.md.
 		"--masquerade-all",
 		// By this it tells pods from clients elsewhere, to whom other policies apply.
-		"--cluster-cidr=10.244.0.0/16",
+		"--cluster-cidr=" + strings.Join(b.cluster.PodRanges(), ","),
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
 	}

@@ -31,6 +31,9 @@ const (
 	// The first address of serviceRange is the Service `kubernetes`.
 	serviceRange = "10.96.0.0/16"
 	podRange     = "10.244.0.0/16"
+	// The second family's, where the machine has it.
+	serviceRange6 = "fd00:10:96::/112"
+	podRange6     = "fd00:10:244::/56"
 	// kubeletClient is who the API server is when it calls a node.
 	kubeletClient = "kube-apiserver-kubelet-client"
 )
@@ -142,6 +145,20 @@ func (c *Cluster) AuditLog() string { return filepath.Join(c.Dir, "logs", "audit
 
 // Log is the file for the output of a program of this name.
 func (c *Cluster) Log(name string) string { return filepath.Join(c.Dir, "logs", name+".log") }
+
+// ServiceRanges and PodRanges are the cluster's, IPv4's first; those of IPv6 are
+// missing where the room has none.
+func (c *Cluster) ServiceRanges() []string { return c.families(serviceRange, serviceRange6) }
+
+// PodRanges: see ServiceRanges.
+func (c *Cluster) PodRanges() []string { return c.families(podRange, podRange6) }
+
+func (c *Cluster) families(v4, v6 string) []string {
+	if c.Room.NoIPv6() != nil {
+		return []string{v4}
+	}
+	return []string{v4, v6}
+}
 
 // Program is the path of one of toolchain.Programs.
 func (c *Cluster) Program(name string) string { return filepath.Join(c.bin, name) }

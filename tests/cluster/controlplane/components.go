@@ -3,6 +3,7 @@ package controlplane
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"krustlet.dev/tests/cluster/room"
 )
@@ -46,7 +47,7 @@ func (c *Cluster) apiServer() room.Command {
 		"--service-account-issuer=https://kubernetes.default.svc."+domain,
 		"--service-account-key-file="+c.keys.file("tokens.pub"),
 		"--service-account-signing-key-file="+c.keys.file("tokens.key"),
-		"--service-cluster-ip-range="+serviceRange,
+		"--service-cluster-ip-range="+strings.Join(c.ServiceRanges(), ","),
 
 		// By address: no name server here knows a node's host name.
 		"--kubelet-preferred-address-types=InternalIP",
@@ -73,7 +74,12 @@ func (c *Cluster) apiServer() room.Command {
 
 func (c *Cluster) controllerManager() room.Command {
 	kubeconfig := c.keys.file("controller-manager.kubeconfig")
-	return c.command("kube-controller-manager",
+	// Sixteen nodes of 4096 addresses each.
+	masks := []string{"--node-cidr-mask-size=20"}
+	if c.Room.NoIPv6() == nil {
+		masks = []string{"--node-cidr-mask-size-ipv4=20", "--node-cidr-mask-size-ipv6=64"}
+	}
+	return c.command("kube-controller-manager", append(masks,
 		"--kubeconfig="+kubeconfig,
 		"--authentication-kubeconfig="+kubeconfig,
 		"--authorization-kubeconfig="+kubeconfig,
@@ -87,14 +93,12 @@ func (c *Cluster) controllerManager() room.Command {
 		"--root-ca-file="+c.Authority(),
 		"--service-account-private-key-file="+c.keys.file("tokens.key"),
 		"--allocate-node-cidrs=true",
-		"--cluster-cidr="+podRange,
-		// Sixteen nodes of 4096 addresses each.
-		"--node-cidr-mask-size=20",
-		"--service-cluster-ip-range="+serviceRange,
+		"--cluster-cidr="+strings.Join(c.PodRanges(), ","),
+		"--service-cluster-ip-range="+strings.Join(c.ServiceRanges(), ","),
 		// A lost node is noticed as fast as the kubelet's lease allows.
 		"--node-monitor-period=2s",
 		"--node-monitor-grace-period=40s",
-	)
+	)...)
 }
 
 func (c *Cluster) schedulerCommand() room.Command {

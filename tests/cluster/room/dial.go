@@ -26,7 +26,9 @@ func Dial(ctx context.Context, namespace string, source netip.Addr, network, add
 	return within(namespace, func() (net.Conn, error) {
 		// An address needs no look-up, so that the socket is made on this thread.
 		dialer := &net.Dialer{}
-		if source.IsValid() {
+		if source.IsValid() && network == "udp" {
+			dialer.LocalAddr = &net.UDPAddr{IP: source.AsSlice()}
+		} else if source.IsValid() {
 			dialer.LocalAddr = &net.TCPAddr{IP: source.AsSlice()}
 		}
 		return dialer.DialContext(ctx, network, address)

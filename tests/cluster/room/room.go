@@ -49,6 +49,7 @@ type Room struct {
 	subnet int
 	holder *exec.Cmd
 	starts chan func()
+	noIPv6 error // why there is none
 
 	mu        sync.Mutex
 	closed    bool
@@ -89,10 +90,19 @@ func (r *Room) Address(last byte) netip.Addr {
 	return netip.AddrFrom4([4]byte{198, 18, byte(r.subnet), last})
 }
 
-// AddAddress makes one more address of the room usable.
+// Address6 is the room's one address of IPv6, if it has that.
+func (r *Room) Address6() netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfd, 5: 0xc6, 6: 18, 7: byte(r.subnet), 15: 1})
+}
+
+// NoIPv6 is why the room is of IPv4 alone, as on a kernel without IPv6; nil if it
+// is of both.
+func (r *Room) NoIPv6() error { return r.noIPv6 }
+
+// AddAddress makes one more address of the room usable, if it is not yet.
 func (r *Room) AddAddress(last byte) (netip.Addr, error) {
 	address := r.Address(last)
-	return address, r.run("ip", "address", "add", address.String()+"/24", "dev", "node0")
+	return address, r.run("ip", "address", "replace", address.String()+"/24", "dev", "node0")
 }
 
 // Close kills everything in the room and waits until it is gone.
@@ -209,6 +219,8 @@ func (r *Room) connect() error {
 		if err := r.run("ip", "link", "set", "node0", "up"); err != nil {
 			return err
 		}
+		// Nobody else has it, so that it need not be asked for first.
+		r.noIPv6 = r.run("ip", "address", "add", r.Address6().String()+"/64", "dev", "node0", "nodad")
 		_, err = r.AddAddress(1)
 		return err
 	}

@@ -1,19 +1,16 @@
 package scenarios
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -39,174 +36,14 @@ var ways = []struct {
 	}},
 }
 
-// client runs guests that call Services.
-type client struct {
-	b     *bed.Bed
-	node  *bed.Node
-	ns    string
-	count int
-}
-
-// end is an endpoint of a Service; ready unless it says something else.
-type end struct {
-	bed.Answerer
-	conditions discoveryv1.EndpointConditions
-	node       string
-	hints      *discoveryv1.EndpointHints
-}
-
-func ends(all ...bed.Answerer) []end {
-	var list []end
-	for _, one := range all {
-		list = append(list, end{Answerer: one})
-	}
-	return list
-}
-
-func (e end) in(node string) end { e.node = node; return e }
-
-func (e end) state(ready, serving, terminating bool) end {
-	e.conditions = discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating}
-	return e
-}
-
-func (e end) forZone(zone string) end {
-	e.hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
-	return e
-}
-
-func (e end) forNode(node string) end {
-	e.hints = &discoveryv1.EndpointHints{ForNodes: []discoveryv1.ForNode{{Name: node}}}
-	return e
-}
-
-// service creates a Service with port 80, whose endpoints the test says.
-func (c *client) service(t *testing.T, change func(*corev1.ServiceSpec)) *corev1.Service {
-	t.Helper()
-	c.count++
-	service := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("service-%d", c.count)},
-		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
-	}
-	if change != nil {
-		change(&service.Spec)
-	}
-	made, err := c.b.Client.CoreV1().Services(c.ns).Create(t.Context(), service, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return made
-}
-
-// lead says who answers for a Service: a slice for each, for each has his own port.
-func (c *client) lead(t *testing.T, service *corev1.Service, all []end) {
-	t.Helper()
-	api := c.b.Client.DiscoveryV1().EndpointSlices(c.ns)
-	for number, one := range all {
-		slice := &discoveryv1.EndpointSlice{
-			ObjectMeta: metav1.ObjectMeta{
-				Name:   fmt.Sprintf("%s-%d", service.Name, number),
-				Labels: map[string]string{discoveryv1.LabelServiceName: service.Name},
-			},
-			AddressType: discoveryv1.AddressTypeIPv4,
-			Endpoints: []discoveryv1.Endpoint{{
-				Addresses: []string{one.Address.String()}, Conditions: one.conditions, Hints: one.hints,
-			}},
-		}
-		if one.node != "" {
-			slice.Endpoints[0].NodeName = &one.node
-		}
-		port := service.Spec.Ports[0]
-		slice.Ports = []discoveryv1.EndpointPort{{Name: &port.Name, Port: &one.Port, Protocol: &port.Protocol}}
-		_, err := api.Update(t.Context(), slice, metav1.UpdateOptions{})
-		if apierrors.IsNotFound(err) {
-			_, err = api.Create(t.Context(), slice, metav1.CreateOptions{})
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for number := len(all); ; number++ {
-		err := api.Delete(t.Context(), fmt.Sprintf("%s-%d", service.Name, number), metav1.DeleteOptions{})
-		if apierrors.IsNotFound(err) {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// pod is one that runs the same program in several containers, once.
-func (c *client) pod(t *testing.T, containers int, args ...string) *corev1.Pod {
-	t.Helper()
-	c.count++
-	pod := on(c.node, wasmPod(fmt.Sprintf("client-%d", c.count), c.b.Image(t, "net.wasm"), args...))
-	first := pod.Spec.Containers[0]
-	for number := 1; number < containers; number++ {
-		next := first
-		next.Name = fmt.Sprintf("%s-%d", first.Name, number)
-		pod.Spec.Containers = append(pod.Spec.Containers, next)
-	}
-	return pod
-}
-
-// said is what each run of a program printed, how often, in one pod.
-func (c *client) said(t *testing.T, runs int, args ...string) map[string]int {
-	t.Helper()
-	pod := c.pod(t, runs, args...)
-	create(t, c.b, c.ns, pod)
-	await(t, c.b, c.ns, pod.Name, "it has ended", limit, func(pod *corev1.Pod) error {
-		if phase := pod.Status.Phase; phase != corev1.PodSucceeded && phase != corev1.PodFailed {
-			return fmt.Errorf("the phase is %s", phase)
-		}
-		return nil
-	})
-	all := map[string]int{}
-	for _, container := range pod.Spec.Containers {
-		all[logs(t, c.b, c.ns, pod.Name, "--container="+container.Name)]++
-	}
-	return all
-}
-
-// until runs a program, each time in another pod, until it prints this: nodes hear
-// of a Service in their own time.
-func (c *client) until(t *testing.T, want string, args ...string) {
-	t.Helper()
-	c.b.WaitFor(t, fmt.Sprintf("%v prints %q", args, want), limit, func() error {
-		if said := c.said(t, 1, args...); said[want] == 0 {
-			return fmt.Errorf("it printed %q", slices.Collect(maps.Keys(said)))
-		}
-		return nil
-	})
-}
-
-// only waits until of many runs all, and none else, of these are said.
-func (c *client) only(t *testing.T, args []string, want ...string) {
-	t.Helper()
-	for number, one := range want {
-		want[number] = one + "\n"
-	}
-	c.b.WaitFor(t, fmt.Sprintf("%v prints %q and nothing else", args, want), limit, func() error {
-		// Of two, one is said by all with a chance of one in eight million.
-		if said := slices.Sorted(maps.Keys(c.said(t, 24, args...))); !slices.Equal(said, want) {
-			return fmt.Errorf("they printed %q", said)
-		}
-		return nil
-	})
-}
-
-func call(service *corev1.Service) []string {
-	return []string{"tcp-get", service.Spec.ClusterIP, "80", "x"}
-}
-
-const refused = "connection-refused\n"
-
-// cases are what a guest sees of Services.
-var cases = []struct {
+// serviceCase is something that a guest sees of Services.
+type serviceCase struct {
 	name string
 	run  func(*testing.T, *client)
-}{
+}
+
+// cases are those of Services themselves.
+var cases = []serviceCase{
 	{"each endpoint that is ready is called", func(t *testing.T, c *client) {
 		one, two, three := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two"), c.b.Answerer(t, "tcp", "three")
 		service := c.service(t, nil)
@@ -240,6 +77,9 @@ var cases = []struct {
 		if said := c.said(t, 24, call(service)...); len(said) != 1 {
 			t.Errorf("one pod heard %v", said)
 		}
+		// Others have theirs.
+		c.until(t, "one\n", call(service)...)
+		c.until(t, "two\n", call(service)...)
 		// Who is gone is not kept to.
 		c.lead(t, service, ends(two))
 		c.until(t, "two\n", call(service)...)
@@ -267,6 +107,39 @@ var cases = []struct {
 		c.until(t, "two\n", call(later)...)
 		same(t, "phase of who hears nothing", get(t, c.b, c.ns, silent.Name).Status.Phase, corev1.PodRunning)
 		remove(t, c.b, silent)
+	}},
+	{"a pod is led anew when it has not called for as long as the Service says", func(t *testing.T, c *client) {
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{
+				ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(1))},
+			}
+		})
+		c.lead(t, service, ends(c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")))
+		heard := map[string]bool{}
+		c.b.WaitFor(t, "both are heard", limit, func() error {
+			said, err := c.hears(t, cluster(service), 80)
+			if heard[said] = true; heard["one"] && heard["two"] {
+				return nil
+			}
+			// Who calls goes on with the one that it has.
+			time.Sleep(1100 * time.Millisecond)
+			return errors.Join(err, fmt.Errorf("heard: %v", heard))
+		})
+	}},
+	{"a pod calls itself through its Service", func(t *testing.T, c *client) {
+		service := c.service(t, nil)
+		c.lead(t, service, ends(bed.Answerer{Address: c.relay, Port: webPort}))
+		c.hear(t, "Hello from WebAssembly!", cluster(service), 80)
+	}},
+	{"one that ends on the node is called before others, where a local policy says so", func(t *testing.T, c *client) {
+		local := corev1.ServiceInternalTrafficPolicyLocal
+		service := c.service(t, func(spec *corev1.ServiceSpec) { spec.InternalTrafficPolicy = &local })
+		here, there := c.b.Answerer(t, "tcp", "here"), c.b.Answerer(t, "tcp", "there")
+		c.lead(t, service, []end{
+			end{Answerer: here}.in(c.node.Name).state(false, true, true), end{Answerer: there}.in("elsewhere"),
+		})
+		c.hearOnly(t, cluster(service), 80, "here")
 	}},
 	{"one that ends is called if it still answers and nobody is ready", func(t *testing.T, c *client) {
 		one, two := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")
@@ -308,6 +181,86 @@ var cases = []struct {
 		c.lead(t, service, ends(c.b.Answerer(t, "udp", "one")))
 		c.until(t, "one\n", "udp-get", service.Spec.ClusterIP, "80", "x")
 	}},
+	{"datagrams go to those that are there, and of one pod to the same where that is asked for", func(t *testing.T, c *client) {
+		one, two := c.b.Answerer(t, "udp", "one"), c.b.Answerer(t, "udp", "two")
+		service := c.service(t, func(spec *corev1.ServiceSpec) { spec.Ports[0].Protocol = corev1.ProtocolUDP })
+		ask := []string{"udp-get", cluster(service), "80", "x"}
+		c.lead(t, service, ends(one, two))
+		c.until(t, "one\n", ask...)
+		c.only(t, ask, "one", "two")
+		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
+		c.b.WaitFor(t, "one pod hears one of them", limit, func() error {
+			if said := c.said(t, 24, ask...); len(said) != 1 {
+				return fmt.Errorf("one pod heard %v", said)
+			}
+			return nil
+		})
+		c.lead(t, service, ends(two))
+		c.until(t, "two\n", ask...)
+		c.only(t, ask, "two")
+	}},
+	{"pods of the node's network and of WASI 0.3 are led to Services too", func(t *testing.T, c *client) {
+		service := c.service(t, nil)
+		c.lead(t, service, ends(c.b.Answerer(t, "tcp", "one")))
+		c.hear(t, "one", cluster(service), 80)
+		host, next := c.pod(t, 1, call(service)...), c.pod(t, 1, call(service)...)
+		host.Spec.HostNetwork = true
+		next.Spec.Containers[0].Image = c.b.Image(t, "net3.wasm")
+		for _, pod := range []*corev1.Pod{host, next} {
+			if said := c.saidBy(t, pod); said["one\n"] != 1 {
+				t.Errorf("%s printed %q", pod.Name, slices.Collect(maps.Keys(said)))
+			}
+		}
+	}},
+	{"a port's name stands for a number of each pod", func(t *testing.T, c *client) {
+		labels := map[string]string{"app": "numbers"}
+		for _, number := range []int32{8081, 8082} {
+			pod := labelled(webPodOn(t, c.b, c.node, fmt.Sprintf("at-%d", number)), labels)
+			pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: number}}
+			web(t, c.b, c.ns, pod)
+		}
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.Selector, spec.Ports[0].TargetPort = labels, intstr.FromString("web")
+		})
+		heard := ""
+		c.b.WaitFor(t, "both are heard", limit, func() error {
+			said, err := fetched(c.b, c.relay, at(cluster(service), 80)+"env", limit)
+			if heard += said; strings.Contains(heard, "HOSTNAME=at-8081\n") && strings.Contains(heard, "HOSTNAME=at-8082\n") {
+				return nil
+			}
+			return errors.Join(err, fmt.Errorf("it said %q", said))
+		})
+	}},
+	{"what another proxy or the balancer itself looks after is left to it", func(t *testing.T, c *client) {
+		real, led := c.b.Answerer(t, "tcp", "real"), c.b.Answerer(t, "tcp", "led")
+		address, port := real.Address.String(), int(real.Port)
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.Type, spec.Ports[0].Port = corev1.ServiceTypeLoadBalancer, real.Port
+		})
+		c.lead(t, service, ends(led))
+		c.hear(t, "led", cluster(service), port)
+		balanced := func(mode corev1.LoadBalancerIPMode) {
+			service.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: address, IPMode: &mode}}
+			var err error
+			if service, err = c.b.Client.CoreV1().Services(c.ns).UpdateStatus(t.Context(), service, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		balanced(corev1.LoadBalancerIPModeVIP)
+		c.hear(t, "led", address, port)
+		balanced(corev1.LoadBalancerIPModeProxy)
+		c.hear(t, "real", address, port)
+		balanced(corev1.LoadBalancerIPModeVIP)
+		c.hear(t, "led", address, port)
+		// Others are told nothing, and these pods are among them.
+		service = c.patch(t, service, `{"spec":{"loadBalancerSourceRanges":["203.0.113.0/24"]}}`)
+		c.silent(t, address, port)
+		c.hear(t, "led", cluster(service), port)
+		service = c.patch(t, service, `{"spec":{"loadBalancerSourceRanges":["203.0.113.0/24","`+c.relay.String()+`/32"]}}`)
+		c.hear(t, "led", address, port)
+		c.patch(t, service, `{"metadata":{"labels":{"service.kubernetes.io/service-proxy-name":"other"}}}`)
+		c.hear(t, "real", address, port)
+	}},
 	{"a Service is reached by its other addresses too", func(t *testing.T, c *client) {
 		one := c.b.Answerer(t, "tcp", "one")
 		local := corev1.ServiceExternalTrafficPolicyLocal
@@ -341,7 +294,7 @@ var cases = []struct {
 			return nil
 		})
 	}},
-	{"pods of two nodes answer for one Service, by connections and requests", func(t *testing.T, c *client) {
+	{"pods of two nodes answer for one Service, by connections and requests of each family", func(t *testing.T, c *client) {
 		neighbour := c.b.Node(t)
 		labels := map[string]string{"app": "web"}
 		for number, node := range []*bed.Node{c.node, neighbour} {
@@ -351,50 +304,31 @@ var cases = []struct {
 		}
 		service := c.service(t, func(spec *corev1.ServiceSpec) {
 			spec.Selector, spec.Ports[0].TargetPort = labels, intstr.FromInt32(webPort)
+			spec.IPFamilyPolicy = ptr(corev1.IPFamilyPolicyPreferDualStack)
 		})
 		c.b.WaitFor(t, "both are endpoints", limit, func() error {
-			return c.isReady(t.Context(), service.Name, 2)
+			return c.isReady(t.Context(), service, 2)
 		})
 		// Each of these is a client of its own, whose connections are its own.
+		var urls []string
+		for _, address := range service.Spec.ClusterIPs {
+			urls = append(urls, "http://"+net.JoinHostPort(address, "80")+"/")
+		}
 		for range 4 {
 			c.count++
-			says(t, c.b, c.node, c.ns, fmt.Sprintf("fetch-%d", c.count), "fetch.wasm", "Hello from WebAssembly!",
-				"http://"+net.JoinHostPort(service.Spec.ClusterIP, "80")+"/")
+			says(t, c.b, c.node, c.ns, fmt.Sprintf("fetch-%d", c.count), "fetch.wasm",
+				strings.Repeat("200\nHello from WebAssembly!\n", len(urls)), urls...)
 		}
 	}},
-}
-
-// isReady tells whether a Service has as many endpoints that are ready.
-func (c *client) isReady(ctx context.Context, service string, want int) error {
-	list, err := c.b.Client.DiscoveryV1().EndpointSlices(c.ns).List(ctx, metav1.ListOptions{
-		LabelSelector: discoveryv1.LabelServiceName + "=" + service,
-	})
-	if err != nil {
-		return err
-	}
-	found := 0
-	for _, slice := range list.Items {
-		for _, endpoint := range slice.Endpoints {
-			if ready := endpoint.Conditions.Ready; ready == nil || *ready {
-				found++
-			}
-		}
-	}
-	if found != want {
-		return errors.New(strconv.Itoa(found) + " are ready")
-	}
-	return nil
 }
 
 func TestServices(t *testing.T) {
 	b := bed.Start(t)
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			node := way.start(t, b)
-			for _, one := range cases {
-				t.Run(one.name, func(t *testing.T) {
-					one.run(t, &client{b: b, node: node, ns: b.Namespace(t)})
-				})
+			c := calling(t, b, way.start(t, b))
+			for _, one := range slices.Concat(cases, sliceCases, familyCases) {
+				t.Run(one.name, func(t *testing.T) { one.run(t, c) })
 			}
 		})
 	}

@@ -2,10 +2,11 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,27 +77,52 @@ func TestAThousandPodsAreReached(t *testing.T) {
 			return node.Itself().GetTarget(ctx, addresses[at].String(), webPort, "/fetch?url="+next)
 		})
 	})
+	other := b.StartNodeApart(t, "apart", "--service-proxy=builtin")
 	t.Run("from another node", func(t *testing.T) {
-		other := b.StartNodeApart(t, "apart")
 		each(t, addresses, func(ctx context.Context, at int) error {
 			return other.Itself().Get(ctx, addresses[at].String(), webPort)
 		})
 		callAll(t, other, "stranger")
 	})
 	t.Run("through a Service", func(t *testing.T) {
-		address := crowdService(t, b, ns, count)
-		b.WaitFor(t, "the node has heard of the Service", limit, func() error {
-			return node.Itself().GetTarget(t.Context(), addresses[0].String(), webPort, "/fetch?url=http://"+address+"/")
+		service := crowdService(t, b, ns, count)
+		for _, one := range []*bed.Node{node, other} {
+			b.WaitFor(t, one.Name+" leads to all pods", limit, func() error {
+				led, err := one.LedTo(service.Spec.ClusterIP)
+				if err != nil || len(led) == count && !slices.ContainsFunc(led, func(at netip.AddrPort) bool { return !seen[at.Addr()] }) {
+					return err
+				}
+				return fmt.Errorf("it leads to %d", len(led))
+			})
+		}
+		url := at(service.Spec.ClusterIP, 80)
+		var mu sync.Mutex
+		answered := map[string]bool{}
+		each(t, addresses, func(_ context.Context, at int) error {
+			text, err := fetched(b, addresses[at], url+"env", limit)
+			_, name, isIn := strings.Cut(text, "HOSTNAME=")
+			if err != nil || !isIn {
+				return errors.Join(err, fmt.Errorf("it said %q", text))
+			}
+			name, _, _ = strings.Cut(name, "\n")
+			mu.Lock()
+			defer mu.Unlock()
+			answered[name] = true
+			return nil
 		})
-		each(t, addresses, func(ctx context.Context, at int) error {
-			return node.Itself().GetTarget(ctx, addresses[at].String(), webPort, "/fetch?url=http://"+address+"/")
-		})
+		// Of as many as there are calls, two of three are called on average.
+		t.Logf("%d of %d pods answered %d calls", len(answered), count, count)
+		if len(answered) < count/3 {
+			t.Errorf("only %d of %d pods answered", len(answered), count)
+		}
+		said := output(t, b, ns, on(other, wasmPod("by-service", b.Image(t, "fetch.wasm"), slices.Repeat([]string{url}, 20)...)))
+		same(t, "answers to a pod of another node", strings.Count(said, "200\nHello"), 20)
 	})
 }
 
 // crowdService makes a Service of all pods of the crowd, waits until the cluster
-// knows each of them as ready, and returns where it is.
-func crowdService(t *testing.T, b *bed.Bed, namespace string, count int) string {
+// knows each of them as ready.
+func crowdService(t *testing.T, b *bed.Bed, namespace string, count int) *corev1.Service {
 	t.Helper()
 	service := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "crowd"},
@@ -110,13 +136,13 @@ func crowdService(t *testing.T, b *bed.Bed, namespace string, count int) string 
 		t.Fatal(err)
 	}
 	b.WaitFor(t, "all pods are endpoints", limit, func() error {
-		slices, err := b.Client.DiscoveryV1().EndpointSlices(namespace).List(t.Context(),
+		found, err := b.Client.DiscoveryV1().EndpointSlices(namespace).List(t.Context(),
 			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name})
 		if err != nil {
 			return err
 		}
 		ready := 0
-		for _, slice := range slices.Items {
+		for _, slice := range found.Items {
 			for _, endpoint := range slice.Endpoints {
 				if endpoint.Conditions.Ready != nil && *endpoint.Conditions.Ready {
 					ready++
@@ -128,7 +154,7 @@ func crowdService(t *testing.T, b *bed.Bed, namespace string, count int) string 
 		}
 		return nil
 	})
-	return net.JoinHostPort(service.Spec.ClusterIP, "80")
+	return service
 }
 
 // crowd runs so many http pods on a node, and returns their addresses once all

@@ -10,10 +10,6 @@ use super::{ServiceKey, Transport};
 /// `LabelServiceProxyName` in `pkg/proxy/apis/well_known_labels.go`.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 
-/// Nobody leads to a Service with this label. Source: `IsHeadlessService` in
-/// `staging/src/k8s.io/api/core/v1/annotation_key_constants.go`.
-const HEADLESS: &str = "service.kubernetes.io/headless";
-
 /// How long a client keeps its endpoint if nothing else is said. Source:
 /// `DefaultClientIPServiceAffinitySeconds` in `pkg/apis/core/types.go`.
 const AFFINITY: Duration = Duration::from_hours(3);
@@ -105,9 +101,8 @@ impl Front {
             _ if own.is_empty() => return None,
             _ => Naming::Addresses(own.clone()),
         };
-        let has = |label: &str| metadata.labels.as_ref().is_some_and(|all| all.contains_key(label));
-        let is_led_to =
-            matches!(naming, Naming::Addresses(_)) && !has(OTHER_PROXY) && !has(HEADLESS);
+        let is_others = metadata.labels.as_ref().is_some_and(|all| all.contains_key(OTHER_PROXY));
+        let is_led_to = matches!(naming, Naming::Addresses(_)) && !is_others;
         let addresses = if is_led_to { addresses(service, spec, &own) } else { BTreeMap::new() };
         let ports = spec.ports.iter().flatten().filter_map(|port| {
             Some(FrontPort {
@@ -146,7 +141,10 @@ fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
     all
 }
 
-/// Source: kube-proxy, `newBaseServiceInfo` in `pkg/proxy/serviceport.go`.
+/// All that are of a kind of which the Service has a cluster IP too.
+///
+/// Source: kube-proxy, `newBaseServiceInfo` in `pkg/proxy/serviceport.go` and
+/// `serviceToServiceMap` in `pkg/proxy/servicechangetracker.go`.
 fn addresses(service: &Service, spec: &ServiceSpec, own: &[IpAddr]) -> BTreeMap<IpAddr, Kind> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
@@ -156,10 +154,12 @@ fn addresses(service: &Service, spec: &ServiceSpec, own: &[IpAddr]) -> BTreeMap<
         .filter_map(|one| address(one.ip.as_deref()?));
     let external = spec.external_ips.iter().flatten().filter_map(|text| address(text));
     let (balanced, external) = (balanced.take(OUTSIDE), external.take(OUTSIDE));
+    let is_kind = |address: &IpAddr| own.iter().any(|own| own.is_ipv6() == address.is_ipv6());
     let mut all = BTreeMap::new();
     let named = own.iter().map(|address| (*address, Kind::Cluster));
     let named = named.chain(external.map(|address| (address, Kind::External)));
-    for (address, kind) in named.chain(balanced.map(|address| (address, Kind::Balanced))) {
+    let named = named.chain(balanced.map(|address| (address, Kind::Balanced)));
+    for (address, kind) in named.filter(|(address, _)| is_kind(address)) {
         all.entry(address).or_insert(kind);
     }
     all

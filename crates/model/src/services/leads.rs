@@ -86,9 +86,11 @@ pub fn leads(
 }
 
 /// The endpoints of a port, each once: of two that say the same address, the one
-/// on this node counts.
+/// counts that does not end, for a pod may have the address of one that does; of
+/// two that are alike in this, the one on this node.
 ///
-/// Source: kube-proxy, `addEndpoints` in `pkg/proxy/endpointslicecache.go`.
+/// Source: kube-proxy, `addEndpoints` in `pkg/proxy/endpointslicecache.go`, which
+/// leaves open what is said last here.
 fn candidates<'a>(
     slices: &'a [Arc<Slice>],
     name: &str,
@@ -97,15 +99,14 @@ fn candidates<'a>(
     here: &Here,
 ) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let mut all: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
-    for slice in slices {
+    for slice in slices.iter().filter(|slice| slice.is_led_to) {
         let ports = slice.ports.iter().filter(|port| port.name == name);
         for port in ports.filter(|port| port.transport == transport) {
             for endpoint in slice.endpoints.iter().filter(|one| one.address.is_ipv6() == is_v6) {
                 let at = SocketAddr::new(endpoint.address, port.port);
-                if is_here(endpoint, here) {
+                let rank = |one: &Endpoint| (!one.is_terminating, is_here(one, here));
+                if all.get(&at).is_none_or(|known| rank(known) < rank(endpoint)) {
                     all.insert(at, endpoint);
-                } else {
-                    all.entry(at).or_insert(endpoint);
                 }
             }
         }

@@ -10,6 +10,11 @@ use super::{ServiceKey, Transport, front::address};
 /// `staging/src/k8s.io/api/discovery/v1/well_known_labels.go`.
 const OF: &str = "kubernetes.io/service-name";
 
+/// Nobody is led to the endpoints of a slice with this label, which the cluster
+/// gives to those of headless Services; names may stand for them. Source:
+/// kube-proxy, `Run` in `cmd/kube-proxy/app/server.go` (`noHeadlessEndpoints`).
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
 /// Endpoints that a name stands for, at most; more are left out.
 const NAMED: usize = 1024;
 
@@ -18,6 +23,8 @@ const NAMED: usize = 1024;
 pub struct Slice {
     /// Whose endpoints these are.
     pub service: ServiceKey,
+    /// Whether clients are led to them; else they are there for names alone.
+    pub is_led_to: bool,
     /// Ports that each of them has.
     pub ports: Vec<SlicePort>,
     /// The endpoints.
@@ -67,7 +74,8 @@ impl Slice {
     #[must_use]
     pub fn of(slice: &EndpointSlice) -> Option<Self> {
         let metadata = &slice.metadata;
-        let name = metadata.labels.as_ref()?.get(OF).filter(|name| !name.is_empty())?;
+        let labels = metadata.labels.as_ref()?;
+        let name = labels.get(OF).filter(|name| !name.is_empty())?;
         let is_v6 = match slice.address_type.as_str() {
             "IPv4" => false,
             "IPv6" => true,
@@ -83,6 +91,7 @@ impl Slice {
         let endpoints = slice.endpoints.iter().flatten().filter_map(endpoint);
         Some(Self {
             service: ServiceKey::new(metadata.namespace.as_deref()?, name),
+            is_led_to: !labels.contains_key(HEADLESS),
             ports: ports.collect(),
             endpoints: endpoints.filter(|one| one.address.is_ipv6() == is_v6).collect(),
         })

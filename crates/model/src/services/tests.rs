@@ -91,16 +91,35 @@ fn nobody_is_led_to_a_service_without_an_address_or_of_another_proxy() {
             "spec": {"clusterIP": "10.96.0.7"},
         }))
     };
-    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
-        assert!(labelled(label).unwrap().addresses.is_empty(), "{label}");
+    let others = labelled("service.kubernetes.io/service-proxy-name");
+    assert!(others.unwrap().addresses.is_empty());
+    // Whether it is headless its address says, whatever it is labelled.
+    for label in ["x", "service.kubernetes.io/headless"] {
+        assert_eq!(labelled(label).unwrap().addresses.len(), 1, "{label}");
     }
-    assert_eq!(labelled("x").unwrap().addresses.len(), 1);
     let headless = front(json!({"clusterIP": "None"})).unwrap();
     assert_eq!((headless.addresses.len(), headless.naming), (0, Naming::Endpoints));
     let elsewhere = front(json!({"type": "ExternalName", "externalName": "x.example"})).unwrap();
     assert_eq!(elsewhere.naming, Naming::Elsewhere("x.example".into()));
     assert!(elsewhere.addresses.is_empty());
     assert_eq!(front(json!({})), None, "it has no address yet");
+}
+
+#[test]
+fn a_service_has_addresses_only_of_the_kinds_of_its_cluster_ips() {
+    let outside = |own: &[&str]| {
+        let front = with(json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {"clusterIPs": own, "externalIPs": ["192.0.2.1", "2001:db8::1"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"ip": "2001:db8::2"}]}},
+        }));
+        let all = front.unwrap().addresses;
+        let outside = all.iter().filter(|(_, kind)| **kind != Kind::Cluster);
+        outside.map(|(ip, _)| ip.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(outside(&["10.96.0.7"]), ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(outside(&["fd00::7"]), ["2001:db8::1", "2001:db8::2"]);
+    assert_eq!(outside(&["fd00::7", "10.96.0.7"]).len(), 4);
 }
 
 #[test]
@@ -148,6 +167,39 @@ fn ports_are_joined_by_name_and_families_kept_apart() {
     assert_eq!((v4[1].port, texts(&v4[1])), (53, vec!["10.1.0.2:5353".to_owned()]));
     let v6 = leads(&front, &slices, Kind::Cluster, true, &here());
     assert_eq!(texts(&v6[0]), ["[fd01::2]:8080"]);
+}
+
+#[test]
+fn of_two_endpoints_with_one_address_the_one_that_does_not_end_counts() {
+    let front = front(json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]})).unwrap();
+    let port = json!([{"name": "", "port": 8080}]);
+    let one = |node: &str, terminating: bool| {
+        let conditions =
+            json!({"ready": !terminating, "serving": true, "terminating": terminating});
+        let endpoint =
+            json!({"addresses": ["10.1.0.2"], "conditions": conditions, "nodeName": node});
+        slice("IPv4", port.clone(), json!([endpoint]))
+    };
+    let other = slice("IPv4", port.clone(), json!([{"addresses": ["10.1.0.3"]}]));
+    let ends = one("here", true);
+    let stays = one("there", false);
+    for all in [[&ends, &stays, &other], [&stays, &ends, &other]] {
+        let lead = leads(&front, &slices(json!(all)), Kind::Cluster, false, &here()).remove(0);
+        assert_eq!(texts(&lead), ["10.1.0.2:8080", "10.1.0.3:8080"]);
+    }
+}
+
+#[test]
+fn slices_of_headless_services_are_for_names_alone() {
+    let front = front(json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]})).unwrap();
+    let port = json!([{"name": "", "port": 8080}]);
+    let mut headless = slice("IPv4", port.clone(), json!([{"addresses": ["10.1.0.2"]}]));
+    headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    let slices =
+        slices(json!([headless, slice("IPv4", port, json!([{"addresses": ["10.1.0.3"]}]))]));
+    let lead = leads(&front, &slices, Kind::Cluster, false, &here()).remove(0);
+    assert_eq!(texts(&lead), ["10.1.0.3:8080"]);
+    assert_eq!(named_endpoints(&slices).len(), 2);
 }
 
 #[test]
