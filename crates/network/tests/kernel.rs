@@ -17,7 +17,7 @@ use std::{
 use krustlet_model::PodUid;
 use krustlet_network::{
     Mode, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges, Peer, Peers,
-    PodRanges, open, plan::link_name, prepare,
+    PodRanges, open, outgoing_address, plan::link_name, prepare,
 };
 use rustix::{
     mount::MountPropagationFlags,
@@ -574,5 +574,31 @@ fn the_api_is_refused_wherever_the_node_answers() {
             }
         };
         timeout(LIMIT, heard).await.expect("in time");
+    });
+}
+
+#[test]
+fn a_machine_is_known_by_the_address_of_its_way_outwards() {
+    in_a_room(async || {
+        outgoing_address(false).unwrap_err();
+        ip(&["link", "add", "out", "type", "veth", "peer", "name", "end"]);
+        ip(&["link", "set", "end", "up"]);
+        ip(&["link", "set", "out", "up"]);
+        ip(&["address", "add", "2001:db8:7::7/64", "dev", "out", "nodad"]);
+        ip(&["-6", "route", "add", "default", "via", "2001:db8:7::1"]);
+        for prefers_ipv6 in [false, true] {
+            let found = outgoing_address(prefers_ipv6).unwrap();
+            assert_eq!(found.to_string(), "2001:db8:7::7");
+        }
+        ip(&["address", "add", "198.51.100.7/24", "dev", "out"]);
+        ip(&["route", "add", "default", "via", "198.51.100.1"]);
+        for (prefers_ipv6, expected) in [(false, "198.51.100.7"), (true, "2001:db8:7::7")] {
+            assert_eq!(outgoing_address(prefers_ipv6).unwrap().to_string(), expected);
+        }
+        // By one that is known on the link alone nobody else gets here.
+        ip(&["address", "del", "198.51.100.7/24", "dev", "out"]);
+        ip(&["address", "add", "169.254.9.9/16", "dev", "out"]);
+        ip(&["route", "replace", "default", "via", "169.254.1.1", "dev", "out"]);
+        assert_eq!(outgoing_address(false).unwrap().to_string(), "2001:db8:7::7");
     });
 }

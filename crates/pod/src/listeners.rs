@@ -174,17 +174,18 @@ pub(crate) fn sockets(
     guest: &GuestKind,
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
-    let mut own = None;
+    let mut own = Vec::new();
     if let (GuestKind::Http(_), NetworkKind::Node) = (guest, place.kind) {
         let port = http_port(container)?;
-        let listener = listen(place, port)?;
-        own = listener.local_addr().ok();
-        sockets.bound.push(listener);
-        sockets.ports.push(port);
+        for listener in listen(place, port)? {
+            own.extend(listener.local_addr());
+            sockets.bound.push(listener);
+            sockets.ports.push(port);
+        }
     }
     for HostAddress { address, port } in host_addresses(container, network.node_addresses())? {
         // Where the pod has the node's address, its own port may be the host's.
-        if own == Some(address) {
+        if own.contains(&address) {
             continue;
         }
         let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
@@ -197,15 +198,20 @@ pub(crate) fn sockets(
     Ok(sockets)
 }
 
-/// Listens on a port of the node's first address.
-fn listen(place: &Place, port: u16) -> Result<TcpListener, ListenError> {
-    let address = *place.addresses.first().ok_or(ListenError::NoAddress)?;
-    let address = SocketAddr::new(address, port);
-    let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse { address },
-        _ => ListenError::Refused { address, source },
-    })?;
-    unblocked(listener, address)
+/// Listens on a port of each of the node's addresses that the pod has.
+fn listen(place: &Place, port: u16) -> Result<Vec<TcpListener>, ListenError> {
+    if place.addresses.is_empty() {
+        return Err(ListenError::NoAddress);
+    }
+    let listen = |address| {
+        let address = SocketAddr::new(address, port);
+        let listener = TcpListener::bind(address).map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ListenError::InUse { address },
+            _ => ListenError::Refused { address, source },
+        })?;
+        unblocked(listener, address)
+    };
+    place.addresses.iter().copied().map(listen).collect()
 }
 
 /// The sandbox serves it from an event loop.
@@ -216,8 +222,9 @@ fn unblocked(listener: TcpListener, address: SocketAddr) -> Result<TcpListener, 
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
+    use krustlet_protocol::HttpLimits;
     use serde_json::json;
 
     use super::*;
@@ -308,11 +315,33 @@ mod tests {
     }
 
     #[test]
+    fn an_http_guest_at_the_node_is_served_at_its_addresses_of_both_families() {
+        let both = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let network = Network::host(both.clone());
+        let place = Place { kind: NetworkKind::Node, addresses: both };
+        let any = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let port = any.local_addr().unwrap().port();
+        drop(any);
+        // A hostPort of its own is not a second listener.
+        let container = serde_json::from_value(json!({
+            "name": "main", "ports": [{"containerPort": port, "hostPort": port}],
+        }));
+        let guest = GuestKind::Http(HttpLimits::default());
+        let sockets = sockets(&network, &place, &container.unwrap(), &guest).unwrap();
+        let bound = sockets.bound.iter().map(|one| one.local_addr().unwrap().to_string());
+        assert_eq!(
+            bound.collect::<Vec<_>>(),
+            [format!("127.0.0.1:{port}"), format!("[::1]:{port}")],
+        );
+        assert_eq!(sockets.ports, [port, port]);
+    }
+
+    #[test]
     fn a_port_in_use_is_named() {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let place = Place { kind: NetworkKind::Node, addresses: vec![address] };
         let first = listen(&place, 0).unwrap();
-        let port = first.local_addr().unwrap().port();
+        let port = first[0].local_addr().unwrap().port();
         let error = listen(&place, port).unwrap_err();
         assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         drop(first);
