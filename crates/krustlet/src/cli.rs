@@ -1,6 +1,9 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{AddrParseError, IpAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use krustlet_model::bandwidth::MOST_SOCKETS;
@@ -84,9 +87,10 @@ pub(crate) struct NodeArgs {
     /// The node's name; the host's by default
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname_override: Option<String>,
-    /// The node's address; found by default
-    #[arg(long, value_name = "IP")]
-    pub(crate) node_ip: Option<IpAddr>,
+    /// The node's address, or one of each family: IP,IP; found by default, that of
+    /// IPv6 first with `::`
+    #[arg(long, value_name = "IP", value_delimiter = ',', value_parser = ip)]
+    pub(crate) node_ip: Vec<IpAddr>,
     /// Labels of the node: KEY=VALUE,…
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     pub(crate) node_labels: Vec<String>,
@@ -354,4 +358,9 @@ pub(crate) struct RmiArgs {
     /// State directory.
     #[command(flatten)]
     pub(crate) root: RootArgs,
+}
+
+/// An address of a list; one of IPv4 however it is written.
+fn ip(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.trim().parse().map(|address: IpAddr| address.to_canonical())
 }

@@ -230,7 +230,14 @@ impl Netlink {
             return Ok(PeerRoute::Added);
         };
         match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL) => Ok(PeerRoute::Apart),
+            // The last two: the kernel has no IPv6.
+            Some(
+                libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::EINVAL
+                | libc::EAFNOSUPPORT
+                | libc::EOPNOTSUPP,
+            ) => Ok(PeerRoute::Apart),
             Some(libc::EEXIST) => Ok(PeerRoute::Taken),
             _ => Err(error),
         }

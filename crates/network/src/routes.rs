@@ -27,6 +27,10 @@ pub struct Peer {
 pub(crate) enum Unled {
     /// Its podCIDRs cannot be used, for this reason.
     Unusable { node: String, why: String },
+    /// It has no address of the family of this range.
+    NoAddress { node: String, range: IpNet },
+    /// Addresses of its range are this node's pods', or those of another before it.
+    Overlaps { node: String, range: IpNet, other: IpNet },
     /// No network of this node's leads there.
     Apart { hop: IpAddr },
     /// A route that is not ours leads to its range.
@@ -39,6 +43,16 @@ impl fmt::Display for Unled {
             Self::Unusable { node, why } => {
                 write!(f, "the pods of node {node} are not led to: {why}")
             }
+            Self::NoAddress { node, range } => write!(
+                f,
+                "the pods of node {node} in {range} are not led to: it has no InternalIP of that \
+                 family; name one of each to it (--node-ip)"
+            ),
+            Self::Overlaps { node, range, other } => write!(
+                f,
+                "the pods of node {node} in {range} are not led to: {other}, this node's or \
+                 another's, holds the same addresses"
+            ),
             Self::Apart { hop } => write!(
                 f,
                 "the pods of the node at {hop} are not led to: it is on no network of this node"
@@ -54,10 +68,10 @@ impl fmt::Display for Unled {
 
 /// By which address each range of other nodes is reached, and why some are not.
 ///
-/// A range without an address of its family, or one that overlaps this node's
-/// own or another's before it, is left out, for whatever routes it otherwise.
-/// So are the ranges of a node of which one holds the address of any node
-/// (`own_addresses` are this one's): the route would lead away from that node.
+/// A range is left to whatever else routes it if its node has no address of its
+/// family, or if it overlaps this node's own or another's before it. So are the
+/// ranges of a node of which one holds the address of any node (`own_addresses`
+/// are this one's): the route would lead away from that node.
 #[must_use]
 pub(crate) fn routes(
     own: (&str, &[IpAddr]),
@@ -83,11 +97,17 @@ pub(crate) fn routes(
             }
         };
         for range in theirs.iter() {
-            let is_ours = ranges.is_some_and(|ours| ours.iter().any(|our| overlap(our, range)));
-            let is_taken = overlapping(&routes, range).is_some();
+            let node = || peer.name.clone();
+            let mut ours = ranges.into_iter().flat_map(PodRanges::iter);
+            let taken =
+                ours.find(|our| overlap(*our, range)).or_else(|| overlapping(&routes, range));
             let hop = peer.addresses.iter().find(|hop| hop.is_ipv4() == range.addr().is_ipv4());
-            if let (false, false, Some(hop)) = (is_ours, is_taken, hop) {
-                routes.insert(range, *hop);
+            match (taken, hop) {
+                (None, Some(hop)) => drop(routes.insert(range, *hop)),
+                (None, None) => drop(unled.insert(Unled::NoAddress { node: node(), range })),
+                (Some(other), _) => {
+                    unled.insert(Unled::Overlaps { node: node(), range, other });
+                }
             }
         }
     }
@@ -154,8 +174,16 @@ mod tests {
             ],
         );
         let unled: Vec<_> = unled.iter().map(ToString::to_string).collect();
-        let [wrong] = &unled[..] else { panic!("{unled:?}") };
-        assert!(wrong.contains("node wrong are not led to: podCIDR \"nonsense\""), "{wrong}");
+        let told = |words: &str| unled.iter().any(|why| why.contains(words));
+        for words in [
+            "node wrong are not led to: podCIDR \"nonsense\"",
+            "node half in fd00:3::/64 are not led to: it has no InternalIP of that family",
+            "node ours in 10.244.0.0/16 are not led to: 10.244.1.0/24,",
+            "node theirs in 10.244.2.128/25 are not led to: 10.244.2.0/24,",
+        ] {
+            assert!(told(words), "{words}: {unled:?}");
+        }
+        assert_eq!(unled.len(), 4, "{unled:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::Arc,
@@ -17,7 +17,7 @@ use std::{
 use krustlet_model::PodUid;
 use krustlet_network::{
     Mode, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges, Peer, Peers,
-    PodRanges, open, plan::link_name, prepare,
+    PodRanges, open, outgoing_address, plan::link_name, prepare,
 };
 use rustix::{
     mount::MountPropagationFlags,
@@ -239,16 +239,39 @@ fn pods_of_both_families_listen_on_one_port_each_at_its_address() {
 #[test]
 fn pods_reach_each_other_and_the_node_by_their_own_addresses() {
     in_a_room(async || {
-        let node = Node::start(&["10.244.1.0/24"]).await;
-        let server = node.pod("server", 8080)[0];
-        let from: IpAddr = node.network.allocate(&PodUid::new("client")).unwrap()[0];
-        let at_node = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap();
-        thread::spawn(move || answer(&at_node, "node"));
+        let node = Node::start(&["10.244.1.0/24", "fd00:1::/64"]).await;
+        let server = node.pod("server", 8080);
+        let client = node.network.allocate(&PodUid::new("client")).unwrap();
         let inside = entered(node.home.path());
-        for (to, who) in [(server, "server"), ("10.244.1.1:7000".parse().unwrap(), "node")] {
-            let said = inside.within(|| call_from(from, to)).unwrap();
-            assert_eq!(said, format!("{who} {from}"));
+        for (index, at_node) in ["10.244.1.1:7000", "[fd00:1::1]:7000"].into_iter().enumerate() {
+            let at_node: SocketAddr = at_node.parse().unwrap();
+            let listener = TcpListener::bind(at_node).unwrap();
+            thread::spawn(move || answer(&listener, "node"));
+            let from = client[index];
+            for (to, who) in [(server[index], "server"), (at_node, "node")] {
+                let said = inside.within(|| call_from(from, to)).unwrap();
+                assert_eq!(said, format!("{who} {from}"));
+            }
         }
+    });
+}
+
+#[test]
+fn a_node_may_have_a_range_of_ipv6_alone() {
+    in_a_room(async || {
+        let forwarding = "/proc/sys/net/ipv4/ip_forward";
+        fs::write(forwarding, "0").unwrap();
+        let node = Node::start(&["fd00:1::/64"]).await;
+        let server = node.pod("server", 80);
+        let [server] = server[..] else { panic!("{server:?}") };
+        assert_eq!(server.to_string(), "[fd00:1::2]:80");
+        assert_eq!(call(server).unwrap(), "server fd00:1::1");
+        let from = node.network.allocate(&PodUid::new("client")).unwrap()[0];
+        let said = entered(node.home.path()).within(|| call_from(from, server)).unwrap();
+        assert_eq!(said, "server fd00:1::3");
+        // Of the other family there is nothing.
+        assert_eq!(ip(&["-4", "address", "show", "dev", &node.link()]), "");
+        assert_eq!(fs::read_to_string(forwarding).unwrap().trim(), "0");
     });
 }
 
@@ -257,7 +280,8 @@ fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
     use std::os::fd::{FromRawFd, IntoRawFd};
 
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let made = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let made = socket(family, SocketType::STREAM, None)?;
     bind(&made, &SocketAddr::new(from, 0))?;
     connect(&made, &to)?;
     // SAFETY: it was ours alone.
@@ -404,8 +428,10 @@ fn two_nodes_of_one_machine_reach_each_others_pods() {
         let server = second.pod("server", 80);
         let client = first.network.allocate(&PodUid::new("client")).unwrap();
         let inside = entered(first.home.path());
-        let said = inside.within(|| call_from(client[0], server[0])).unwrap();
-        assert_eq!(said, format!("server {}", client[0]));
+        for (from, to) in client.into_iter().zip(server) {
+            let said = inside.within(|| call_from(from, to)).unwrap();
+            assert_eq!(said, format!("server {from}"));
+        }
     });
 }
 
@@ -436,6 +462,9 @@ async fn until_routes(show: &[&str], is_so: impl Fn(&str) -> bool) {
     }
 }
 
+/// Where somebody answers on the node that is led to.
+const THERE: [&str; 2] = ["10.244.2.7:80", "[fd00:2::7]:80"];
+
 #[test]
 fn pods_of_a_node_on_the_same_network_are_led_to() {
     in_a_room(async || {
@@ -446,29 +475,40 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         let file = file.to_str().unwrap();
         ip(&["link", "add", "here", "type", "veth", "peer", "name", "there", "netns", file]);
         ip(&["address", "add", "192.0.2.1/24", "dev", "here"]);
+        ip(&["address", "add", "2001:db8:2::1/64", "dev", "here", "nodad"]);
         ip(&["link", "set", "here", "up"]);
-        let listener = other
+        let listeners = other
             .within(|| {
                 ip(&["link", "set", "lo", "up"]);
                 ip(&["address", "add", "192.0.2.2/24", "dev", "there"]);
+                ip(&["address", "add", "2001:db8:2::2/64", "dev", "there", "nodad"]);
                 ip(&["link", "set", "there", "up"]);
                 ip(&["route", "add", "10.244.1.0/24", "via", "192.0.2.1"]);
+                ip(&["route", "add", "fd00:1::/64", "via", "2001:db8:2::1"]);
                 ip(&["route", "add", "local", "10.244.2.0/24", "dev", "lo"]);
-                TcpListener::bind("10.244.2.7:80")
+                ip(&["address", "add", "fd00:2::7/128", "dev", "lo", "nodad"]);
+                THERE.iter().map(TcpListener::bind).collect::<io::Result<Vec<_>>>()
             })
             .unwrap();
-        thread::spawn(move || answer(&listener, "there"));
+        for listener in listeners {
+            thread::spawn(move || answer(&listener, "there"));
+        }
 
         let peer = |name: &str, address: &str, range: &str| Peer {
             name: name.into(),
             addresses: vec![address.parse().unwrap()],
             ranges: vec![range.into()],
         };
+        let both = |name: &str, addresses: [&str; 2], ranges: [&str; 2]| Peer {
+            name: name.into(),
+            addresses: addresses.map(|address| address.parse().unwrap()).into(),
+            ranges: ranges.map(str::to_owned).into(),
+        };
         let all = vec![
-            peer("self", "192.0.2.1", "10.244.1.0/24"),
-            peer("there", "192.0.2.2", "10.244.2.0/24"),
+            both("self", ["192.0.2.1", "2001:db8:2::1"], ["10.244.1.0/24", "fd00:1::/64"]),
+            both("there", ["192.0.2.2", "2001:db8:2::2"], ["10.244.2.0/24", "fd00:2::/64"]),
             // On no network of this one.
-            peer("apart", "198.51.100.2", "10.244.3.0/24"),
+            both("apart", ["198.51.100.2", "2001:db8:9::2"], ["10.244.3.0/24", "fd00:3::/64"]),
             // Somebody else leads there.
             peer("taken", "192.0.2.3", "10.244.0.0/24"),
             // What it has would lead away from all of them.
@@ -477,16 +517,22 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         ip(&["route", "add", "10.244.0.0/24", "via", "192.0.2.9"]);
         let (peers, known) = watch::channel(None);
         let told = Peers { own: "self".into(), known };
-        let node = Node::among(Home::new(), &["10.244.1.0/24"], Some(told)).await;
+        let ranges = ["10.244.1.0/24", "fd00:1::/64"];
+        let node = Node::among(Home::new(), &ranges, Some(told)).await;
         peers.send_replace(Some(Arc::new(all.clone())));
         let show = ["route", "show", "proto", "107"];
+        let show6 = ["-6", "route", "show", "proto", "107"];
         until_routes(&show, |routes| routes.starts_with("10.244.2.0/24 via 192.0.2.2")).await;
-        assert_eq!(ip(&show).lines().count(), 1);
+        until_routes(&show6, |routes| routes.starts_with("fd00:2::/64 via 2001:db8:2::2")).await;
+        assert_eq!((ip(&show).lines().count(), ip(&show6).lines().count()), (1, 1));
 
-        let pod = node.network.allocate(&PodUid::new("one")).unwrap()[0];
+        let pod = node.network.allocate(&PodUid::new("one")).unwrap();
         let inside = entered(node.home.path());
-        let to = "10.244.2.7:80".parse().unwrap();
-        assert_eq!(inside.within(|| call_from(pod, to)).unwrap(), format!("there {pod}"));
+        for (from, to) in pod.into_iter().zip(THERE) {
+            let to = to.parse().unwrap();
+            let said = inside.within(|| call_from(from, to)).unwrap();
+            assert_eq!(said, format!("there {from}"));
+        }
 
         // Once the other's route is gone, ours may be there.
         ip(&["route", "del", "10.244.0.0/24"]);
@@ -494,9 +540,12 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
 
         // Put back, and gone with the node.
         ip(&["route", "del", "10.244.2.0/24"]);
+        ip(&["-6", "route", "del", "fd00:2::/64"]);
         until_routes(&show, |routes| routes.contains("10.244.2.0/24")).await;
+        until_routes(&show6, |routes| routes.contains("fd00:2::/64")).await;
         peers.send_replace(Some(Arc::new(all[..1].to_vec())));
         until_routes(&show, str::is_empty).await;
+        until_routes(&show6, str::is_empty).await;
     });
 }
 
@@ -738,5 +787,31 @@ fn the_api_is_refused_wherever_the_node_answers() {
             }
         };
         timeout(LIMIT, heard).await.expect("in time");
+    });
+}
+
+#[test]
+fn a_machine_is_known_by_the_address_of_its_way_outwards() {
+    in_a_room(async || {
+        outgoing_address(false).unwrap_err();
+        ip(&["link", "add", "out", "type", "veth", "peer", "name", "end"]);
+        ip(&["link", "set", "end", "up"]);
+        ip(&["link", "set", "out", "up"]);
+        ip(&["address", "add", "2001:db8:7::7/64", "dev", "out", "nodad"]);
+        ip(&["-6", "route", "add", "default", "via", "2001:db8:7::1"]);
+        for prefers_ipv6 in [false, true] {
+            let found = outgoing_address(prefers_ipv6).unwrap();
+            assert_eq!(found.to_string(), "2001:db8:7::7");
+        }
+        ip(&["address", "add", "198.51.100.7/24", "dev", "out"]);
+        ip(&["route", "add", "default", "via", "198.51.100.1"]);
+        for (prefers_ipv6, expected) in [(false, "198.51.100.7"), (true, "2001:db8:7::7")] {
+            assert_eq!(outgoing_address(prefers_ipv6).unwrap().to_string(), expected);
+        }
+        // By one that is known on the link alone nobody else gets here.
+        ip(&["address", "del", "198.51.100.7/24", "dev", "out"]);
+        ip(&["address", "add", "169.254.9.9/16", "dev", "out"]);
+        ip(&["route", "replace", "default", "via", "169.254.1.1", "dev", "out"]);
+        assert_eq!(outgoing_address(false).unwrap().to_string(), "2001:db8:7::7");
     });
 }

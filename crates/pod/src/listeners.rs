@@ -375,6 +375,12 @@ mod tests {
             let error = sockets(&network, shared, &container, guest).unwrap_err();
             assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
         }
+        // A hostPort of its own is not a second listener.
+        let container = serde_json::from_value(json!({
+            "name": "main", "ports": [{"containerPort": one, "hostPort": one}],
+        }));
+        let found = sockets(&network, shared, &container.unwrap(), &http).unwrap();
+        assert_eq!(found.ports, [one, one]);
         // An address of its own is the sandbox's to bind.
         for guest in [module, GuestKind::Command, http] {
             assert!(sockets(&network, None, &container, &guest).unwrap().bound.is_empty());

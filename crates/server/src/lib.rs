@@ -11,6 +11,7 @@
 //! ```
 
 pub mod access;
+mod everywhere;
 pub mod exec;
 mod forward;
 pub mod identity;

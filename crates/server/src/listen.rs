@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{self, Reviews},
+    everywhere,
     identity::{self, User},
     queries::PodQueries,
     routes,
@@ -69,7 +70,8 @@ impl std::fmt::Debug for HttpsTask {
 }
 
 impl HttpsTask {
-    /// Listens as the node of this name; serving begins with [`HttpsTask::run`].
+    /// Listens as the node of this name; serving begins with [`HttpsTask::run`]. `::`
+    /// and `0.0.0.0` stand for all addresses of both families.
     ///
     /// # Errors
     ///
@@ -81,7 +83,7 @@ impl HttpsTask {
         pods: Arc<dyn PodQueries>,
         reviews: Arc<dyn Reviews>,
     ) -> Result<Self, ServeError> {
-        let listener = TcpListener::bind(address)
+        let listener = everywhere::bind_at(address)
             .await
             .map_err(|source| ServeError::Listen { address, source })?;
         let router =

@@ -169,13 +169,18 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{client::verify_server_name, server::ParsedCertificate};
+    use rustls_pki_types::ServerName;
+
     use super::*;
+
+    const ADDRESSES: [&str; 2] = ["10.88.0.1", "fd00:88::1"];
 
     fn identity(directory: &Path) -> ServingIdentity {
         ServingIdentity::SelfSigned {
             directory: directory.to_owned(),
             node: "wasm-1".into(),
-            addresses: vec![IpAddr::from([10, 88, 0, 1])],
+            addresses: ADDRESSES.map(|address| address.parse().unwrap()).into(),
         }
     }
 
@@ -186,6 +191,22 @@ mod tests {
         let first = fs::read(dir.path().join("kubelet.crt")).unwrap();
         server_config(&identity(dir.path()), None).unwrap();
         assert_eq!(fs::read(dir.path().join("kubelet.crt")).unwrap(), first);
+    }
+
+    #[test]
+    fn a_certificate_holds_at_every_address_of_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        server_config(&identity(dir.path()), None).unwrap();
+        let chain = certificates(&dir.path().join("kubelet.crt")).unwrap();
+        let certificate = ParsedCertificate::try_from(&chain[0]).unwrap();
+        let holds_for = |name: &str| {
+            let name = ServerName::try_from(name).unwrap();
+            verify_server_name(&certificate, &name).is_ok()
+        };
+        for name in ADDRESSES.into_iter().chain(["wasm-1"]) {
+            assert!(holds_for(name), "{name}");
+        }
+        assert!(!holds_for("10.88.0.2") && !holds_for("fd00:88::2"));
     }
 
     #[test]

@@ -43,6 +43,9 @@ type Node struct {
 	Root    string // --root-dir
 	Logs    string // podLogsDir
 	Port    int32
+	// Addresses are all of its InternalIPs, if it was started by StartNodeOf.
+	Addresses []netip.Addr
+
 	bed     *Bed
 	network string // the file of its network namespace; empty: the room's
 	args    []string
@@ -157,7 +160,7 @@ func (n *Node) prepare(more map[string]any, args ...string) error {
 		"--kubeconfig=" + kubeconfig,
 		"--config=" + config,
 		"--hostname-override=" + n.Name,
-		"--node-ip=" + n.Address.String(),
+		"--node-ip=" + n.nodeIP(),
 		"--root-dir=" + n.Root,
 	}, args...)
 	if !slices.ContainsFunc(args, isRegistryFlag) {

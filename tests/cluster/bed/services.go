@@ -43,7 +43,7 @@ func (b *Bed) Answerer(t testing.TB, network, name string) Answerer {
 	namespace, address := b.cluster.Room.Network(), b.cluster.Room.Address(1)
 	if strings.HasSuffix(network, "6") {
 		b.BothFamilies(t)
-		address = b.cluster.Room.Address6()
+		address = b.cluster.Room.Address6(1)
 	}
 	var at net.Addr
 	switch strings.TrimSuffix(network, "6") {

@@ -90,9 +90,9 @@ func (r *Room) Address(last byte) netip.Addr {
 	return netip.AddrFrom4([4]byte{198, 18, byte(r.subnet), last})
 }
 
-// Address6 is the room's one address of IPv6, if it has that.
-func (r *Room) Address6() netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfd, 5: 0xc6, 6: 18, 7: byte(r.subnet), 15: 1})
+// Address6 is Address of IPv6; see [Room.NoIPv6].
+func (r *Room) Address6(last byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfd, 5: 0xc6, 6: 18, 7: byte(r.subnet), 15: last})
 }
 
 // NoIPv6 is why the room is of IPv4 alone, as on a kernel without IPv6; nil if it
@@ -103,6 +103,13 @@ func (r *Room) NoIPv6() error { return r.noIPv6 }
 func (r *Room) AddAddress(last byte) (netip.Addr, error) {
 	address := r.Address(last)
 	return address, r.run("ip", "address", "replace", address.String()+"/24", "dev", "node0")
+}
+
+// AddAddress6 is AddAddress of IPv6.
+func (r *Room) AddAddress6(last byte) (netip.Addr, error) {
+	address := r.Address6(last)
+	// Nobody else has it, so that it need not be asked for first.
+	return address, r.run("ip", "address", "replace", address.String()+"/64", "dev", "node0", "nodad")
 }
 
 // Close kills everything in the room and waits until it is gone.
@@ -219,8 +226,7 @@ func (r *Room) connect() error {
 		if err := r.run("ip", "link", "set", "node0", "up"); err != nil {
 			return err
 		}
-		// Nobody else has it, so that it need not be asked for first.
-		r.noIPv6 = r.run("ip", "address", "add", r.Address6().String()+"/64", "dev", "node0", "nodad")
+		_, r.noIPv6 = r.AddAddress6(1)
 		_, err = r.AddAddress(1)
 		return err
 	}

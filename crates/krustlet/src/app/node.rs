@@ -82,7 +82,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     })
     .await?;
     let core = wire(core, (&args.kubeconfig, &root), &settings, services).await?;
-    tracing::info!(node = settings.name, address = %settings.ip, "the node runs");
+    tracing::info!(node = settings.name, addresses = ?settings.addresses, "the node runs");
     core.run(signal).await
 }
 
@@ -117,7 +117,7 @@ async fn wire(
         .network(NetworkConfig {
             root: root.path().to_owned(),
             state: root.runtime(),
-            node: vec![settings.ip],
+            node: settings.addresses.clone(),
             api_port: Some(settings.listen.port()),
             configured: settings.pod_ranges.clone(),
             ranges,
@@ -226,7 +226,7 @@ async fn serve(
         None => ServingIdentity::SelfSigned {
             directory: settings.cert_dir.clone(),
             node: settings.name.clone(),
-            addresses: vec![settings.ip],
+            addresses: settings.addresses.clone(),
         },
     };
     if settings.client_ca.is_none() {
@@ -261,7 +261,7 @@ fn node_config(settings: &NodeSettings, root: &Root) -> Result<NodeConfig> {
     Ok(NodeConfig {
         name: settings.name.clone(),
         hostname: settings.name.clone(),
-        ips: vec![settings.ip],
+        ips: settings.addresses.clone(),
         port: settings.listen.port(),
         register: settings.register,
         labels: settings.labels.clone(),

@@ -1,6 +1,7 @@
 //! What the agent is told by files: the kubelet's configuration and the
 //! registries'. Flags override both; `node.rs` puts them together.
 
+mod addresses;
 pub(crate) mod duration;
 pub(crate) mod eviction;
 pub(crate) mod kubelet;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use krustlet_image::VerificationPolicy;
 use krustlet_network::{Mode, PodRanges};
 use krustlet_pod::NamesConfig;
 
-use super::kubelet::KubeletConfiguration;
+use super::{addresses::node_addresses, kubelet::KubeletConfiguration};
 use crate::{
     cli::{NodeArgs, ServiceProxy},
     paths::Root,
@@ -28,8 +28,8 @@ const ARCH: &str = "kubernetes.io/arch";
 pub(crate) struct NodeSettings {
     /// The Node's name.
     pub(crate) name: String,
-    /// The node's address.
-    pub(crate) ip: IpAddr,
+    /// The node's addresses, the main one first: at most one of each family.
+    pub(crate) addresses: Vec<IpAddr>,
     /// How pods get their addresses.
     pub(crate) pod_network: Mode,
     /// Whether other nodes' pods are led to.
@@ -64,7 +64,8 @@ pub(crate) struct NodeSettings {
     pub(crate) reserved: Vec<BTreeMap<String, Quantity>>,
     /// What must stay free.
     pub(crate) eviction: EvictionThresholds,
-    /// Where the HTTPS API listens.
+    /// Where the HTTPS API listens; an address that stands for all is those of both
+    /// families.
     pub(crate) listen: SocketAddr,
     /// Certificate and key files, if given.
     pub(crate) tls_files: Option<(PathBuf, PathBuf)>,
@@ -108,13 +109,7 @@ pub(crate) fn settings(
              and '.'): set another one with --hostname-override"
         );
     }
-    let ip = match args.node_ip {
-        Some(ip) => ip,
-        None => outgoing_ip().context("cannot find this machine's address: set --node-ip")?,
-    };
-    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-        bail!("--node-ip {ip} cannot be reached by the API server: name an address of a network");
-    }
+    let addresses = node_addresses(&args.node_ip)?;
     let verification = file.verification()?;
     let eviction = file.eviction().map_err(anyhow::Error::msg)?;
     let taints = match &args.register_with_taints {
@@ -145,7 +140,7 @@ pub(crate) fn settings(
     };
     Ok(NodeSettings {
         name,
-        ip,
+        addresses,
         pod_network: args.pod_network.into(),
         node_routes: args.node_routes,
         max_pod_sockets: args.max_pod_sockets,
@@ -164,7 +159,7 @@ pub(crate) fn settings(
         reserved: vec![quantities(file.system_reserved), quantities(file.kube_reserved)],
         eviction,
         listen: SocketAddr::new(
-            file.address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            file.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
             file.port.unwrap_or(10250),
         ),
         tls_files: file.tls_cert_file.zip(file.tls_private_key_file),
@@ -301,14 +296,6 @@ fn is_node_name(name: &str) -> bool {
         })
 }
 
-/// The address that packets to the outside leave from. Connecting a datagram
-/// socket sends nothing; it only asks the routing table.
-fn outgoing_ip() -> Result<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-    Ok(socket.local_addr()?.ip())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -331,9 +318,26 @@ mod tests {
         let settings = settings_of(&["--hostname-override", "wasm-1"], "").unwrap();
         assert_eq!(settings.arch, "wasm32-wasi");
         assert_eq!(settings.taints, default_taints("wasm32-wasi"));
-        assert_eq!(settings.listen.port(), 10250);
+        assert_eq!(settings.listen.to_string(), "[::]:10250");
         assert_eq!(settings.max_pods, 110);
         assert_eq!(settings.log_max_bytes, 10 << 20);
+    }
+
+    #[test]
+    fn a_node_may_have_an_address_of_each_family() {
+        let of = |given: &str| {
+            let cli = Cli::try_parse_from(["krustlet", "node", "--kubeconfig=k", given])?;
+            let Command::Node(args) = cli.command else { bail!("not the node command") };
+            let file = serde_saphyr::from_str(KubeletConfiguration::EMPTY)?;
+            let settings = settings(&args, file, &Root::new(Some("/root-dir".into())))?;
+            Ok(settings.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(of("--node-ip=10.88.0.1, fd00::1").unwrap(), ["10.88.0.1", "fd00::1"]);
+        assert_eq!(of("--node-ip=::ffff:10.88.0.1").unwrap(), ["10.88.0.1"]);
+        let error: anyhow::Error = of("--node-ip=10.88.0.1,10.88.0.2").unwrap_err();
+        assert!(error.to_string().contains("one of each family"), "{error}");
+        let error = of("--node-ip=10.88.0.1,odd").unwrap_err().to_string();
+        assert!(error.contains("--node-ip") && error.contains("odd"), "{error}");
     }
 
     #[test]

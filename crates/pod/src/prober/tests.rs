@@ -1,7 +1,7 @@
 //! Probes of real sockets.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
@@ -15,6 +15,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
+/// A probe that hangs must fail here, by name.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Both families' own addresses of this machine.
+const NEAR: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
 /// Answers each connection with what is made of its request's target.
 struct Server {
     address: SocketAddr,
@@ -24,14 +30,15 @@ struct Server {
 
 impl Server {
     async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        Self::with(answer, None).await
+        Self::at(NEAR[0], answer, None).await
     }
 
-    async fn with(
+    async fn at(
+        ip: IpAddr,
         answer: impl Fn(&str) -> String + Send + Sync + 'static,
         tls: Option<TlsAcceptor>,
     ) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let heard = Arc::clone(&asked);
@@ -63,7 +70,11 @@ impl Server {
     }
 
     async fn probe(&self, path: &str) -> ProbeAnswer {
-        probe(Target::Http(self.target(path)), Duration::from_secs(20)).await
+        self.ask(self.target(path)).await
+    }
+
+    async fn ask(&self, target: HttpTarget) -> ProbeAnswer {
+        probe(self.address.ip(), Target::Http(target), LIMIT).await
     }
 
     fn asked(&self) -> Vec<String> {
@@ -89,8 +100,7 @@ where
     let _ = stream.shutdown().await;
 }
 
-async fn probe(target: Target, limit: Duration) -> ProbeAnswer {
-    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+async fn probe(address: IpAddr, target: Target, limit: Duration) -> ProbeAnswer {
     NetProber::default().probe(ProbeAsk { target, address, limit }).await
 }
 
@@ -118,16 +128,19 @@ async fn statuses_from_200_to_399_are_good() {
 
 #[tokio::test]
 async fn a_probe_says_who_asks() {
-    let server = Server::start(|_| status(200)).await;
-    assert_eq!(server.probe("/healthz?deep=1").await, ProbeAnswer::Success);
-    let authority = server.address;
-    assert_eq!(
-        server.asked(),
-        [format!(
-            "GET /healthz?deep=1 HTTP/1.1\r\nUser-Agent: kube-probe/1.37\r\nAccept: */*\r\n\
-             Connection: close\r\nHost: {authority}\r\n\r\n"
-        )],
-    );
+    for ip in NEAR {
+        let server = Server::at(ip, |_| status(200), None).await;
+        assert_eq!(server.probe("/healthz?deep=1").await, ProbeAnswer::Success);
+        let port = server.address.port();
+        let authority = if ip.is_ipv4() { "127.0.0.1" } else { "[::1]" };
+        assert_eq!(
+            server.asked(),
+            [format!(
+                "GET /healthz?deep=1 HTTP/1.1\r\nUser-Agent: kube-probe/1.37\r\nAccept: */*\r\n\
+                 Connection: close\r\nHost: {authority}:{port}\r\n\r\n"
+            )],
+        );
+    }
 }
 
 #[tokio::test]
@@ -137,8 +150,7 @@ async fn a_probe_has_its_own_header_lines() {
     let headers =
         [("host", "pod.example"), ("X-A", "1"), ("X-A", "2"), ("user-agent", "me"), ("Accept", "")];
     target.headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let limit = Duration::from_secs(20);
-    assert_eq!(probe(Target::Http(target.clone()), limit).await, ProbeAnswer::Success);
+    assert_eq!(server.ask(target.clone()).await, ProbeAnswer::Success);
     let asked = server.asked().remove(0);
     for line in ["Host: pod.example\r\n", "X-A: 1\r\n", "X-A: 2\r\n", "User-Agent: me\r\n"] {
         assert!(asked.contains(line), "{line} {asked}");
@@ -148,29 +160,35 @@ async fn a_probe_has_its_own_header_lines() {
     target.headers = vec![("a b".to_owned(), String::new())];
     let why = "net/http: invalid header field name \"a b\"";
     let expected = ProbeAnswer::Failure(format!("Get \"http://{}/\": {why}", server.address));
-    assert_eq!(probe(Target::Http(target), limit).await, expected);
+    assert_eq!(server.ask(target).await, expected);
 }
 
 #[tokio::test]
 async fn redirects_are_followed_on_the_same_host_only() {
-    let server = Server::start(|path| match path {
-        "/there" => to("here"),
-        "/here" => status(204),
-        "/away" => to("http://other.example/"),
-        "/silent" => status(301),
-        _ => to("/round"),
-    })
-    .await;
-    assert_eq!(server.probe("/there").await, ProbeAnswer::Success);
-    let warning =
-        ProbeAnswer::Warning("Probe terminated redirects, Response body: body".to_owned());
-    assert_eq!(server.probe("/away").await, warning);
-    assert_eq!(server.probe("/silent").await, warning);
-    let asked = server.asked().len();
-    let answer = server.probe("/round").await;
-    let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
-    assert!(why.ends_with("stopped after 10 redirects"), "{why}");
-    assert_eq!(server.asked().len(), asked + 10);
+    for ip in NEAR {
+        let server = Server::at(
+            ip,
+            |path| match path {
+                "/there" => to("here"),
+                "/here" => status(204),
+                "/away" => to("http://other.example/"),
+                "/silent" => status(301),
+                _ => to("/round"),
+            },
+            None,
+        )
+        .await;
+        assert_eq!(server.probe("/there").await, ProbeAnswer::Success);
+        let warning =
+            ProbeAnswer::Warning("Probe terminated redirects, Response body: body".to_owned());
+        assert_eq!(server.probe("/away").await, warning);
+        assert_eq!(server.probe("/silent").await, warning);
+        let asked = server.asked().len();
+        let answer = server.probe("/round").await;
+        let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
+        assert!(why.ends_with("stopped after 10 redirects"), "{why}");
+        assert_eq!(server.asked().len(), asked + 10);
+    }
 }
 
 #[tokio::test]
@@ -187,23 +205,25 @@ async fn a_body_is_read_as_far_as_it_counts() {
 
 #[tokio::test]
 async fn nobody_there_is_a_failure() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (host, port) = (None, address.port());
-    let tcp = Target::Tcp { host, port };
-    assert_eq!(probe(tcp.clone(), Duration::from_secs(20)).await, ProbeAnswer::Success);
-    drop(listener);
-    let why = format!("dial tcp {address}: connect: connection refused");
-    assert_eq!(probe(tcp, Duration::from_secs(20)).await, ProbeAnswer::Failure(why.clone()));
-    let http = HttpTarget {
-        scheme: "http".to_owned(),
-        host: None,
-        port,
-        path: "/".to_owned(),
-        headers: Vec::new(),
-    };
-    let expected = ProbeAnswer::Failure(format!("Get \"http://{address}/\": {why}"));
-    assert_eq!(probe(Target::Http(http), Duration::from_secs(20)).await, expected);
+    for ip in NEAR {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (host, port) = (None, address.port());
+        let tcp = Target::Tcp { host, port };
+        assert_eq!(probe(ip, tcp.clone(), LIMIT).await, ProbeAnswer::Success);
+        drop(listener);
+        let why = format!("dial tcp {address}: connect: connection refused");
+        assert_eq!(probe(ip, tcp, LIMIT).await, ProbeAnswer::Failure(why.clone()));
+        let http = HttpTarget {
+            scheme: "http".to_owned(),
+            host: None,
+            port,
+            path: "/".to_owned(),
+            headers: Vec::new(),
+        };
+        let expected = ProbeAnswer::Failure(format!("Get \"http://{address}/\": {why}"));
+        assert_eq!(probe(ip, Target::Http(http), LIMIT).await, expected);
+    }
 }
 
 #[tokio::test]
@@ -217,7 +237,7 @@ async fn a_probe_has_a_time_limit() {
         path: String::new(),
         headers: Vec::new(),
     };
-    let answer = probe(Target::Http(target), Duration::from_millis(50)).await;
+    let answer = probe(NEAR[0], Target::Http(target), Duration::from_millis(50)).await;
     let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
     assert_eq!(answer, ProbeAnswer::Failure(format!("Get \"http://{address}\": {why}")));
 }
@@ -234,10 +254,11 @@ async fn any_certificate_will_do() {
         .with_single_cert(vec![pair.cert.der().clone()], key)
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let server = Server::with(|_| status(200), Some(acceptor)).await;
-    let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
-    let answer = probe(Target::Http(target), Duration::from_secs(20)).await;
-    assert_eq!(answer, ProbeAnswer::Success);
-    let answer = server.probe("/").await;
-    assert!(matches!(answer, ProbeAnswer::Failure(_)), "{answer:?}");
+    for ip in NEAR {
+        let server = Server::at(ip, |_| status(200), Some(acceptor.clone())).await;
+        let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
+        assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+        let answer = server.probe("/").await;
+        assert!(matches!(answer, ProbeAnswer::Failure(_)), "{answer:?}");
+    }
 }

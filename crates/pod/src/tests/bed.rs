@@ -102,8 +102,12 @@ pub(super) struct World {
     pub(super) answers: BTreeMap<u16, ProbeAnswer>,
     /// Ports that were probed, and when.
     pub(super) probed: Vec<(Instant, u16)>,
+    /// At which addresses.
+    pub(super) probed_at: BTreeSet<IpAddr>,
     /// How a new agent's pods get their addresses; the node's, if not said.
     pub(super) network: Option<NetworkState>,
+    /// The node's address of IPv6, if it has one besides that of IPv4.
+    pub(super) second_address: Option<IpAddr>,
     /// Where each sandbox was made, in their order.
     pub(super) places: Vec<(NetworkKind, PodNetwork)>,
     /// The port of the node's API, if it has one.
@@ -579,13 +583,13 @@ impl Objects for Shared {
 
 impl Prober for Shared {
     fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer> {
-        assert_eq!(ask.address.to_string(), "127.0.0.1");
         let port = match ask.target {
             Target::Tcp { port, .. } => port,
             Target::Http(http) => http.port,
         };
         let answer = self.with(|world| {
             world.probed.push((Instant::now(), port));
+            world.probed_at.insert(ask.address);
             world.answers.get(&port).cloned().unwrap_or(ProbeAnswer::Success)
         });
         Box::pin(async { answer })
@@ -643,7 +647,9 @@ impl Bed {
         let logs = LogPlaces { pods: home.path().join("logs"), links: None };
         let (state, api_port) = shared.with(|world| (world.network.clone(), world.api_port));
         let state = state.unwrap_or(NetworkState::Host { why: None });
-        let network = Network::stand_in(vec!["127.0.0.1".parse().unwrap()], api_port, state);
+        let mut node: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap()];
+        node.extend(shared.with(|world| world.second_address));
+        let network = Network::stand_in(node, api_port, state);
         network.show_node(&["192.0.2.1".parse().unwrap()]);
         let mut config = PodsConfig::new(home.path().to_owned(), logs);
         // A pod of a cluster without is told so by an event.
@@ -673,6 +679,13 @@ impl Bed {
     pub(super) async fn with_network(state: NetworkState) -> Self {
         let shared = Shared::new();
         shared.with(|world| world.network = Some(state));
+        Self::with(shared, tempfile::tempdir().unwrap(), BTreeMap::new(), true).await
+    }
+
+    /// A node with an address of each family, whose pods share them.
+    pub(super) async fn of_both_families() -> Self {
+        let shared = Shared::new();
+        shared.with(|world| world.second_address = Some("::1".parse().unwrap()));
         Self::with(shared, tempfile::tempdir().unwrap(), BTreeMap::new(), true).await
     }
 

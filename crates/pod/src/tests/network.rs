@@ -84,6 +84,26 @@ async fn a_pod_of_the_hosts_network_waits_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_shows_its_nodes_addresses_of_both_families() {
+    let mut bed = Bed::of_both_families().await;
+    bed.put(of_host_network());
+    let status = bed.until_status("u", "it is Ready", is_ready).await;
+    let both = ["127.0.0.1", "::1"];
+    let pod: Vec<_> = status.pod_ips.iter().flatten().map(|pod| pod.ip.as_str()).collect();
+    let host: Vec<_> = status.host_ips.iter().flatten().map(|host| host.ip.as_str()).collect();
+    assert_eq!((pod, host), (both.to_vec(), both.to_vec()));
+    assert_eq!(
+        (status.pod_ip.as_deref(), status.host_ip.as_deref()),
+        (Some(both[0]), Some(both[0]))
+    );
+    bed.shared.with(|world| {
+        let addresses = both.map(|address| address.parse::<IpAddr>().unwrap());
+        assert_eq!(world.places[0].1.addresses, addresses);
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_is_kept_until_the_sandbox_is_gone_for_good() {
     let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
     bed.put(one("Always"));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodStatus;
+use krustlet_network::{NetworkState, PodRanges};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -59,6 +60,29 @@ async fn a_pod_is_ready_when_its_probe_says_so() {
         assert_eq!(world.count(&Call::Start("main".to_owned())), 1, "it is never stopped");
     });
     bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_goes_to_the_pods_first_address() {
+    let own = |ranges: &[&str]| NetworkState::Own(PodRanges::parse(ranges).unwrap());
+    for (state, host_network, expected) in [
+        (NetworkState::Host { why: None }, false, "127.0.0.1"),
+        (own(&["10.244.1.0/24"]), true, "127.0.0.1"),
+        (own(&["10.244.1.0/24", "fd00:1::/64"]), false, "10.244.1.2"),
+        (own(&["fd00:1::/64"]), false, "fd00:1::2"),
+    ] {
+        let mut bed = Bed::with_network(state).await;
+        let probe = json!({"readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 5}});
+        let mut pod = with("Always", probe);
+        pod["spec"]["hostNetwork"] = host_network.into();
+        bed.put(pod);
+        bed.until_status("u", "it is ready", is_ready).await;
+        bed.shared.with(|world| {
+            let at: Vec<_> = world.probed_at.iter().map(ToString::to_string).collect();
+            assert_eq!(at, [expected]);
+        });
+        bed.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
