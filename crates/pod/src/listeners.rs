@@ -376,10 +376,10 @@ mod tests {
             assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
         }
         // A hostPort of its own is not a second listener.
-        let container = serde_json::from_value(json!({
+        let with_host_port = serde_json::from_value(json!({
             "name": "main", "ports": [{"containerPort": one, "hostPort": one}],
         }));
-        let found = sockets(&network, shared, &container.unwrap(), &http).unwrap();
+        let found = sockets(&network, shared, &with_host_port.unwrap(), &http).unwrap();
         assert_eq!(found.ports, [one, one]);
         // An address of its own is the sandbox's to bind.
         for guest in [module, GuestKind::Command, http] {

@@ -6,6 +6,8 @@
 //! anything: containers go on, and restart by their policies. But nothing is
 //! taken for removed before the source has told all that it has.
 
+mod left;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,

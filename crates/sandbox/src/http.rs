@@ -55,7 +55,7 @@ use crate::{
     net::{Connection, Stream},
     ports::{http_port, listen},
     program::Handler,
-    ticker::Ticker,
+    ticker::{Metered, Ticker},
 };
 
 /// Connections open at once; most of them wait between requests. A process may

@@ -106,7 +106,7 @@ pub(crate) async fn run(
             run.end(result)
         }
         (Program::Command(command), Ok(mut wasi)) => {
-            let state = ComponentState::new(wasi.build(), container, None);
+            let state = ComponentState::of(wasi.build(), container, None);
             let mut run = Run::new(command.engine(), state, entered);
             let result = match command {
                 Command::P2(command) => unconstrained(run_command(&mut run.store, command)).await,

@@ -318,13 +318,18 @@ pub(crate) struct ComponentState {
 impl ComponentState {
     /// One of a container's, which may hold `most` handles; if none, so many as its
     /// pod's sockets need.
-    pub(crate) fn new(wasi: WasiCtx, container: &Container, most: Option<usize>) -> Self {
-        let (stack, budget) = (container.stack.clone(), container.budget());
+    pub(crate) fn of(wasi: WasiCtx, container: &Container, most: Option<usize>) -> Self {
+        let outgoing = Hooks::new(container.stack.clone(), container.own_roots.clone());
+        Self::new(wasi, container.budget(), outgoing, most)
+    }
+
+    /// As [`of`](Self::of), of what it takes of the container.
+    pub(crate) fn new(wasi: WasiCtx, budget: Budget, outgoing: Hooks, most: Option<usize>) -> Self {
+        let stack = outgoing.stack().clone();
         let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
         let all = sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES);
         let mut table = ResourceTable::new();
         table.set_max_capacity(most.unwrap_or(all).min(all));
-        let outgoing = Hooks::new(stack.clone(), container.own_roots.clone());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
         Self { wasi, table, http, outgoing, budget, stack, most_handles: most }
@@ -407,7 +412,12 @@ mod tests {
         let state = || {
             let budget = Budget::new(Arc::new(Usage::new(&Limits::default())));
             let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
-            ComponentState::new(wasi, budget, Stack::default(), REQUEST_HANDLES)
+            ComponentState::new(
+                wasi,
+                budget,
+                Hooks::new(Stack::default(), None),
+                Some(REQUEST_HANDLES),
+            )
         };
         let fits = |table: &mut ResourceTable| {
             (0..=REQUEST_HANDLES).take_while(|_| table.push(()).is_ok()).count()

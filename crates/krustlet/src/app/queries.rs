@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
 };
-use krustlet_model::{ContainerName, PodKey, PodUid};
+use krustlet_model::{PodKey, PodUid};
 use krustlet_pod::{
     AskError, ContainerView, PodStats, PodView, Pods, StatsReport,
     outside::{ExecStreams, VisitStreams},

@@ -117,7 +117,7 @@ impl Server {
             Handler::P3(_) => self.at_once_in_one,
         };
         let most = Some(REQUEST_HANDLES.saturating_mul(at_once));
-        let state = ComponentState::new(wasi.build(), &self.container, most);
+        let state = ComponentState::of(wasi.build(), &self.container, most);
         let mut store = store(self.handler.engine(), state, || {});
         // It yields by its epochs.
         let ended = match &self.handler {

@@ -275,13 +275,13 @@ mod tests {
             [("127.0.0.9:80", "127.0.0.1"), ("[::1]:80", "::1"), ("192.0.2.9:80", "192.0.2.1")]
         {
             let to: SocketAddr = to.parse().unwrap();
-            assert_eq!(way(&pod, to), Ok(Way::Real(to)));
+            assert_eq!(way(&pod, &[], to), Ok(Way::Real(to)));
             assert_eq!(source(&pod, to.ip()), Some(ip(from)));
         }
         assert_eq!(source(&pod, ip("2001:db8::1")), None);
         // Another machine's is no way to it.
         let translated = "[64:ff9b::7f00:1]:80".parse().unwrap();
-        assert_eq!(way(&pod, translated), Err(NetError::AccessDenied));
+        assert_eq!(way(&pod, &[], translated), Err(NetError::AccessDenied));
     }
 
     #[test]

@@ -663,7 +663,7 @@ mod tests {
             let (end, other) = super::super::pipe::pair(stack.memory());
             let connection = Arc::new(Connection::private(end, [address; 2], permit, None));
             let kept = stack.may_be_kept(&connection);
-            drop(kept.answered());
+            drop(kept.asked());
             Some((connection, (kept, other)))
         });
         let _guest = [(); 2].map(|()| stack.permit().unwrap());

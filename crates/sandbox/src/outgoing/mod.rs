@@ -299,6 +299,10 @@ impl Hooks {
     pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>) -> Self {
         Self { stack, own }
     }
+
+    pub(crate) fn stack(&self) -> &Stack {
+        &self.stack
+    }
 }
 
 type Done = Box<dyn Future<Output = Result<(), HttpError>> + Send>;

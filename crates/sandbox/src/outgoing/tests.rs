@@ -387,7 +387,7 @@ async fn one_of_version_2_makes_room_when_no_stream_of_it_is_open() {
         assert_eq!(ask(&outgoing, uri).await.unwrap(), format!("{:?} /", Version::HTTP_2));
     }
     // As long as somebody has a body in his hands it is in use, and others share it.
-    let held = outgoing.send(request(one), RequestOptions::default()).await.unwrap();
+    let held = outgoing.send(request(one), RequestOptions::default(), None).await.unwrap();
     for uri in [other, one] {
         let answer = ask(&outgoing, uri).await;
         assert_eq!(answer.is_ok(), uri == one, "{uri}: {answer:?}");
@@ -533,7 +533,7 @@ async fn a_server_of_version_2_that_is_gone_is_left() {
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", server.at.port());
     let begun = Instant::now();
-    let left = outgoing.send(request(&uri), RequestOptions::default()).await.map(drop);
+    let left = outgoing.send(request(&uri), RequestOptions::default(), None).await.map(drop);
     assert!(
         matches!(left, Err(HttpError::HttpResponseTimeout | HttpError::ConnectionTerminated)),
         "{left:?}"
@@ -566,7 +566,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
         drop((waits, accepted));
     };
     let first = async {
-        drop(outgoing.send(request(&uri), RequestOptions::default()).await.unwrap());
+        drop(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
     };
     let other = async {
         is_full.notified().await;
@@ -576,7 +576,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
             first_byte_timeout: Some(second * 10),
             between_bytes_timeout: None,
         };
-        let left = outgoing.send(request(&uri), options).await.map(drop);
+        let left = outgoing.send(request(&uri), options, None).await.map(drop);
         assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
         begun.elapsed()
     };

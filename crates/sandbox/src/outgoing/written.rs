@@ -109,6 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         net::Stack,
+        outgoing::Hooks,
         state::{Budget, Usage},
     };
 
@@ -120,7 +121,7 @@ mod tests {
         let usage = Arc::new(Usage::new(&Limits { memory_bytes, cpu_millis: None }));
         let budget = Budget::new(Arc::clone(&usage));
         let wasi = WasiCtxBuilder::new().build();
-        (usage, ComponentState::new(wasi, budget, Stack::default(), usize::MAX))
+        (usage, ComponentState::new(wasi, budget, Hooks::new(Stack::default(), None), None))
     }
 
     /// The number of a new request or answer.
