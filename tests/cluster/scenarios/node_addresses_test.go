@@ -3,7 +3,6 @@ package scenarios
 import (
 	"crypto/tls"
 	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
@@ -13,15 +12,6 @@ import (
 
 	"krustlet.dev/tests/cluster/bed"
 )
-
-// texts are addresses as the API has them.
-func texts(addresses []netip.Addr) []string {
-	var all []string
-	for _, address := range addresses {
-		all = append(all, address.String())
-	}
-	return all
-}
 
 // showsItself checks that the Node and a pod on it show the node's addresses.
 func showsItself(t *testing.T, b *bed.Bed, node *bed.Node, pod *corev1.Pod) {
