@@ -27,7 +27,7 @@ func TestAnHTTPComponentAnswersOnItsPort(t *testing.T) {
 
 	// An instance answers three requests. One that is still about its last is not
 	// asked: then another counts from one.
-	client := b.Outside().Client(readyLimit)
+	client := b.Outside().Client(limit)
 	most := ""
 	for range 20 {
 		response, err := client.Get("http://" + net.JoinHostPort(ready.Status.PodIP, "8081") + "/count")
