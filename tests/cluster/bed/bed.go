@@ -174,10 +174,13 @@ func (b *Bed) all() []*Node {
 	return append([]*Node(nil), b.nodes...)
 }
 
+// users are the nodes that nothing may be refused.
 func (b *Bed) users() []string {
 	var users []string
 	for _, node := range b.all() {
-		users = append(users, node.User())
+		if !node.lacking {
+			users = append(users, node.User())
+		}
 	}
 	return users
 }

@@ -47,7 +47,9 @@ type Node struct {
 	Addresses []netip.Addr
 
 	bed     *Bed
-	network string // the file of its network namespace; empty: the room's
+	network string   // the file of its network namespace; empty: the room's
+	lacking bool     // refusals are what its test is about
+	launch  []string // what the agent is started by, if not by itself
 	args    []string
 	process *room.Process // of the last start
 }
@@ -100,6 +102,13 @@ func (b *Bed) StartNodeWith(t testing.TB, name string, more map[string]any, args
 // begin starts a node for one test.
 func (b *Bed) begin(t testing.TB, node *Node) {
 	t.Helper()
+	b.end(t, node)
+	node.Start(t)
+	node.WaitReady(t)
+}
+
+// end has a node and its object be gone when the test ends.
+func (b *Bed) end(t testing.TB, node *Node) {
 	t.Cleanup(func() {
 		node.tell(t)
 		if err := node.stop(); err != nil {
@@ -110,8 +119,6 @@ func (b *Bed) begin(t testing.TB, node *Node) {
 			t.Error(err)
 		}
 	})
-	node.Start(t)
-	node.WaitReady(t)
 }
 
 // newNode prepares what a node needs: an address, a kubeconfig, a configuration.
@@ -197,12 +204,12 @@ func (n *Node) Start(t testing.TB) {
 	if running, _ := n.running(); running {
 		t.Fatalf("%s runs already", n.Name)
 	}
-	program, args := n.bed.program, n.args
+	command := slices.Concat(n.launch, []string{n.bed.program}, n.args)
 	if n.network != "" {
-		program, args = "nsenter", append([]string{"--net=" + n.network, program}, args...)
+		command = slices.Concat([]string{"nsenter", "--net=" + n.network}, command)
 	}
 	process, err := n.bed.cluster.Room.Start(room.Command{
-		Name: n.Name, Path: program, Args: args,
+		Name: n.Name, Path: command[0], Args: command[1:],
 		Env: []string{"RUST_BACKTRACE=1"}, Log: filepath.Join(n.bed.Dir, n.Name+".log"),
 	})
 	if err != nil {

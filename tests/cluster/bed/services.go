@@ -3,6 +3,7 @@ package bed
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,6 +27,24 @@ func (b *Bed) NetworkRights(t testing.TB) {
 		t.Fatal(err)
 	}
 	b.Kubectl(t, "apply", "-f", filepath.Join(root, "deploy", "network-rbac.yaml"))
+}
+
+// NoNetworkRights takes these from all nodes, and waits until the API server refuses
+// what they allow.
+func (b *Bed) NoNetworkRights(t testing.TB) {
+	t.Helper()
+	b.Kubectl(t, "delete", "clusterrolebinding", "krustlet:network", "--ignore-not-found")
+	for _, resource := range []string{"nodes", "namespaces", "networkpolicies.networking.k8s.io", "endpointslices.discovery.k8s.io"} {
+		b.WaitFor(t, "nodes may not list "+resource, readyLimit, func() error {
+			// Its exit code says so, too.
+			said, _ := b.TryKubectl(t, "auth", "can-i", "list", resource, "--all-namespaces",
+				"--as=system:node:nobody", "--as-group=system:nodes")
+			if !strings.HasPrefix(said, "no") {
+				return errors.New(said)
+			}
+			return nil
+		})
+	}
 }
 
 // Answerer is somebody outside the cluster's pods, on the network of the nodes, who

@@ -39,9 +39,9 @@ func BenchmarkTCP(b *testing.B) {
 	// A client's ports would be used up by connections that were closed lately.
 	s.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse")
 	guests := s.pods(
-		guest{"sink", "net", []string{"tcp-sink", strconv.Itoa(sinkPort)}},
-		guest{"source", "net", []string{"tcp-source", strconv.Itoa(sourcePort)}},
-		guest{"echo", "net", []string{"tcp-echo", strconv.Itoa(echoPort)}},
+		guest{"sink", "net", []string{"tcp-sink", strconv.Itoa(sinkPort)}, nil},
+		guest{"source", "net", []string{"tcp-source", strconv.Itoa(sourcePort)}, nil},
+		guest{"echo", "net", []string{"tcp-echo", strconv.Itoa(echoPort)}, nil},
 	)
 	var pids []int
 	natives := map[string]netip.Addr{}

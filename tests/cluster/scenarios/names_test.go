@@ -1,6 +1,8 @@
 package scenarios
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -78,6 +80,31 @@ func TestTheMetadataAddressIsRefused(t *testing.T) {
 	awaitPhase(t, b, ns, "curious", corev1.PodFailed)
 	if text := logs(t, b, ns, "curious"); !strings.Contains(text, "DestinationIpProhibited") {
 		t.Errorf("it printed %q", text)
+	}
+}
+
+// The node's own API is refused wherever the node answers, but for pods that have
+// the node's network.
+func TestTheNodesAPIIsRefused(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	c := &client{b: b, node: node, ns: b.Namespace(t)}
+	api := []string{"connect", node.Address.String(), strconv.Itoa(int(node.Port))}
+	// Another port of the node is not: nobody listens there.
+	for _, refusal := range []struct {
+		want string
+		args []string
+	}{
+		{"access-denied\n", api},
+		{"access-denied\n", []string{api[0], node.PodRange(t).Addr().Next().String(), api[2]}},
+		{refused, []string{api[0], api[1], "1"}},
+	} {
+		same(t, fmt.Sprint(refusal.args), c.said(t, 1, refusal.args...)[refusal.want], 1)
+	}
+	host := c.pod(t, 1, api...)
+	host.Spec.HostNetwork = true
+	if said := output(t, b, c.ns, host); !strings.HasPrefix(said, "ok\n") {
+		t.Errorf("a pod of the node's network printed %q", said)
 	}
 }
 

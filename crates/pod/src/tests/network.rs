@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use krustlet_model::PodUid;
 use krustlet_network::{NetworkState, PodRanges};
-use krustlet_protocol::{PodNetwork, SocketLimits};
+use krustlet_protocol::{GuestKind, HttpLimits, PodNetwork, SocketLimits};
 use serde_json::{Value, json};
 
-use super::bed::{Bed, Call, Guest, Left, is_ready, one, pod};
+use super::bed::{Bed, Call, Guest, Left, is_ready, main_of, one, pod, waits};
 use crate::outside::NetworkKind;
 
 fn own(range: &str) -> NetworkState {
@@ -494,6 +494,60 @@ async fn a_pod_whose_annotations_make_no_sense_is_refused() {
              bandwidth in bits per second from 1k to 1P, as 10M"
         )
     );
+    bed.stop().await;
+}
+
+/// A pod with an http server.
+fn server(annotations: Value) -> Value {
+    let mut pod = pod(json!({
+        "restartPolicy": "Always",
+        "containers": [{"name": "main", "image": "http"}],
+    }));
+    pod["metadata"]["annotations"] = annotations;
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_annotations_bound_its_http_servers() {
+    let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+    // What makes no sense is told until it is mended.
+    bed.put(server(json!({"http.krustlet.dev/request-timeout": "30"})));
+    let status = bed
+        .until_status("u", "it waits", |status| waits(status) == Some("CreateContainerConfigError"))
+        .await;
+    let state = main_of(&status).state.as_ref().unwrap();
+    let message = state.waiting.as_ref().unwrap().message.as_deref().unwrap();
+    assert!(message.contains("\"30\" is not a time such as 30s"), "{message}");
+    bed.shared.with(|world| assert!(world.launches.is_empty()));
+
+    bed.put(server(json!({
+        "http.krustlet.dev/max-concurrent-requests": "7",
+        "http.krustlet.dev/request-timeout": "1m30s",
+        "http.krustlet.dev/idle-timeout": "500ms",
+        "http.krustlet.dev/max-request-body-size": "10Mi",
+        "http.krustlet.dev/max-instance-reuse-count": "9",
+        "http.krustlet.dev/max-instance-concurrent-reuse-count": "3",
+        "http.krustlet.dev/idle-instance-timeout": "2s",
+    })));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let mut unbounded = server(json!({}));
+    unbounded["metadata"]["name"] = "p2".into();
+    unbounded["metadata"]["uid"] = "u2".into();
+    bed.put(unbounded);
+    bed.until_status("u2", "it is Ready", is_ready).await;
+    bed.shared.with(|world| {
+        let told = HttpLimits {
+            max_concurrent: 7,
+            request_timeout_ms: 90_000,
+            idle_timeout_ms: 500,
+            max_body_bytes: Some(10 << 20),
+            max_instance_reuse: Some(9),
+            max_instance_concurrent_reuse: Some(3),
+            idle_instance_timeout_ms: 2000,
+        };
+        assert_eq!(world.launches[0].guest, GuestKind::Http(told));
+        assert_eq!(world.launches[1].guest, GuestKind::Http(HttpLimits::default()));
+    });
     bed.stop().await;
 }
 

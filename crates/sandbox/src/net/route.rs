@@ -39,6 +39,17 @@ impl Route {
     }
 }
 
+/// A way that is wanted.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    transport: Transport,
+    to: SocketAddr,
+    /// The endpoint that is taken, if it is one still.
+    before: Option<SocketAddr>,
+    /// Endpoints that are not.
+    but: &'a [SocketAddr],
+}
+
 /// Where a destination is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Destination {
@@ -70,23 +81,34 @@ impl Stack {
         to: SocketAddr,
         before: Option<SocketAddr>,
     ) -> Result<Destination, NetError> {
-        let found = self.find(asker, transport, to, before);
+        let found = self.find(asker, Wanted { transport, to, before, but: &[] });
         found.inspect_err(|error| self.note(*error))
     }
 
-    fn find(
+    /// As [`destination`](Self::destination) of a connection that these endpoints
+    /// of a Service refused just now; if there is no other, it is nobody.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn other_destination(
         &self,
-        by: Asker<'_>,
-        transport: Transport,
+        asker: Asker<'_>,
         to: SocketAddr,
-        before: Option<SocketAddr>,
+        but: &[SocketAddr],
     ) -> Result<Destination, NetError> {
+        let found = self.find(asker, Wanted { transport: Transport::Tcp, to, before: None, but });
+        found.inspect_err(|error| self.note(*error))
+    }
+
+    fn find(&self, by: Asker<'_>, wanted: Wanted<'_>) -> Result<Destination, NetError> {
+        let Wanted { transport, to, .. } = wanted;
         let network = self.network();
         let asked = match self.way(by, &network, to)? {
             Way::Private(to) => return Ok(Destination::Private(to)),
             Way::Real(to) => to,
         };
-        let lead = self.lead(&network.addresses, transport, asked, before)?;
+        let lead = self.lead(&network.addresses, Wanted { to: asked, ..wanted })?;
         let real = match lead {
             Lead::Itself => asked,
             Lead::Endpoint(endpoint) => endpoint,
@@ -112,17 +134,12 @@ impl Stack {
         }
     }
 
-    fn lead(
-        &self,
-        from: &[IpAddr],
-        transport: Transport,
-        to: SocketAddr,
-        before: Option<SocketAddr>,
-    ) -> Result<Lead, NetError> {
+    fn lead(&self, from: &[IpAddr], wanted: Wanted<'_>) -> Result<Lead, NetError> {
+        let Wanted { transport, to, before, but } = wanted;
         // The node's loopback, for who shares it, is no Service's.
         let directory = self.services().filter(|_| !to.ip().is_loopback());
         let Some(directory) = directory else { return Ok(Lead::Itself) };
-        let asked = Asked { transport, to, from, before };
+        let asked = Asked { transport, to, from, before, but };
         // The agent has heard why.
         self.0.affinity.lead(&directory, asked).map_err(|_| NetError::RemoteUnreachable)
     }

@@ -182,6 +182,8 @@ pub(super) struct Asked<'a> {
     pub(super) from: &'a [IpAddr],
     /// The endpoint it was led to before, if it is the same flow of datagrams.
     pub(super) before: Option<SocketAddr>,
+    /// Endpoints that refused it just now: it is led to another, or refused.
+    pub(super) but: &'a [SocketAddr],
 }
 
 impl Affinity {
@@ -220,6 +222,11 @@ impl Affinity {
         let endpoints: Vec<&SocketAddr> = port.endpoints.iter().filter(of_kind).collect();
         if endpoints.is_empty() {
             return if port.is_silent { Lead::Silence } else { Lead::Refused };
+        }
+        let others = endpoints.into_iter().filter(|endpoint| !asked.but.contains(endpoint));
+        let endpoints: Vec<&SocketAddr> = others.collect();
+        if endpoints.is_empty() {
+            return Lead::Refused;
         }
         let at = random % endpoints.len() as u64;
         let any = *endpoints[usize::try_from(at).unwrap_or_default()];
@@ -298,7 +305,7 @@ pub(super) mod tests {
 
     fn asked(to: &str) -> Asked<'static> {
         let to = to.parse().unwrap();
-        Asked { transport: Transport::Tcp, to, from: &[], before: None }
+        Asked { transport: Transport::Tcp, to, from: &[], before: None, but: &[] }
     }
 
     fn endpoints(count: u8) -> Vec<SocketAddr> {
@@ -371,6 +378,27 @@ pub(super) mod tests {
         assert_eq!(lead(&["fd00::1", "10.1.0.7"]), Lead::Endpoint(endpoints(1)[0]));
         assert_eq!(lead(&["fd00::1", "192.168.0.1"]), Lead::Silence);
         assert_eq!(lead(&["fd00::1"]), Lead::Silence);
+    }
+
+    #[test]
+    fn who_was_refused_is_led_to_another_and_stays_there() {
+        let ends = endpoints(2);
+        for (affinity_s, is_silent) in [(0, false), (0, true), (60, false)] {
+            let port = ServicePort { affinity_s, is_silent, ..port(Transport::Tcp, &ends) };
+            let address = ServiceAddress { is_only: true, ports: vec![port] };
+            let affinity = Affinity::default();
+            let lead = |but: &[SocketAddr], random| {
+                let asked = Asked { but, ..asked("10.96.0.7:80") };
+                affinity.choose(&address, asked, Instant::now(), random)
+            };
+            assert_eq!(lead(&[], 0), Lead::Endpoint(ends[0]));
+            for random in 0..3 {
+                assert_eq!(lead(&ends[..1], random), Lead::Endpoint(ends[1]));
+            }
+            let next = lead(&[], 0);
+            assert_eq!(next == Lead::Endpoint(ends[1]), affinity_s > 0, "{next:?}");
+            assert_eq!(lead(&ends, 0), Lead::Refused, "by all there are");
+        }
     }
 
     proptest! {

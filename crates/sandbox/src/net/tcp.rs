@@ -34,6 +34,11 @@ const TRIES: usize = 16;
 /// of the first packet (tcp(7), `tcp_syn_retries`).
 const SILENCE: Duration = Duration::from_secs(127);
 
+/// Endpoints of a Service that may refuse a connection before its client hears of
+/// it. Some end at a time in a rollout, and are called until the sandbox hears of
+/// that.
+const REFUSING: usize = 3;
+
 /// Refused connections that one call closes; then others have their turn.
 const REFUSALS: usize = 16;
 
@@ -165,14 +170,23 @@ impl Stack {
         options: Options,
         to: SocketAddr,
     ) -> Result<Connection, NetError> {
-        match self.destination(asker, Transport::Tcp, to, None)? {
-            Destination::Private(to) => {
-                let from = Family::of(to.ip()).localhost();
-                let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
-                self.connect_private(permit, port.at(), to, Some(port)).await
+        let mut refusing = Vec::new();
+        loop {
+            let route = match self.other_destination(asker, to, &refusing)? {
+                Destination::Private(to) => {
+                    let from = Family::of(to.ip()).localhost();
+                    let port = self.0.private.reserve(SocketAddr::new(from, 0))?;
+                    return self.connect_private(permit, port.at(), to, Some(port)).await;
+                }
+                Destination::Real(route) => route,
+                Destination::Nobody { is_silent, .. } => return Err(no_answer(is_silent).await),
+            };
+            match self.connect_to(permit.clone(), options, route).await {
+                Err(NetError::ConnectionRefused) if route.is_led() && refusing.len() < REFUSING => {
+                    refusing.push(route.real);
+                }
+                connected => return connected,
             }
-            Destination::Real(route) => self.connect_to(permit, options, route).await,
-            Destination::Nobody { is_silent, .. } => Err(no_answer(is_silent).await),
         }
     }
 

@@ -148,6 +148,37 @@ fn peers_that_are_refused_hold_up_no_other_source_of_a_listener() {
     });
 }
 
+#[test]
+fn who_is_refused_by_one_endpoint_is_led_to_another() {
+    on_a_network(async |home, stack| {
+        let listener = TcpListener::bind("10.77.0.2:0").unwrap();
+        let real = listener.local_addr().unwrap();
+        // Nobody listens there any more.
+        let ended: Vec<SocketAddr> =
+            (3..8).map(|last| SocketAddr::from(([10, 77, 0, last], real.port()))).collect();
+        let connect = async || {
+            let permit = stack.permit().unwrap();
+            stack.connect_tcp(permit, Options::default(), service(80)).await
+        };
+        lead_to(home, Transport::Tcp, &[&ended[..2], &[real]].concat());
+        for _ in 0..16 {
+            let connection = connect().await.unwrap();
+            assert_eq!(connection.remote().unwrap(), service(80));
+            listener.accept().unwrap();
+        }
+        lead_to(home, Transport::Tcp, &ended[..1]);
+        assert_eq!(connect().await.unwrap_err(), NetError::ConnectionRefused);
+        // There is an end to it.
+        lead_to(home, Transport::Tcp, &ended);
+        assert_eq!(connect().await.unwrap_err(), NetError::ConnectionRefused);
+        assert_eq!(stack.report().sockets, 0);
+        // Who calls an endpoint itself hears of it.
+        let permit = stack.permit().unwrap();
+        let direct = stack.connect_tcp(permit, Options::default(), ended[0]).await;
+        assert_eq!(direct.unwrap_err(), NetError::ConnectionRefused);
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_is_dropped_waits_as_long_as_linux_does() {
     let home = tempfile::tempdir().unwrap();

@@ -471,3 +471,190 @@ impl bindings::tcp::HostTcpSocket for SocketsView<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bindings::{tcp::HostTcpSocket as _, tcp_create_socket::Host as _};
+    use krustlet_protocol::PodNetwork;
+    use rustix::net::sockopt;
+    use wasmtime::component::ResourceTable;
+
+    use super::*;
+
+    type View<'a> = SocketsView<'a>;
+
+    /// An option that is a number: how it is set, how it is read, and a value that
+    /// is taken as it is.
+    type Number = (
+        fn(&mut View<'_>, Socket, u64) -> SocketResult<()>,
+        fn(&mut View<'_>, Socket) -> SocketResult<u64>,
+        u64,
+    );
+
+    const NUMBERS: [Number; 6] = [
+        (
+            |view, socket, nanos| view.set_keep_alive_idle_time(socket, nanos),
+            |view, socket| view.keep_alive_idle_time(socket),
+            77_000_000_000,
+        ),
+        (
+            |view, socket, nanos| view.set_keep_alive_interval(socket, nanos),
+            |view, socket| view.keep_alive_interval(socket),
+            7_000_000_000,
+        ),
+        (
+            |view, socket, count| view.set_keep_alive_count(socket, count.try_into().unwrap()),
+            |view, socket| Ok(view.keep_alive_count(socket)?.into()),
+            5,
+        ),
+        (
+            |view, socket, limit| view.set_hop_limit(socket, limit.try_into().unwrap()),
+            |view, socket| Ok(view.hop_limit(socket)?.into()),
+            9,
+        ),
+        (
+            |view, socket, bytes| view.set_receive_buffer_size(socket, bytes),
+            |view, socket| view.receive_buffer_size(socket),
+            20_000,
+        ),
+        (
+            |view, socket, bytes| view.set_send_buffer_size(socket, bytes),
+            |view, socket| view.send_buffer_size(socket),
+            30_000,
+        ),
+    ];
+
+    fn stack() -> Stack {
+        let stack = Stack::default();
+        // Really there is no pod with this address; it is one that any machine has.
+        let addresses = vec![Family::V4.localhost()];
+        stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
+        stack
+    }
+
+    /// What a guest is told instead.
+    fn refused<T: std::fmt::Debug>(result: SocketResult<T>) -> ErrorCode {
+        result.unwrap_err().downcast().unwrap()
+    }
+
+    /// Sets every option, which keeps each value and none that is 0.
+    fn takes_all(view: &mut View<'_>, socket: &Socket) {
+        let it = || Resource::new_borrow(socket.rep());
+        for (set, get, value) in NUMBERS {
+            let before = get(view, it()).unwrap();
+            assert_eq!(refused(set(view, it(), 0)), ErrorCode::InvalidArgument, "{value}");
+            assert_eq!(get(view, it()).unwrap(), before);
+            set(view, it(), value).unwrap();
+            assert_eq!(get(view, it()).unwrap(), value);
+        }
+        for on in [false, true] {
+            view.set_keep_alive_enabled(it(), on).unwrap();
+            assert_eq!(view.keep_alive_enabled(it()).unwrap(), on);
+        }
+        let backlog = view.set_listen_backlog_size(it(), 0);
+        assert_eq!(refused(backlog), ErrorCode::InvalidArgument);
+        view.set_listen_backlog_size(it(), 7).unwrap();
+    }
+
+    fn has_all(view: &mut View<'_>, socket: &Socket) {
+        let it = || Resource::new_borrow(socket.rep());
+        for (_, get, value) in NUMBERS {
+            assert_eq!(get(view, it()).unwrap(), value);
+        }
+        assert!(view.keep_alive_enabled(it()).unwrap());
+    }
+
+    /// Binds to any port of the wildcard.
+    fn bind(view: &mut View<'_>, socket: &Socket) {
+        let address = SocketAddr::new(Family::V4.wildcard(), 0);
+        view.tcp_mut(socket).unwrap().start_bind(address).unwrap();
+        view.finish_bind(Resource::new_borrow(socket.rep())).unwrap();
+    }
+
+    fn listen(view: &mut View<'_>, socket: &Socket) {
+        view.start_listen(Resource::new_borrow(socket.rep())).unwrap();
+        view.finish_listen(Resource::new_borrow(socket.rep())).unwrap();
+    }
+
+    /// The next connection of a listener, from a client that stays.
+    async fn accepted(view: &mut View<'_>, socket: &Socket) -> (Socket, std::net::TcpStream) {
+        let it = || Resource::new_borrow(socket.rep());
+        let port = SocketAddr::from(view.local_address(it()).unwrap()).port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        view.tcp_mut(socket).unwrap().ready().await;
+        (view.accept(it()).unwrap().0, client)
+    }
+
+    /// That the system's socket has them.
+    fn are_real(view: &View<'_>, socket: &Socket) {
+        let (_, real) = view.tcp(socket).unwrap().options().unwrap();
+        let real = real.unwrap();
+        assert!(sockopt::socket_keepalive(real).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(real).unwrap(), Duration::from_secs(77));
+        assert_eq!(sockopt::tcp_keepintvl(real).unwrap(), Duration::from_secs(7));
+        assert_eq!(sockopt::tcp_keepcnt(real).unwrap(), 5);
+        assert_eq!(sockopt::ip_ttl(real).unwrap(), 9);
+        // The system tells twice what it was told.
+        assert_eq!(sockopt::socket_recv_buffer_size(real).unwrap(), 40_000);
+        assert_eq!(sockopt::socket_send_buffer_size(real).unwrap(), 60_000);
+    }
+
+    #[tokio::test]
+    async fn options_are_kept_whenever_they_are_set() {
+        let (stack, mut table) = (stack(), ResourceTable::new());
+        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        // Unbound, bound, or when it listens already.
+        for set_when in 0..3 {
+            let socket = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
+            for state in 0..3 {
+                match state {
+                    0 => {}
+                    1 => bind(view, &socket),
+                    _ => listen(view, &socket),
+                }
+                if state == set_when {
+                    takes_all(view, &socket);
+                }
+            }
+            has_all(view, &socket);
+            are_real(view, &socket);
+            // They are its connections' too.
+            let (connection, _client) = accepted(view, &socket).await;
+            has_all(view, &connection);
+            are_real(view, &connection);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_takes_options_but_has_no_queue_and_a_failed_one_takes_none() {
+        let (stack, mut table) = (stack(), ResourceTable::new());
+        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let listener = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
+        bind(view, &listener);
+        listen(view, &listener);
+        let (connection, _client) = accepted(view, &listener).await;
+        let it = || Resource::new_borrow(connection.rep());
+        for (set, get, value) in NUMBERS {
+            set(view, it(), value).unwrap();
+            assert_eq!(get(view, it()).unwrap(), value);
+        }
+        view.set_keep_alive_enabled(it(), true).unwrap();
+        are_real(view, &connection);
+        let backlog = view.set_listen_backlog_size(it(), 1);
+        assert_eq!(refused(backlog), ErrorCode::InvalidState);
+
+        let failed = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
+        let it = || Resource::new_borrow(failed.rep());
+        // Within the pod, where nobody listens.
+        let nobody = "127.0.0.1:1".parse().unwrap();
+        view.tcp_mut(&failed).unwrap().start_connect(nobody).unwrap();
+        view.tcp_mut(&failed).unwrap().ready().await;
+        let refusal = view.finish_connect(it()).map(drop);
+        assert_eq!(refused(refusal), ErrorCode::ConnectionRefused);
+        for (set, get, value) in NUMBERS {
+            assert_eq!(refused(set(view, it(), value)), ErrorCode::InvalidState);
+            assert_eq!(refused(get(view, it())), ErrorCode::InvalidState);
+        }
+        assert_eq!(refused(view.keep_alive_enabled(it())), ErrorCode::InvalidState);
+    }
+}

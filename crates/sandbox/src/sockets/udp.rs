@@ -351,3 +351,58 @@ impl bindings::udp::HostOutgoingDatagramStream for SocketsView<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bindings::{udp::HostUdpSocket as _, udp_create_socket::Host as _};
+    use krustlet_protocol::PodNetwork;
+    use rustix::net::sockopt;
+    use wasmtime::component::ResourceTable;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn options_are_kept_whenever_they_are_set() {
+        let (stack, mut table) = (Stack::default(), ResourceTable::new());
+        // Really there is no pod with this address; it is one that any machine has.
+        let addresses = vec![Family::V4.localhost()];
+        stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
+        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        for is_bound_before in [false, true] {
+            let socket = view.create_udp_socket(IpAddressFamily::Ipv4).unwrap();
+            let it = || Resource::new_borrow(socket.rep());
+            let bind = |view: &mut SocketsView<'_>| {
+                let address = SocketAddr::new(Family::V4.wildcard(), 0);
+                view.udp_mut(&socket).unwrap().start_bind(address).unwrap();
+                view.finish_bind(it()).unwrap();
+            };
+            if is_bound_before {
+                bind(view);
+            }
+            let zeros = [
+                view.set_unicast_hop_limit(it(), 0),
+                view.set_receive_buffer_size(it(), 0),
+                view.set_send_buffer_size(it(), 0),
+            ];
+            for zero in zeros {
+                assert_eq!(zero.unwrap_err().downcast().unwrap(), ErrorCode::InvalidArgument);
+            }
+            assert_eq!(view.unicast_hop_limit(it()).unwrap(), 64);
+            view.set_unicast_hop_limit(it(), 9).unwrap();
+            view.set_receive_buffer_size(it(), 20_000).unwrap();
+            view.set_send_buffer_size(it(), 30_000).unwrap();
+            if !is_bound_before {
+                bind(view);
+            }
+            assert_eq!(view.unicast_hop_limit(it()).unwrap(), 9);
+            assert_eq!(view.receive_buffer_size(it()).unwrap(), 20_000);
+            assert_eq!(view.send_buffer_size(it()).unwrap(), 30_000);
+            let bound = view.udp(&socket).unwrap().bound().unwrap().lock();
+            let real = bound.socket().unwrap();
+            assert_eq!(sockopt::ip_ttl(real).unwrap(), 9);
+            // The system tells twice what it was told.
+            assert_eq!(sockopt::socket_recv_buffer_size(real).unwrap(), 40_000);
+            assert_eq!(sockopt::socket_send_buffer_size(real).unwrap(), 60_000);
+        }
+    }
+}

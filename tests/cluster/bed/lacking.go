@@ -1,0 +1,18 @@
+package bed
+
+import "testing"
+
+// StartNodeLacking starts a node for one test that lacks rights, of the cluster or,
+// by the program and arguments that start its agent, of the machine. Requests of it
+// may be refused, and it need not get Ready.
+func (b *Bed) StartNodeLacking(t testing.TB, name string, launch []string, args ...string) *Node {
+	t.Helper()
+	node, err := b.newNode(name, nil, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.launch, node.lacking = launch, true
+	b.end(t, node)
+	node.Start(t)
+	return node
+}

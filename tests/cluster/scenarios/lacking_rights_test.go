@@ -1,0 +1,50 @@
+package scenarios
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"krustlet.dev/tests/cluster/bed"
+)
+
+// A node without the rights that it needs says which, each in an event, and goes on
+// when it has those of the cluster. Without those of the machine its pods share its
+// address, and an event says that too.
+func TestANodeSaysWhatItLacks(t *testing.T) {
+	b := bed.Start(t)
+	b.NoNetworkRights(t)
+	node := b.StartNodeLacking(t, "lacking", []string{"setpriv", "--bounding-set=-net_admin"},
+		"--node-routes", "--service-proxy=builtin", "--network-policy")
+	told := func(reason, text string) {
+		t.Helper()
+		b.WaitFor(t, "the event "+reason, limit, func() error {
+			events, err := b.Client.CoreV1().Events(metav1.NamespaceDefault).List(t.Context(), metav1.ListOptions{
+				FieldSelector: "involvedObject.kind=Node,involvedObject.name=" + node.Name,
+			})
+			if err != nil {
+				return err
+			}
+			var seen []string
+			for _, event := range events.Items {
+				if event.Reason == reason && strings.Contains(event.Message, text) {
+					return nil
+				}
+				seen = append(seen, event.Reason+": "+event.Message)
+			}
+			return fmt.Errorf("there are %q", seen)
+		})
+	}
+	told("PodsShareNodeAddress", "CAP_NET_ADMIN")
+	for _, reason := range []string{"NodeRoutesForbidden", "ServiceEndpointsForbidden", "NetworkPoliciesForbidden"} {
+		told(reason, "deploy/network-rbac.yaml")
+	}
+	b.NetworkRights(t)
+	node.WaitReady(t)
+	ns := b.Namespace(t)
+	pod := web(t, b, ns, webPodOn(t, b, node, "web"))
+	same(t, "podIP", bed.PodAddress(t, pod), node.Address)
+	b.WaitServes(t, b.Outside(), node.Address.String(), webPort)
+}
