@@ -47,7 +47,7 @@ const FILE: &str = "SSL_CERT_FILE";
 const DIRECTORIES: &str = "SSL_CERT_DIR";
 
 /// How long it is not looked again: volumes change once a minute at most.
-pub(super) const HOLDS: Duration = Duration::from_secs(5);
+const HOLDS: Duration = Duration::from_secs(5);
 
 /// Files in all directories together. Debian's `/etc/ssl/certs` has some 300.
 const MOST_FILES: usize = 1024;

@@ -126,7 +126,7 @@ async fn hear(stream: &mut Stream) {
     assert!(stream.read(&mut some).await.unwrap() > 0);
 }
 
-fn request(uri: &str) -> Request<WasiBody> {
+pub(super) fn request(uri: &str) -> Request<WasiBody> {
     let body = Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync();
     Request::get(uri).body(body).unwrap()
 }

@@ -3,16 +3,14 @@
 use std::{
     fs::{self, File},
     os::{fd::OwnedFd, unix::fs::symlink},
-    pin::pin,
     sync::atomic::Ordering::SeqCst,
-    task::{Context, Waker},
 };
 
 use krustlet_model::ContainerId;
 use krustlet_testkit::Authority;
 use tempfile::TempDir;
-use tokio::time::advance;
-use wasmtime_wasi_http::Error as HttpError;
+use tokio::time::{advance, timeout};
+use wasmtime_wasi_http::{Error as HttpError, RequestOptions};
 
 use super::*;
 use crate::{
@@ -20,7 +18,7 @@ use crate::{
     news::{Teller, Wake},
     outgoing::{
         Outgoing,
-        tests::{Server, ask_as, nobody, speaker, stack},
+        tests::{Server, ask_as, nobody, request, speaker, stack},
     },
 };
 
@@ -272,15 +270,31 @@ async fn many_small_files_are_no_more_than_one_large() {
     assert!(said[0].contains("SSL_CERT_DIR names /ca/d/2: it is too large"), "{said:?}");
 }
 
-#[tokio::test]
-async fn a_look_goes_on_without_whoever_began_it() {
-    let container = Container::new(&[(FILE, "/ca/ca.crt")]);
-    container.write("ca.crt", Authority::new().pem());
-    {
-        let first = pin!(container.own.roots());
-        assert!(first.poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    }
-    assert!(container.own.state.lock().await.looking.is_some());
-    let (one, other) = tokio::join!(container.own.roots(), container.own.roots());
-    assert!(Arc::ptr_eq(&one.unwrap(), &other.unwrap()), "both wait for one look");
+#[test]
+fn where_a_volume_stalls_requests_time_out_and_one_look_waits_for_it() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let container = Container::new(&[(FILE, "/ca/ca.crt")]);
+        container.write("ca.crt", Authority::new().pem());
+        // The one thread that may block waits, as for a volume.
+        let (go_on, stalled) = std::sync::mpsc::channel::<()>();
+        drop(spawn_blocking(move || stalled.recv()));
+        let outgoing = Outgoing::trusting(&stack(), nobody());
+        let time = Some(Duration::from_millis(1));
+        for _ in 0..3 {
+            let options = RequestOptions { connect_timeout: time, ..RequestOptions::default() };
+            let request = request("https://web.test/");
+            let left = outgoing.send(request, options, Some(&container.own)).await.map(drop);
+            assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
+        }
+        let looking = |state: &State| state.looking.as_ref().map(JoinHandle::id);
+        let first = looking(&*container.own.state.lock().await);
+        assert!(first.is_some());
+        assert!(timeout(Duration::from_millis(1), container.own.roots()).await.is_err());
+        assert_eq!(looking(&*container.own.state.lock().await), first);
+        drop(go_on);
+        let (one, other) = tokio::join!(container.own.roots(), container.own.roots());
+        assert!(Arc::ptr_eq(&one.unwrap(), &other.unwrap()));
+    });
 }
