@@ -63,17 +63,16 @@ impl Connector {
         let host = uri.host().ok_or(ConnectError::NoHost)?;
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        // Where nobody is believed nobody is called.
+        let tls = is_tls.then(|| self.roots.config()).transpose()?.map(TlsConnector::from);
         let addresses = stack.lookup(host).await?;
         let connection = Arc::new(first_of(&stack, &addresses, port, end).await?);
         let stream = Stream(Arc::clone(&connection));
         let kept = stack.may_be_kept(&connection);
-        if !is_tls {
-            return Ok(Link::new(Box::new(stream), kept, false));
-        }
+        let Some(tls) = tls else { return Ok(Link::new(Box::new(stream), kept, false)) };
         let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
         let name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::NoHost)?;
-        let connector = TlsConnector::from(self.roots.config()?);
-        let stream = connector.connect(name, stream).await.map_err(ConnectError::Tls)?;
+        let stream = tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Link::new(Box::new(stream), kept, is_h2))
     }
