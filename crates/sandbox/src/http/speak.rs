@@ -30,8 +30,13 @@ use crate::held::Held;
 /// How long a client may take to send a request's head. nginx's default.
 const HEAD_TIME: Duration = Duration::from_mins(1);
 
-/// How long a client that was told to leave may stay.
+/// How long a client may stay after the stop, or after it was idle for too long.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
+
+/// How much of that the next request of a client is waited for that asks nothing
+/// when the stop comes. One that is on its way then would be lost with its
+/// connection; with its answer the client is told to leave.
+const PARTING_TIME: Duration = Duration::from_secs(1);
 
 /// Requests at once on a connection of version 2; what browsers and proxies
 /// expect at least (RFC 9113, 6.5.2).
@@ -116,22 +121,29 @@ async fn converse<I, F, B>(
         // What went wrong is the client's affair. The others may be dropped:
         // they only watch.
         _ = connection.as_mut() => return,
-        () = told_to_leave(&mut stop) => {}
+        () = told_to_leave(&mut stop, busy) => {}
         () = idle(busy, idle_time) => {}
     }
     connection.as_mut().graceful_shutdown();
     // A client of version 2 may take its time, or begin another request in the
     // same moment; one of version 1 may never end the head that it began.
-    while timeout(LEAVE_TIME, connection.as_mut()).await.is_err() {
+    let stay = LEAVE_TIME.saturating_sub(PARTING_TIME);
+    while timeout(stay, connection.as_mut()).await.is_err() {
         if busy.borrow().is_empty() {
             return;
         }
     }
 }
 
-async fn told_to_leave(stop: &mut watch::Receiver<bool>) {
+async fn told_to_leave(stop: &mut watch::Receiver<bool>, busy: &Busy) {
     // A sender that is gone tells it too.
     let _ = stop.wait_for(|stop| *stop).await;
+    let mut requests = busy.subscribe();
+    let is_idle = requests.borrow().is_empty();
+    if is_idle {
+        // Closed never: the sender is borrowed.
+        let _ = timeout(PARTING_TIME, requests.changed()).await;
+    }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -339,6 +351,39 @@ mod tests {
         assert_eq!(text(response).await, "HTTP/2.0");
         while let Some(ended) = bed.tasks.join_next().await {
             ended.unwrap();
+        }
+    }
+
+    /// The next answer of version 1, to its body.
+    async fn answer(client: &mut DuplexStream) -> String {
+        let mut text = String::new();
+        while !text.ends_with("\r\n\r\nHTTP/1.1") {
+            let byte = client.read_u8().await.expect("an answer comes");
+            text.push(byte.into());
+        }
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_as_the_stop_comes_is_answered_with_the_word_to_leave() {
+        const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
+        // The first request of a connection, and the second.
+        for before in 0..2 {
+            let (open, gate) = mpsc::channel(1);
+            let mut bed = served(Some(gate));
+            for _ in 0..before {
+                bed.client.write_all(ASK).await.unwrap();
+                open.send(()).await.unwrap();
+                assert!(!answer(&mut bed.client).await.contains("connection: close"));
+            }
+            bed.stop.send(true).unwrap();
+            // All have heard of it when time passes.
+            sleep(Duration::from_millis(1)).await;
+            bed.client.write_all(ASK).await.unwrap();
+            sleep(Duration::from_millis(1)).await;
+            open.send(()).await.unwrap();
+            assert!(answer(&mut bed.client).await.contains("connection: close"));
+            bed.tasks.join_next().await.unwrap().unwrap();
         }
     }
 
