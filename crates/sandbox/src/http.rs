@@ -29,6 +29,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
@@ -153,6 +154,10 @@ pub(crate) async fn serve(
 
     let leave = watch::Sender::new(false);
     let mut connections = JoinSet::new();
+    let begin = |accepted| {
+        let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
+        Metered::of_host(connection, Arc::clone(&container.usage))
+    };
     let stop = loop {
         tokio::select! {
             biased;
@@ -161,9 +166,7 @@ pub(crate) async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok(accepted) => {
-                    let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
-                    let usage = Arc::clone(&container.usage);
-                    connections.spawn(Metered::of_host(connection, usage));
+                    connections.spawn(begin(accepted));
                     server.reap();
                 }
                 // A client gone already, or no descriptors left.
@@ -171,8 +174,19 @@ pub(crate) async fn serve(
             },
         }
     };
+    let is_kill = matches!(stop, Stop::Now | Stop::Ended);
+    if !is_kill {
+        // Connections that wait would be reset with the listener. The runtime has
+        // heard of them when it was waited for once.
+        tokio::task::yield_now().await;
+        while connections.len() < CONNECTIONS
+            && let Some(Ok(accepted)) = listener.accept().now_or_never()
+        {
+            connections.spawn(begin(accepted));
+        }
+    }
     drop(listener);
-    let ending = if matches!(stop, Stop::Now | Stop::Ended) {
+    let ending = if is_kill {
         Ending::stopped(KILLED)
     } else {
         let finished = async {

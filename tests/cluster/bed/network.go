@@ -69,11 +69,12 @@ func (p Place) GetTarget(ctx context.Context, address string, port int, target s
 		return fmt.Errorf("from %s: %w", p.name, err)
 	}
 	defer response.Body.Close()
-	if _, err := io.Copy(io.Discard, response.Body); err != nil {
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
 		return err
 	}
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("from %s: %s: %s", p.name, url, response.Status)
+		return fmt.Errorf("from %s: %s: %s: %.200s", p.name, url, response.Status, body)
 	}
 	return nil
 }

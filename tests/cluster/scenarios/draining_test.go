@@ -110,6 +110,8 @@ metadata:
   name: rolled
 spec:
   replicas: 2
+  # However slow all are, it is heard of one that has come before another goes.
+  minReadySeconds: 1
   selector:
     matchLabels: {app: rolled}
   template:

@@ -7,10 +7,15 @@
 //!                   └──an answer is not sent in time, as of one who does not read──────┘
 //! ```
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -100,7 +105,7 @@ type Busy = watch::Sender<Vec<Instant>>;
 async fn converse<I, F, B>(
     io: I,
     idle_time: Duration,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     busy: &Busy,
     answer: impl Fn(Request<Incoming>) -> F + Send + Sync,
 ) where
@@ -109,11 +114,21 @@ async fn converse<I, F, B>(
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let service = service_fn(|request| {
+    let speaks_2 = AtomicBool::new(false);
+    let service = service_fn(|request: Request<Incoming>| {
         let open = Open::new(busy);
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await.map(|body| Held::new(body, open))) }
+        let is_2 = request.version() == Version::HTTP_2;
+        speaks_2.store(is_2, Relaxed);
+        let (answered, stop) = (answer(request), stop.clone());
+        async move {
+            let mut answer = answered.await.map(|body| Held::new(body, open));
+            if !is_2 && *stop.borrow() {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
+    let mut told = stop.clone();
     let builder = builder();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
@@ -121,7 +136,7 @@ async fn converse<I, F, B>(
         // What went wrong is the client's affair. The others may be dropped:
         // they only watch.
         _ = connection.as_mut() => return,
-        () = told_to_leave(&mut stop, busy) => {}
+        () = told_to_leave(&mut told, busy, &speaks_2) => {}
         () = idle(busy, idle_time) => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -135,14 +150,19 @@ async fn converse<I, F, B>(
     }
 }
 
-async fn told_to_leave(stop: &mut watch::Receiver<bool>, busy: &Busy) {
+/// Waits until the connection may be closed where no request is open. One of
+/// version 2 tells its client which requests it takes still.
+async fn told_to_leave(stop: &mut watch::Receiver<bool>, busy: &Busy, speaks_2: &AtomicBool) {
     // A sender that is gone tells it too.
     let _ = stop.wait_for(|stop| *stop).await;
     let mut requests = busy.subscribe();
-    let is_idle = requests.borrow().is_empty();
-    if is_idle {
-        // Closed never: the sender is borrowed.
-        let _ = timeout(PARTING_TIME, requests.changed()).await;
+    while !speaks_2.load(Relaxed) {
+        // Closed never: the sender is borrowed. What is open may have been begun to
+        // be answered before the stop, without the word to leave.
+        let _ = requests.wait_for(Vec::is_empty).await;
+        if timeout(PARTING_TIME, requests.changed()).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -385,6 +405,45 @@ mod tests {
             assert!(answer(&mut bed.client).await.contains("connection: close"));
             bed.tasks.join_next().await.unwrap().unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_had_the_head_of_an_answer_before_the_stop_is_told_with_the_next() {
+        const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
+        async fn until(end: &str, client: &mut DuplexStream) -> String {
+            let mut text = String::new();
+            while !text.ends_with(end) {
+                text.push(client.read_u8().await.expect("it goes on").into());
+            }
+            text
+        }
+        let (open, gate) = mpsc::channel(1);
+        let gate = std::sync::Arc::new(tokio::sync::Mutex::new(gate));
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let stop = watch::Sender::new(false);
+        let answer = move |_| {
+            let gate = std::sync::Arc::clone(&gate);
+            let end = async move {
+                gate.lock().await.recv().await;
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"end")))
+            };
+            let body = StreamBody::new(Box::pin(futures::stream::once(end)));
+            async move { Response::new(body) }
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(speak(server, TIMES, stop.subscribe(), answer));
+        client.write_all(ASK).await.unwrap();
+        assert!(!until("\r\n\r\n", &mut client).await.contains("connection: close"));
+        stop.send(true).unwrap();
+        // All have heard of it when time passes.
+        sleep(Duration::from_millis(1)).await;
+        open.send(()).await.unwrap();
+        until("0\r\n\r\n", &mut client).await;
+        sleep(Duration::from_millis(1)).await;
+        client.write_all(ASK).await.unwrap();
+        open.send(()).await.unwrap();
+        assert!(until("0\r\n\r\n", &mut client).await.contains("connection: close"));
+        tasks.join_next().await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
