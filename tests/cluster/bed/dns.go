@@ -17,8 +17,8 @@ const Domain = "cluster.local"
 // dnsHost is the last byte of the name server's address.
 const dnsHost = 9
 
-// Names outside the cluster that its name server knows too, with an address of each
-// family, and a domain below which there is but one name, Gate.
+// Names outside the cluster that its name server knows too: one with an address of
+// each family, and a domain below which there is but one name, Gate. There are no others.
 const (
 	OutsideName = "www.example.test"
 	OutsideV4   = "192.0.2.80"
@@ -45,11 +45,11 @@ func (b *Bed) DNS(t testing.TB) netip.Addr {
         kubeconfig %s
     }
 }
-example.test:53 {
+.:53 {
     bind %s
     errors
     log
-%s    template IN ANY example.test {
+%s    template IN ANY . {
         rcode NXDOMAIN
     }
 }

@@ -167,6 +167,8 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		"--masquerade-all",
 		// By this it tells pods from clients elsewhere, to whom other policies apply.
 		"--cluster-cidr=" + strings.Join(b.cluster.PodRanges(), ","),
+		// Of nftables' rules too; a second otherwise, for each change that a test waits for.
+		"--iptables-min-sync-period=100ms",
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		"--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249",
 	}
