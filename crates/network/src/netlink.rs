@@ -184,19 +184,19 @@ impl Netlink {
         self.socket.change(message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Adds a route over a link. One to the same range that leads elsewhere is
-    /// replaced.
+    /// Adds a route over a link. One to the same range that leads elsewhere, or
+    /// has lost its source with an address that was removed, is replaced.
     pub(crate) fn add_route(&mut self, link: u32, route: Route) -> io::Result<bool> {
         let add = RouteNetlinkMessage::NewRoute(route_message(link, route));
         if added(self.socket.change(add.clone(), NLM_F_CREATE | NLM_F_EXCL))? {
             return Ok(true);
         }
-        let range = match route {
-            Route::Via { range, first: false, .. } => range,
+        let (range, source) = match route {
+            Route::Via { range, source, first: false, .. } => (range, source),
             // In the first table the kernel and we are alone.
             Route::Via { first: true, .. } | Route::Local { .. } => return Ok(false),
         };
-        if self.leads_over(range)? == Some(link) {
+        if self.leads(range)? == Some((link, source)) {
             return Ok(false);
         }
         self.socket.change(add, NLM_F_CREATE | NLM_F_REPLACE)?;
@@ -247,15 +247,20 @@ impl Netlink {
         gone(self.socket.change(RouteNetlinkMessage::DelRoute(peer_message(range, hop)), 0))
     }
 
-    /// Over which link an address of the range is reached.
-    fn leads_over(&mut self, range: IpNet) -> io::Result<Option<u32>> {
+    /// Over which link an address of the range is reached, and the source that
+    /// the route names.
+    fn leads(&mut self, range: IpNet) -> io::Result<Option<(u32, Option<IpAddr>)>> {
         let within = one_of(range);
         let mut asked = RouteMessage::default();
         asked.header.address_family = family(within);
         asked.header.destination_prefix_length = whole(within);
+        // The route itself, not what comes of it: without one a source is chosen.
+        asked.header.flags = RouteFlags::FibMatch;
         asked.attributes = vec![RouteAttribute::Destination(within.into())];
         match self.socket.ask(RouteNetlinkMessage::GetRoute(asked)) {
-            Ok(RouteNetlinkMessage::NewRoute(found)) => Ok(oif(&found)),
+            Ok(RouteNetlinkMessage::NewRoute(found)) => {
+                Ok(oif(&found).map(|link| (link, source(&found))))
+            }
             Ok(other) => Err(io::Error::other(format!("not a route: {other:?}"))),
             Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => Ok(None),
             Err(error) => Err(error),
@@ -367,12 +372,22 @@ fn peer_message(range: IpNet, hop: IpAddr) -> RouteMessage {
     message
 }
 
-fn peer_route(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
-    let address = |address: &RouteAddress| match address {
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
         _ => None,
-    };
+    }
+}
+
+fn source(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(source) => address(source),
+        _ => None,
+    })
+}
+
+fn peer_route(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
     let (mut range, mut hop) = (None, None);
     for attribute in &message.attributes {
         match attribute {
