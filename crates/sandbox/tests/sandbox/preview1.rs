@@ -453,7 +453,8 @@ pub(crate) fn one_direction_ends_and_the_other_goes_on() {
                 (i32.const 15))
             (call $check (i32.eqz (call $receive (local.get $fd) (i32.const 720) (i32.const 5)
                 (i32.const 0))) (i32.const 16)))
-        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept)))"#;
+        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept))
+            (drop (call $accept)))"#;
     // Wants to hear nothing, hears the end at once, and still sends.
     let ends_receiving = r#"(data (i32.const 700) "still")
         (func $serve (param $fd i32)
@@ -464,7 +465,8 @@ pub(crate) fn one_direction_ends_and_the_other_goes_on() {
             (call $send (local.get $fd) (i32.const 700) (i32.const 5))
             (call $check (i32.eqz (call $shutdown (local.get $fd) (i32.const 3)))
                 (i32.const 13)))
-        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept)))"#;
+        (func (export "_start") (call $serve (call $accept)) (call $serve (call $accept))
+            (drop (call $accept)))"#;
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
     sandbox.network("pod", &network(&["10.77.0.1"]));
@@ -482,6 +484,8 @@ pub(crate) fn one_direction_ends_and_the_other_goes_on() {
         }
         // A client within the pod, by its loopback.
         assert_eq!(run(&sandbox, "pod", &["tcp-get", "127.0.0.1", "8080", "after"]), said);
+        // Only now it ends: who sends to one that is gone would hear of that.
+        let _last = connect("10.77.0.1:8080");
         assert_eq!(sandbox.exit(&id).exit_code, 0, "{said}");
     }
 }

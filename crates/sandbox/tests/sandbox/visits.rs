@@ -107,7 +107,9 @@ pub(crate) fn a_visit_counts_as_a_socket_and_ends_with_either_side() {
     sandbox.network("pod", &PodNetwork { limits, ..network(&["10.77.0.1"]) });
     let server = serve(&sandbox, "pod", &["tcp-echo", "8081", "127.0.0.1"]);
     let sockets = || report(&sandbox).sockets;
-    let listening = sockets();
+    // Whoever looks for a connection has the right to one while he looks.
+    let listening = 1;
+    wait_until(|| sockets() == listening);
     let one = visit(&sandbox, "pod", 8081).unwrap();
     // The guest's side is one too.
     wait_until(|| sockets() == listening + 2);
