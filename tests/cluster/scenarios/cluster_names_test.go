@@ -100,6 +100,14 @@ func (n namedThings) cases() []nameCase {
 	}
 }
 
+func texts(addresses []netip.Addr) []string {
+	var all []string
+	for _, address := range addresses {
+		all = append(all, address.String())
+	}
+	return all
+}
+
 // dashed is how an endpoint without a name is called.
 func dashed(address string) string { return strings.NewReplacer(".", "-", ":", "-").Replace(address) }
 
