@@ -127,7 +127,6 @@ async fn a_container_believes_whom_its_file_names_and_no_other_container_does() 
     assert!(said.len() == 1 && said[0].starts_with(&line), "{said:?}");
     assert!(said[0].ends_with("trusted are the authorities in [\"/ca/ca.crt\"]"), "{said:?}");
 
-    let before = server.connections.load(SeqCst);
     container.ask(&outgoing, &uri).await.unwrap();
     assert_eq!(server.connections.load(SeqCst), 3, "its own is still kept");
     assert_eq!(container.said().await, [""; 0]);
