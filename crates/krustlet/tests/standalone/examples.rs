@@ -101,8 +101,8 @@ async fn a_client_believes_the_authority_that_its_pod_names() {
     // The manifest's certificate, line by line as far as it is indented.
     let begin = manifest.find("    -----BEGIN").unwrap();
     let end = manifest.find("---\napiVersion: v1\nkind: Pod").unwrap();
-    let own: String = authority.pem().lines().map(|line| format!("    {line}\n")).collect();
-    let own = format!("{}{own}{}", &manifest[..begin], &manifest[end..]);
+    let own: Vec<_> = authority.pem().lines().map(|line| format!("    {line}\n")).collect();
+    let own = format!("{}{}{}", &manifest[..begin], own.concat(), &manifest[end..]);
     let text = machine.ok(&["run", &machine.write("pod.yaml", own)]).await;
     assert_eq!(text, "200\nbelieved\n");
 }

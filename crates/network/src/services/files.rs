@@ -227,7 +227,7 @@ mod tests {
         // Complete then, or not even that.
         let earlier: [&dyn Fn(); 2] =
             [&|| fs::write(home.join(COMPLETE), "another boot").unwrap(), &|| {
-                fs::remove_file(home.join(COMPLETE)).unwrap()
+                fs::remove_file(home.join(COMPLETE)).unwrap();
             }];
         for begin_again in earlier {
             let mut files = Files::open(home.to_owned()).unwrap();

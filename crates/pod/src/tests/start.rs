@@ -252,9 +252,9 @@ async fn the_handle_shows_pods_and_runs_programs() {
     assert_eq!((outcome.exit_code, outcome.message.as_str()), (7, "x"));
     let error = bed.pods.exec(&key(), Some("none"), vec![], streams()).await.unwrap_err();
     assert_eq!(error.to_string(), "pod n/p has no container \"none\"");
-    let stats = bed.pods.stats().await;
-    assert_eq!((stats.len(), stats[0].0.uid.as_str()), (1, "u"));
-    assert_eq!(stats[0].1.as_ref().unwrap()[0].1.memory_bytes, 5);
+    let used = bed.pods.stats().await;
+    assert_eq!((used.len(), used[0].0.uid.as_str()), (1, "u"));
+    assert_eq!(used[0].1.as_ref().unwrap()[0].1.memory_bytes, 5);
     bed.shared.with(|world| world.are_silent = true);
     assert!(bed.pods.stats().await[0].1.is_none(), "it is not known");
 

@@ -156,9 +156,8 @@ fn embedded(ip: IpAddr) -> Option<Ipv4Addr> {
     let words = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
     match ip.segments() {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0, 0, 0, 0, 0, 0, high, low]
-        | [0, 0, 0, 0, 0xffff, 0, high, low] => Some(words(high, low)),
-        [0x2002, high, low, ..] => Some(words(high, low)),
+        | [0, 0, 0, 0, 0 | 0xffff, 0, high, low]
+        | [0x2002, high, low, ..] => Some(words(high, low)),
         _ => None,
     }
 }

@@ -301,6 +301,8 @@ pub(crate) fn what_is_said_to_be_readable_is() {
 }
 
 pub(crate) fn a_connection_that_was_broken_off_is_told_as_such() {
+    /// `ECONNRESET`.
+    const RESET: i32 = 15;
     // Says that it is there, waits for something to read, and ends with the number
     // of the error that it finds.
     let start = r#"(func (export "_start")
@@ -317,8 +319,6 @@ pub(crate) fn a_connection_that_was_broken_off_is_told_as_such() {
         (call $check (i32.eq (i32.load16_u (i32.const 280)) (i32.const 1)) (i32.const 103))
         (call $exit (call $read (local.get $fd) (i32.const 600) (i32.const 1)
             (i32.const 612))))"#;
-    /// `ECONNRESET`.
-    const RESET: i32 = 15;
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
     sandbox.network("pod", &network(&["10.77.0.1"]));
