@@ -110,6 +110,13 @@ pub(crate) struct Feed<K> {
     kind: PhantomData<fn() -> K>,
 }
 
+/// Whether everything is listed again after a watch was refused so: what it went on
+/// from is gone (410), or somebody is told that nothing may be known (403), who hears
+/// only by the next list that it may be, as when an API server has just begun.
+fn begins_anew(code: u16) -> bool {
+    matches!(code, 403 | 410)
+}
+
 impl<K> std::fmt::Debug for Feed<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Feed").field("path", &self.path.url_path).finish_non_exhaustive()
@@ -255,11 +262,11 @@ where
                 None
             }
             Err(error) => {
-                let gone = error.code() == Some(410);
                 if error.code().is_some() && error.code() != Some(429) {
                     self.refused_resumptions += 1;
                 }
-                if gone || self.refused_resumptions >= RESUMPTIONS {
+                let is_anew = error.code().is_some_and(begins_anew);
+                if is_anew || self.refused_resumptions >= RESUMPTIONS {
                     self.state = State::Listing;
                 }
                 Some(self.failed(error))
@@ -307,7 +314,7 @@ where
 
     /// The server ended the watch with a reason.
     fn refused(&mut self, status: Box<Status>, version: String) -> Change<K> {
-        self.state = if status.code == 410 {
+        self.state = if begins_anew(status.code) {
             State::Listing
         } else {
             self.refused_resumptions += 1;

@@ -79,3 +79,19 @@ async fn a_pod_is_named_while_it_runs_and_heartbeats_are_no_news() {
     until(&mut facts.pods, |seen| seen.known.as_ref().is_some_and(|pods| pods.is_empty())).await;
     running.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_known_again_after_a_watch_was_refused() {
+    let server = Server::new();
+    server.put("namespaces", json!({"metadata": {"name": "ns", "labels": {"team": "a"}}}));
+    let (running, mut facts) = facts(&server);
+    until(&mut facts.namespaces, |seen| seen.known.is_some()).await;
+    server.until("a watch", |server| server.watches("namespaces") == 1).await;
+    // As of a server that has just begun; nothing of this kind changes after it.
+    server.fail("GET", "/namespaces", 1, Fault::Refuse(403, None));
+    server.end_watches();
+    until(&mut facts.namespaces, |seen| seen.forbidden.is_some()).await;
+    let seen = until(&mut facts.namespaces, |seen| seen.forbidden.is_none()).await;
+    assert_eq!(seen.known.unwrap()["ns"]["team"], "a");
+    running.stop().await;
+}

@@ -14,13 +14,21 @@ use krustlet_protocol::Destinations;
 use crate::netlink::whole;
 
 /// Addresses at which clouds serve credentials and that are not link-local:
-/// Alibaba, Azure, Oracle, and Amazon's over IPv6.
-const METADATA: [IpAddr; 4] = [
+/// Alibaba, Azure and Oracle; over IPv6 Alibaba, Google, Linode, Oracle and Scaleway.
+const METADATA: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
 ];
+
+/// Amazon's own over IPv6: metadata, the credentials of EKS's pods, and whatever
+/// else it will have there. The first 32 bits.
+const AMAZON: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0);
 
 /// NAT64 prefixes that a network may choose from (RFC 8215). Where the IPv4
 /// address lies in them is that network's affair, so that none can be let
@@ -76,6 +84,7 @@ pub fn refused(
         all(LOCAL_NAT64.into(), 48),
     ];
     refused.extend(METADATA.map(|address| all(address, whole(address))));
+    refused.push(all(AMAZON.into(), 32));
     let Some(port) = api_port else { return refused };
     let at = |address: IpAddr, prefix| Destinations { address, prefix, port: Some(port) };
     match node {
@@ -114,6 +123,12 @@ mod tests {
             ("169.254.170.2", 80, true),
             ("fe80::1", 53, true),
             ("fd00:ec2::254", 80, true),
+            ("fd00:ec2::23", 80, true),
+            ("fd20:ce::254", 80, true),
+            ("fd00:c1::a9fe:a9fe", 80, true),
+            ("fd00:42::42", 80, true),
+            ("fd00:a9fe:a9fe::1", 80, true),
+            ("fd00:100::100:200", 80, true),
             ("100.100.100.200", 80, true),
             ("168.63.129.16", 32526, true),
             ("64:ff9b:1::a9fe:a9fe", 80, true),
@@ -126,7 +141,8 @@ mod tests {
             ("10.244.1.1", 53, false),
             ("192.0.2.2", 10250, false),
             ("100.100.100.201", 80, false),
-            ("fd00:ec2::255", 80, false),
+            ("fd00:ec3::254", 80, false),
+            ("fd20:ce::255", 80, false),
             ("64:ff9b:2::a9fe:a9fe", 80, false),
             ("10.96.0.1", 443, false),
         ] {
@@ -149,7 +165,7 @@ mod tests {
         });
         for node in [NodeAddresses::Unknown, NodeAddresses::known(many)] {
             let list = refused(false, &node, Some(10250));
-            assert!(list.len() < 20, "{}", list.len());
+            assert!(list.len() < 25, "{}", list.len());
             for address in ["192.0.2.1", "2001:db8::1"] {
                 assert!(is_refused(&list, address, 10250));
                 assert!(!is_refused(&list, address, 443));

@@ -18,8 +18,8 @@ const AFFINITY: Duration = Duration::from_hours(3);
 /// count. Each costs a file with all its ports.
 const OUTSIDE: usize = 32;
 
-/// Ranges of clients that one Service is for; the first count, so that nobody is
-/// let through who should not.
+/// Ranges of clients of each family that one Service is for; the first count, so that
+/// nobody is let through who should not.
 const SOURCES: usize = 64;
 
 /// Ports of one Service that are led to; others are as if they were not there.
@@ -117,16 +117,19 @@ impl Front {
             ports: ports.take(PORTS).collect(),
             affinity: affinity(spec),
             is_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-            sources: spec
-                .load_balancer_source_ranges
-                .iter()
-                .flatten()
-                .filter_map(|text| range(text))
-                .take(SOURCES)
-                .collect(),
+            sources: sources(spec),
             naming,
         })
     }
+}
+
+/// So many of each family: of one that had ranges and has none any more everybody
+/// would be let in.
+fn sources(spec: &ServiceSpec) -> Vec<Range> {
+    let given = spec.load_balancer_source_ranges.iter().flatten();
+    let (v4, v6): (Vec<_>, Vec<_>) =
+        given.filter_map(|text| range(text)).partition(|range| range.address.is_ipv4());
+    v4.into_iter().take(SOURCES).chain(v6.into_iter().take(SOURCES)).collect()
 }
 
 fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {

@@ -84,6 +84,23 @@ fn a_service_is_reached_where_its_spec_and_its_balancer_say() {
 }
 
 #[test]
+fn many_ranges_of_one_family_open_nothing_for_the_other() {
+    let mut ranges: Vec<_> =
+        (0..1000).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+    ranges.push("2001:db8::/32".to_owned());
+    let front = Front::of(
+        &serde_json::from_value(json!({
+            "metadata": {"namespace": "ns", "name": "s"},
+            "spec": {"clusterIP": "10.96.0.7", "loadBalancerSourceRanges": ranges},
+        }))
+        .unwrap(),
+    );
+    let sources = front.unwrap().sources;
+    let v6 = Range { address: ip("2001:db8::"), prefix: 32 };
+    assert!(sources.len() < 100 && sources.contains(&v6), "{} ranges", sources.len());
+}
+
+#[test]
 fn nobody_is_led_to_a_service_without_an_address_or_of_another_proxy() {
     let labelled = |label: &str| {
         with(json!({
