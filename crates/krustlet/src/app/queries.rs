@@ -105,16 +105,8 @@ impl PodQueries for Queries {
         let pods = self.pods.clone();
         async move {
             let ConnectStreams { input, output } = streams;
-            match pods.connect(&pod, port, VisitStreams { input, output }).await {
-                Ok(()) => Ok(()),
-                Err(AskError::NoPod { .. }) => Err(NotFound::Pod.into()),
-                Err(
-                    error @ (AskError::NoContainer { .. }
-                    | AskError::NotRunning { .. }
-                    | AskError::Stopping { .. }
-                    | AskError::Refused(_)),
-                ) => Err(ConnectFailure::Failed(error.to_string())),
-            }
+            let connected = pods.connect(&pod, port, VisitStreams { input, output }).await;
+            connected.map_err(|error| of_a_pod(&error, ConnectFailure::Failed))
         }
         .boxed()
     }
@@ -132,16 +124,8 @@ impl PodQueries for Queries {
         }
         let pods = self.pods.clone();
         async move {
-            match pods.stop(&pod, grace).await {
-                Ok(()) => Ok(Stopped::Kept),
-                Err(AskError::NoPod { .. }) => Err(NotFound::Pod.into()),
-                Err(
-                    error @ (AskError::NoContainer { .. }
-                    | AskError::NotRunning { .. }
-                    | AskError::Stopping { .. }
-                    | AskError::Refused(_)),
-                ) => Err(StopFailure::Failed(error.to_string())),
-            }
+            let stopped = pods.stop(&pod, grace).await.map(|()| Stopped::Kept);
+            stopped.map_err(|error| of_a_pod(&error, StopFailure::Failed))
         }
         .boxed()
     }
@@ -159,6 +143,17 @@ impl PodQueries for Queries {
             all
         }
         .boxed()
+    }
+}
+
+/// Why nothing came of what was asked of a whole pod: it is not there, or else.
+fn of_a_pod<F: From<NotFound>>(error: &AskError, failed: impl FnOnce(String) -> F) -> F {
+    match error {
+        AskError::NoPod { .. } => NotFound::Pod.into(),
+        AskError::NoContainer { .. }
+        | AskError::NotRunning { .. }
+        | AskError::Stopping { .. }
+        | AskError::Refused(_) => failed(error.to_string()),
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
+use krustlet_model::ContainerId;
 use krustlet_protocol::ListenPort;
 
 use crate::{
     code::{compiled_go, compiled_text},
-    fixture::{Make, Zygote},
+    fixture::{Make, Sandbox, Zygote},
     guests::wait_until,
     sockets::{connect, echo, network, run},
 };
@@ -254,6 +255,17 @@ const ACCEPTS: &str = r#"(module
         (call $check (i32.eq (i32.load (i32.const 612)) (local.get $length)) (i32.const 23)))
 "#;
 
+/// Runs a program that accepts connections at its pod's address, and its sandbox with
+/// it; the zygote is there as long as it is kept.
+fn serving(start: &str) -> (Zygote, Sandbox, ContainerId) {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    sandbox.network("pod", &network(&["10.77.0.1"]));
+    let id = sandbox.start(accepting(start));
+    sandbox.running(&id);
+    (zygote, sandbox, id)
+}
+
 fn accepting(start: &str) -> Make {
     let text = format!("{ACCEPTS}{start})");
     Make {
@@ -281,11 +293,7 @@ pub(crate) fn what_is_said_to_be_readable_is() {
             (call $check (i32.eqz (call $write (local.get $fd) (i32.const 600) (i32.const 1)
                 (i32.const 612))) (i32.const 13))
             (br $again)))"#;
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let id = sandbox.start(accepting(start));
-    sandbox.running(&id);
+    let (_zygote, sandbox, id) = serving(start);
     let mut clients = [(); 2].map(|()| connect("10.77.0.1:8080"));
     // Exactly what is read at once, so that nothing tells that there is no more.
     for _ in 0..3 {
@@ -319,11 +327,7 @@ pub(crate) fn a_connection_that_was_broken_off_is_told_as_such() {
         (call $check (i32.eq (i32.load16_u (i32.const 280)) (i32.const 1)) (i32.const 103))
         (call $exit (call $read (local.get $fd) (i32.const 600) (i32.const 1)
             (i32.const 612))))"#;
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let id = sandbox.start(accepting(start));
-    sandbox.running(&id);
+    let (_zygote, sandbox, id) = serving(start);
     let mut client = connect("10.77.0.1:8080");
     client.read_exact(&mut [0]).unwrap();
     rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
@@ -351,11 +355,7 @@ pub(crate) fn lists_are_no_longer_than_linux_takes() {
         (call $check (i32.eqz (call $write (local.get $fd) (i32.const 65536) (i32.const 1024)
             (i32.const 612))) (i32.const 14))
         (call $check (i32.eq (i32.load (i32.const 612)) (i32.const 1024)) (i32.const 15)))"#;
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let id = sandbox.start(accepting(start));
-    sandbox.running(&id);
+    let (_zygote, sandbox, id) = serving(start);
     let mut all = Vec::new();
     connect("10.77.0.1:8080").read_to_end(&mut all).unwrap();
     assert_eq!((all.len(), sandbox.exit(&id).exit_code), (1024, 0));
@@ -378,11 +378,7 @@ pub(crate) fn what_is_looked_at_is_still_there() {
         (call $send (local.get $fd) (i32.const 700) (i32.const 5))
         (call $send (local.get $fd) (i32.const 720) (i32.const 5))
         (call $send (local.get $fd) (i32.const 740) (i32.const 5)))"#;
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let id = sandbox.start(accepting(start));
-    sandbox.running(&id);
+    let (_zygote, sandbox, id) = serving(start);
     let mut client = connect("10.77.0.1:8080");
     client.write_all(b"hello").unwrap();
     let mut all = String::new();
@@ -408,11 +404,7 @@ pub(crate) fn who_waits_for_all_gets_all() {
                 (i32.const 2) (i32.const 612) (i32.const 616))) (i32.const 11))
             (call $send (local.get $fd) (i32.const 720) (i32.load (i32.const 612)))
             (br $again)))"#;
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let id = sandbox.start(accepting(start));
-    sandbox.running(&id);
+    let (_zygote, sandbox, id) = serving(start);
     let mut client = connect("10.77.0.1:8080");
     let told = |client: &mut TcpStream, first: &[u8]| {
         client.write_all(first).unwrap();
