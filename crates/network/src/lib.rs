@@ -24,6 +24,7 @@ mod decide;
 mod ensure;
 mod freed;
 mod handle;
+mod kept;
 mod namespace;
 mod netlink;
 mod notice;

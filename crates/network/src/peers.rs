@@ -13,19 +13,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, ErrorKind},
+    io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 use krustlet_model::Chain;
+use serde::Deserialize;
 use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     ensure::{EnsureError, lead_to_peers},
+    kept,
     ranges::PodRanges,
     routes::{Peer, Unled, routes},
 };
@@ -158,17 +159,8 @@ pub(crate) struct Made {
 impl Made {
     /// Reads the file. Routes of one that is damaged are nobody's.
     fn read(path: PathBuf) -> Self {
-        let routes = match fs::read(&path) {
-            Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "is damaged; it is made anew");
-                BTreeSet::new()
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeSet::new(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot be read");
-                BTreeSet::new()
-            }
-        };
+        let routes: Vec<(Range, IpAddr)> = kept::read(&path);
+        let routes = routes.into_iter().map(|(range, hop)| (range.0, hop)).collect();
         Self { path, routes }
     }
 
@@ -181,7 +173,8 @@ impl Made {
         if routes == self.routes {
             return;
         }
-        if let Err(error) = write(&self.path, &routes) {
+        let text: Vec<_> = routes.iter().map(|(range, hop)| (range.to_string(), hop)).collect();
+        if let Err(error) = kept::write(&self.path, &text) {
             // Known to this agent; the next one leaves them where they are.
             tracing::warn!(path = %self.path.display(), %error, "cannot be written");
         }
@@ -189,23 +182,23 @@ impl Made {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<BTreeSet<(IpNet, IpAddr)>, serde_json::Error> {
-    let read = |(range, hop): (String, IpAddr)| {
-        let range = range.parse::<IpNet>();
-        Ok((range.map_err(<serde_json::Error as serde::de::Error>::custom)?, hop))
-    };
-    serde_json::from_slice::<Vec<(String, IpAddr)>>(bytes)?.into_iter().map(read).collect()
-}
+/// A range as it is written down.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Range(IpNet);
 
-fn write(path: &Path, routes: &BTreeSet<(IpNet, IpAddr)>) -> io::Result<()> {
-    let text: Vec<_> = routes.iter().map(|(range, hop)| (range.to_string(), hop)).collect();
-    let new = path.with_extension("new");
-    fs::write(&new, serde_json::to_vec(&text)?)?;
-    fs::rename(&new, path)
+impl TryFrom<String> for Range {
+    type Error = ipnet::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn peer(name: &str, number: u8) -> Peer {

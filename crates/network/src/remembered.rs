@@ -5,16 +5,12 @@
 //! run/ranges.json      replaced whole
 //! ```
 
-use std::{
-    fs,
-    io::{self, ErrorKind},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ranges::PodRanges;
+use crate::{kept, ranges::PodRanges};
 
 /// What an agent went by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,17 +32,7 @@ impl Remembered {
     /// Reads the file. What is not there or damaged is nothing: the Node says
     /// it again.
     pub(crate) fn read(path: &Path) -> Self {
-        let written: Written = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "is damaged; it is made anew");
-                Written::default()
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Written::default(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot be read");
-                Written::default()
-            }
-        };
+        let written: Written = kept::read(path);
         Self {
             current: PodRanges::parse(&written.current).ok(),
             led: written.led.iter().filter_map(|text| text.parse().ok()).collect(),
@@ -58,9 +44,7 @@ impl Remembered {
             current: self.current.iter().flat_map(PodRanges::iter).map(text).collect(),
             led: self.led.iter().copied().map(text).collect(),
         };
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(&written)?)?;
-        fs::rename(&new, path)
+        kept::write(path, &written)
     }
 }
 
@@ -70,6 +54,8 @@ fn text(range: IpNet) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
