@@ -24,7 +24,7 @@ use krustlet_model::{
 use krustlet_protocol::ExitReport;
 use krustlet_volume::MessagePlace;
 use tokio::{task::AbortHandle, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     checkpoint::ContainerNote,
@@ -144,13 +144,16 @@ pub(crate) struct Probing {
     probes: Probes,
     /// A moment, and how long the guest had run then.
     since: (Instant, Duration),
+    /// Cancelled when this is dropped.
+    over: CancellationToken,
+    _ends: DropGuard,
 }
 
 impl Probing {
     /// Of a run whose guest was entered just now. None if it has no probes.
     pub(crate) fn begin(container: &Container) -> Option<Self> {
         let since = (Instant::now(), Duration::ZERO);
-        probes::has_any(container).then(|| Self { probes: Probes::begin(container), since })
+        probes::has_any(container).then(|| Self::new(Probes::begin(container), since))
     }
 
     /// Of a run that an earlier agent saw, and that has lasted as long as this.
@@ -163,7 +166,17 @@ impl Probing {
         let chance = || f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / f64::from(u8::MAX);
         let probes = || Probes::resume(container, is_started, is_ready, lasted, chance);
         let since = (Instant::now(), lasted);
-        probes::has_any(container).then(|| Self { probes: probes(), since })
+        probes::has_any(container).then(|| Self::new(probes(), since))
+    }
+
+    fn new(probes: Probes, since: (Instant, Duration)) -> Self {
+        let over = CancellationToken::new();
+        Self { probes, since, over: over.clone(), _ends: over.drop_guard() }
+    }
+
+    /// Cancelled when the run is over.
+    pub(crate) fn over(&self) -> CancellationToken {
+        self.over.clone()
     }
 
     /// The probes to be made now.

@@ -43,7 +43,7 @@ pub struct Outside {
     pub status: Arc<dyn StatusSink>,
     /// Where events go.
     pub events: Arc<dyn EventSink>,
-    /// Makes probes.
+    /// Makes probes; each pod's task has its own of it.
     pub prober: Arc<dyn Prober>,
 }
 
@@ -453,7 +453,10 @@ pub enum ProbeAnswer {
 }
 
 /// Makes probes.
-pub trait Prober: Send + Sync + 'static {
+pub trait Prober: fmt::Debug + Send + Sync + 'static {
+    /// One for a pod, whose probes wait for none of another's.
+    fn for_pod(&self) -> Arc<dyn Prober>;
+
     /// Makes a probe. It is broken off if the future is dropped.
     fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer>;
 }

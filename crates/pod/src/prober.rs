@@ -15,26 +15,46 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 
 use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 
-/// Probes that are made at once, over all pods: each holds a descriptor for up
-/// to its time limit. Others wait for their turn, which their limit does not
-/// count.
-const AT_ONCE: usize = 256;
+/// The most probes of one pod that are made at once, where there are descriptors
+/// enough: more than pods have containers as a rule. Each holds one for up to its
+/// time limit, which a pod chooses. Others of the pod wait for their turn, which
+/// their limit does not count.
+const MOST: u64 = 16;
+
+/// The part of the agent's descriptors that probes may hold: the rest is for
+/// sandboxes (two each), files, the API server and who asks the node's API.
+const PART: u64 = 4;
 
 /// Names of hosts that are looked up at once; pods choose them.
 const LOOKUPS: usize = 2;
 
+/// How many probes of one pod are made at once, at least one, by an agent that
+/// may have so many descriptors (None: any number) and pods. What one pod has is
+/// taken from no other, however long its probes last.
+#[must_use]
+pub fn share(descriptors: Option<u64>, pods: u32) -> usize {
+    let each = descriptors.map_or(MOST, |all| all / PART / u64::from(pods.max(1)));
+    usize::try_from(each.clamp(1, MOST)).unwrap_or(1)
+}
+
 /// Connects from this process.
 #[derive(Clone, Debug)]
 pub struct NetProber {
+    /// How many turns each pod has.
+    share: usize,
+    /// Those of the pod that this one is for.
     turns: Arc<Semaphore>,
     lookups: SystemLookups,
     tls: tls::Connector,
 }
 
-impl Default for NetProber {
-    fn default() -> Self {
+impl NetProber {
+    /// Makes so many probes of each pod at once.
+    #[must_use]
+    pub fn new(share: usize) -> Self {
         Self {
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            share,
+            turns: Arc::new(Semaphore::new(share)),
             lookups: SystemLookups::new(LOOKUPS),
             tls: tls::Connector::new(),
         }
@@ -42,6 +62,10 @@ impl Default for NetProber {
 }
 
 impl Prober for NetProber {
+    fn for_pod(&self) -> Arc<dyn Prober> {
+        Arc::new(Self { turns: Arc::new(Semaphore::new(self.share)), ..self.clone() })
+    }
+
     fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer> {
         let prober = self.clone();
         Box::pin(async move {

@@ -55,7 +55,7 @@ use crate::{
     decide::{Action, Desired, Facts, Phase, decide},
     guard::{Guard, Trouble},
     order::{self, Standing},
-    outside::{About, EventType, PodEvent, PodEvents},
+    outside::{About, EventType, PodEvent, PodEvents, Prober},
     place::{self, Place},
     turns::Turns,
     users::Allotted,
@@ -254,6 +254,8 @@ pub(crate) struct Worker {
 
     storage: storage::Storage,
     resizing: resize::Resizing,
+    /// Makes this pod's probes.
+    prober: Arc<dyn Prober>,
     events: Option<PodEvents>,
     /// An event that tells of ends; no other is taken until what the runs left
     /// is read.
@@ -315,6 +317,7 @@ impl Worker {
             kill_at: None,
             storage,
             resizing: resize::Resizing::default(),
+            prober: context.outside.prober.for_pod(),
             events: None,
             in_hand: None,
             jobs: JoinSet::new(),

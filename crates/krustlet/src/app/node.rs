@@ -189,6 +189,7 @@ async fn wire(
         links: Some("/var/log/containers".into()),
         log_max_bytes: settings.log_max_bytes,
         names: settings.names.clone(),
+        max_pods: settings.max_pods,
         max_sockets: Some(settings.max_pod_sockets),
         network,
         policies,

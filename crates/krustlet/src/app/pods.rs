@@ -9,8 +9,9 @@ use krustlet_network::Network;
 use krustlet_pod::{
     LogPlaces, NamesConfig, Outside, PodsConfig, WantedPods,
     outside::{EventSink, Objects, StatusSink},
-    prober::NetProber,
+    prober::{self, NetProber},
 };
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,8 @@ pub(crate) struct PodsSetup {
     pub(crate) log_max_bytes: u64,
     /// What the node adds to its pods' names.
     pub(crate) names: NamesConfig,
+    /// The most pods, as far as bounds go by it.
+    pub(crate) max_pods: u32,
     /// The most sockets of a pod, if the usual number is not meant.
     pub(crate) max_sockets: Option<u32>,
     /// The pods' network.
@@ -64,6 +67,9 @@ pub(crate) async fn start(
     config.log_max_bytes = setup.log_max_bytes;
     config.names = setup.names;
     config.sockets.sockets = setup.max_sockets.unwrap_or(config.sockets.sockets);
+    // Raised when the core was opened.
+    let descriptors = getrlimit(Resource::Nofile).current;
+    let probes_at_once = prober::share(descriptors, setup.max_pods);
     let outside = Outside {
         runtime: Arc::new(core.runtime.clone()),
         network: setup.network,
@@ -72,7 +78,7 @@ pub(crate) async fn start(
         objects: setup.objects,
         status: setup.status,
         events: setup.events,
-        prober: Arc::new(NetProber::default()),
+        prober: Arc::new(NetProber::new(probes_at_once)),
     };
     let adopted = std::mem::take(&mut core.adopted);
     let (pods, task) = krustlet_pod::open(config, outside, adopted, wanted)

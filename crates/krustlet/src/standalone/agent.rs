@@ -36,6 +36,9 @@ use crate::{
 /// Images pulled at once without a configuration.
 const PARALLEL_PULLS: usize = 3;
 
+/// Pods that bounds for each are worked out for; the kubelet's default.
+const USUAL_PODS: u32 = 110;
+
 /// Bytes of one log file; the kubelet's default.
 const LOG_MAX_BYTES: u64 = 10 << 20;
 
@@ -106,6 +109,7 @@ impl Agent {
             links: None,
             log_max_bytes: LOG_MAX_BYTES,
             names: NamesConfig::of_system(),
+            max_pods: USUAL_PODS,
             max_sockets: None,
             network: network.clone(),
             // There is no cluster that could have any.

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use futures::poll;
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -101,7 +102,7 @@ where
 }
 
 async fn probe(address: IpAddr, target: Target, limit: Duration) -> ProbeAnswer {
-    NetProber::default().probe(ProbeAsk { target, address, limit }).await
+    NetProber::new(1).probe(ProbeAsk { target, address, limit }).await
 }
 
 fn status(code: u16) -> String {
@@ -240,6 +241,42 @@ async fn a_probe_has_a_time_limit() {
     let answer = probe(NEAR[0], Target::Http(target), Duration::from_millis(50)).await;
     let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
     assert_eq!(answer, ProbeAnswer::Failure(format!("Get \"http://{address}\": {why}")));
+}
+
+#[tokio::test]
+async fn a_pod_whose_probes_hang_holds_up_its_own_alone() {
+    // The system takes connections here, and nobody answers.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let silent = silent.local_addr().unwrap();
+    let server = Server::start(|_| status(200)).await;
+    let probe = |pod: &Arc<dyn Prober>, port| {
+        let target = Target::Http(HttpTarget { port, ..server.target("/") });
+        pod.probe(ProbeAsk { target, address: NEAR[0], limit: LIMIT })
+    };
+    let prober = NetProber::new(1);
+    let (pod, other) = (prober.for_pod(), prober.for_pod());
+    let mut hangs = probe(&pod, silent.port());
+    assert!(poll!(&mut hangs).is_pending());
+    let mut waits = probe(&pod, server.address.port());
+    assert!(poll!(&mut waits).is_pending());
+    assert_eq!(probe(&other, server.address.port()).await, ProbeAnswer::Success);
+    assert!(poll!(&mut waits).is_pending(), "its pod has no other turn");
+    drop(hangs);
+    assert_eq!(waits.await, ProbeAnswer::Success);
+}
+
+#[test]
+fn the_shares_of_all_pods_fit_in_a_part_of_the_descriptors() {
+    for (descriptors, pods, expected) in [
+        (None, 110, 16),
+        (Some(1 << 20), 110, 16),
+        (Some(4096), 110, 9),
+        (Some(1024), 110, 2),
+        (Some(1024), 10_000, 1),
+        (Some(0), 0, 1),
+    ] {
+        assert_eq!(share(descriptors, pods), expected, "{descriptors:?} {pods}");
+    }
 }
 
 #[tokio::test]

@@ -100,6 +100,10 @@ pub(super) struct World {
     pub(super) refuse_sandboxes: usize,
     /// What probes of a port come to; without an entry they succeed.
     pub(super) answers: BTreeMap<u16, ProbeAnswer>,
+    /// Ports whose probes are never answered.
+    pub(super) silent_ports: BTreeSet<u16>,
+    /// Probes that wait for such an answer now.
+    pub(super) unanswered: usize,
     /// Ports that were probed, and when.
     pub(super) probed: Vec<(Instant, u16)>,
     /// At which addresses.
@@ -581,7 +585,20 @@ impl Objects for Shared {
     }
 }
 
+/// A probe that waits for its answer.
+struct Unanswered(Shared);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.with(|world| world.unanswered -= 1);
+    }
+}
+
 impl Prober for Shared {
+    fn for_pod(&self) -> Arc<dyn Prober> {
+        Arc::new(self.clone())
+    }
+
     fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer> {
         let port = match ask.target {
             Target::Tcp { port, .. } => port,
@@ -590,8 +607,19 @@ impl Prober for Shared {
         let answer = self.with(|world| {
             world.probed.push((Instant::now(), port));
             world.probed_at.insert(ask.address);
-            world.answers.get(&port).cloned().unwrap_or(ProbeAnswer::Success)
+            if world.silent_ports.contains(&port) {
+                world.unanswered += 1;
+                return None;
+            }
+            Some(world.answers.get(&port).cloned().unwrap_or(ProbeAnswer::Success))
         });
+        let Some(answer) = answer else {
+            let waits = Unanswered(self.clone());
+            return Box::pin(async move {
+                let _waits = waits;
+                std::future::pending().await
+            });
+        };
         Box::pin(async { answer })
     }
 }

@@ -117,6 +117,21 @@ async fn a_container_that_is_not_alive_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_ends_with_the_run_that_it_is_of() {
+    let mut bed = Bed::new().await;
+    bed.shared.with(|world| world.silent_ports.insert(80));
+    bed.put(with(
+        "Always",
+        json!({"livenessProbe": {"tcpSocket": {"port": 80}, "timeoutSeconds": 1_000_000}}),
+    ));
+    bed.until("it is probed", |world| world.probed.len() == 1).await;
+    bed.shared.exit("u", "main", 1);
+    bed.until("the next run is probed", |world| world.probed.len() == 2).await;
+    bed.until("only that is under way", |world| world.unanswered == 1).await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_decides_whether_a_container_that_failed_runs_again() {
     for (policy, again) in [("OnFailure", true), ("Never", false)] {
         let mut bed = Bed::new().await;

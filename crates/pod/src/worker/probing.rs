@@ -12,6 +12,7 @@ use krustlet_model::{
     restarts,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Done, Worker, own_grace, stop::LEAST_GRACE};
 use crate::{
@@ -28,14 +29,16 @@ impl Worker {
             let (Run::Entered { id, .. }, Some(probing)) = (&slot.run, &mut slot.probing) else {
                 continue;
             };
-            let (id, due) = (id.clone(), probing.due(now));
+            let (id, due, over) = (id.clone(), probing.due(now), probing.over());
             for kind in due {
-                self.ask(index, id.clone(), kind);
+                self.ask(index, id.clone(), kind, over.clone());
             }
         }
     }
 
-    fn ask(&mut self, index: usize, id: ContainerId, kind: ProbeKind) {
+    /// Has a probe made, unless the run is over before its answer comes: then the
+    /// next run's is the only one of its kind, as a kubelet has it.
+    fn ask(&mut self, index: usize, id: ContainerId, kind: ProbeKind, over: CancellationToken) {
         let Some((_, container)) = restarts::containers(&self.pod).nth(index) else { return };
         let Some(probe) = kind.of(container) else { return };
         let ask = match (target(container, probe), self.pod_ips().first()) {
@@ -45,8 +48,12 @@ impl Worker {
                 return self.unmade(index, id, kind, "the pod has no address".to_owned());
             }
         };
-        let made = self.context.outside.prober.probe(ask);
-        self.jobs.spawn(async move { Done::Probed { index, id, kind, answer: made.await } });
+        let made = self.prober.probe(ask);
+        self.jobs.spawn(async move {
+            let answer = over.run_until_cancelled(made).await;
+            let answer = answer.unwrap_or_else(|| ProbeAnswer::Unknown("its run is over".into()));
+            Done::Probed { index, id, kind, answer }
+        });
     }
 
     /// A probe that cannot be made. Told as a job's answer: another follows only
