@@ -3,16 +3,18 @@
 //! When a probe is made, and what follows from it, is
 //! [`probes`](krustlet_model::probes)'; the pod's task asks.
 
+mod dial;
 mod http;
 mod tls;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use krustlet_model::probes::target::{HttpTarget, Target, join};
+use krustlet_model::probes::target::{Target, join};
 use krustlet_resolver::SystemLookups;
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 
+use self::dial::Host;
 use crate::outside::{ProbeAnswer, ProbeAsk, Prober};
 
 /// The most probes of one pod that are made at once, where there are descriptors
@@ -25,7 +27,8 @@ const MOST: u64 = 16;
 /// sandboxes (two each), files, the API server and who asks the node's API.
 const PART: u64 = 4;
 
-/// Names of hosts that are looked up at once; pods choose them.
+/// Names of hosts that are looked up at once, one of each pod; pods choose them.
+/// What waits for others' names is not counted by a probe's limit.
 const LOOKUPS: usize = 2;
 
 /// How many probes of one pod are made at once, at least one, by an agent that
@@ -59,11 +62,16 @@ impl NetProber {
             tls: tls::Connector::new(),
         }
     }
+
+    fn of_pod(&self) -> Self {
+        let turns = Arc::new(Semaphore::new(self.share));
+        Self { turns, lookups: self.lookups.for_one(), ..self.clone() }
+    }
 }
 
 impl Prober for NetProber {
     fn for_pod(&self) -> Arc<dyn Prober> {
-        Arc::new(Self { turns: Arc::new(Semaphore::new(self.share)), ..self.clone() })
+        Arc::new(self.of_pod())
     }
 
     fn probe(&self, ask: ProbeAsk) -> BoxFuture<'static, ProbeAnswer> {
@@ -73,82 +81,32 @@ impl Prober for NetProber {
             let _turn = prober.turns.acquire().await.ok();
             let ProbeAsk { target, address, limit } = ask;
             let pod = address.to_string();
+            let NetProber { lookups, tls, .. } = &prober;
             match target {
                 Target::Tcp { host, port } => {
                     let host = host.as_deref().unwrap_or(&pod);
-                    tcp(&prober.lookups, host, port, limit).await
+                    tcp(lookups, host, port, limit).await
                 }
                 Target::Http(target) => {
-                    let host = target.host.clone().unwrap_or(pod);
-                    prober.http(&target, &host, limit).await
+                    let host = target.host.as_deref().unwrap_or(&pod);
+                    http::get((tls, lookups), &target, host, limit).await
                 }
             }
         })
     }
 }
 
-impl NetProber {
-    async fn http(&self, target: &HttpTarget, host: &str, limit: Duration) -> ProbeAnswer {
-        match timeout(limit, http::get(&self.tls, &self.lookups, target, host)).await {
-            Ok(answer) => answer,
-            Err(_) => http::failed(
-                &target.url(host),
-                "context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
-            ),
-        }
-    }
-}
-
 /// Source: kubelet, `DoTCPProbe` in `pkg/probe/tcp/tcp.go`.
 async fn tcp(lookups: &SystemLookups, host: &str, port: u16, limit: Duration) -> ProbeAnswer {
-    match timeout(limit, connect(lookups, host, port)).await {
+    let mut dialled = match Host::new(host, lookups).await {
+        Ok(dialled) => dialled,
+        Err(error) => return ProbeAnswer::Failure(error.to_string()),
+    };
+    match timeout(limit, dialled.connect(port)).await {
         Ok(Ok(_)) => ProbeAnswer::Success,
         Ok(Err(error)) => ProbeAnswer::Failure(error.to_string()),
         Err(_) => ProbeAnswer::Failure(format!("dial tcp {}: i/o timeout", join(host, port))),
     }
-}
-
-/// Why there is no connection, in the words of Go's `net`, which people look
-/// for in events.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DialError {
-    #[error("dial tcp: lookup {host}: no such host")]
-    NoHost { host: String },
-
-    // Not a source: its words are told here already.
-    #[error("dial tcp {address}: connect: {}", go_words(.system))]
-    Connect { address: String, system: io::Error },
-}
-
-/// The system's words as Go has them: in small letters, without a number.
-fn go_words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::HostUnreachable => return "no route to host".to_owned(),
-        io::ErrorKind::TimedOut => return "connection timed out".to_owned(),
-        _ => {}
-    }
-    let text = error.to_string();
-    let text = text.split_once(" (os error").map_or(text.as_str(), |(text, _)| text);
-    text.to_lowercase()
-}
-
-/// Connects to the first address of a host that takes it.
-async fn connect(lookups: &SystemLookups, host: &str, port: u16) -> Result<TcpStream, DialError> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        let connect_error = |system| DialError::Connect { address: join(host, port), system };
-        return TcpStream::connect((address, port)).await.map_err(connect_error);
-    }
-    let no_host = || DialError::NoHost { host: host.to_owned() };
-    let mut failed = None;
-    for address in lookups.look_up(host, port).await.map_err(|_| no_host())? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(system) => {
-                failed = Some(DialError::Connect { address: address.to_string(), system });
-            }
-        }
-    }
-    Err(failed.unwrap_or_else(no_host))
 }
 
 #[cfg(test)]

@@ -28,5 +28,5 @@ mod system;
 pub use self::{
     lookup::{Families, LookupError, Resolver},
     network::{Datagrams, Network, Stream},
-    system::SystemLookups,
+    system::{LookupTurn, SystemLookups},
 };

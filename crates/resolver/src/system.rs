@@ -12,17 +12,52 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
 
 /// Looks up one kind of names. Clones have their bound in common.
 #[derive(Clone, Debug)]
-pub struct SystemLookups(Arc<Semaphore>);
+pub struct SystemLookups {
+    turns: Arc<Semaphore>,
+    /// Those of one for whom fewer are looked up.
+    own: Option<Arc<Semaphore>>,
+}
+
+/// Leave to look a name up.
+#[derive(Debug)]
+pub struct LookupTurn {
+    _turn: OwnedSemaphorePermit,
+    _own: Option<OwnedSemaphorePermit>,
+}
 
 impl SystemLookups {
     /// So many are looked up at once; more wait.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        Self(Arc::new(Semaphore::new(at_once)))
+        Self { turns: Arc::new(Semaphore::new(at_once)), own: None }
+    }
+
+    /// For somebody who may not take the turns of all: one of his names is looked
+    /// up at a time, and no second one waits in the row of the others.
+    #[must_use]
+    pub fn for_one(&self) -> Self {
+        Self { turns: Arc::clone(&self.turns), own: Some(Arc::new(Semaphore::new(1))) }
+    }
+
+    /// Waits until a name may be looked up.
+    ///
+    /// # Errors
+    ///
+    /// None is expected: the turns never end.
+    pub async fn turn(&self) -> io::Result<LookupTurn> {
+        let own = match &self.own {
+            Some(own) => Some(Arc::clone(own).acquire_owned().await.map_err(io::Error::other)?),
+            None => None,
+        };
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(io::Error::other)?;
+        Ok(LookupTurn { _turn: turn, _own: own })
     }
 
     /// The addresses of a host, each with the port. Needs a tokio runtime.
@@ -30,21 +65,30 @@ impl SystemLookups {
     /// # Errors
     ///
     /// What the system said.
-    #[expect(clippy::disallowed_methods, reason = "the one place that is bounded")]
     pub async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.turn().await?.look_up(host, port).await
+    }
+}
+
+impl LookupTurn {
+    /// The addresses of a host, each with the port. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    #[expect(clippy::disallowed_methods, reason = "the one place that is bounded")]
+    pub async fn look_up(self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let host = host.to_owned();
-        self.in_turn(move || Ok((host.as_str(), port).to_socket_addrs()?.collect())).await
+        self.work(move || Ok((host.as_str(), port).to_socket_addrs()?.collect())).await
     }
 
-    async fn in_turn<T: Send + 'static>(
-        &self,
+    async fn work<T: Send + 'static>(
+        self,
         look_up: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        // Never closed.
-        let turn = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
         let found = spawn_blocking(move || {
             // Held until the system has its answer.
-            let _turn = turn;
+            let _turn = self;
             look_up()
         });
         found.await.map_err(io::Error::other)?
@@ -67,7 +111,8 @@ mod tests {
         let mut ends = Vec::new();
         for _ in 0..2 {
             let (begins, (end, ended)) = (begins.clone(), mpsc::channel::<()>());
-            let waits = lookups.in_turn(move || {
+            let turn = lookups.turn().await.unwrap();
+            let waits = turn.work(move || {
                 begins.send(()).unwrap();
                 // Until the other end is dropped.
                 let _ = ended.recv();
@@ -77,11 +122,12 @@ mod tests {
             assert!(waits.now_or_never().is_none());
             begun.recv_timeout(Duration::from_secs(20)).unwrap();
         }
-        let mut third = Box::pin(lookups.in_turn(move || Ok(begins.send(()).is_ok())));
+        let mut third = Box::pin(lookups.turn());
         assert!(third.as_mut().now_or_never().is_none());
-        assert_eq!(lookups.0.available_permits(), 0);
+        assert_eq!(lookups.turns.available_permits(), 0);
         drop(ends.pop());
-        assert!(timeout(Duration::from_secs(20), third).await.unwrap().unwrap());
+        let third = timeout(Duration::from_secs(20), third).await.unwrap().unwrap();
+        assert!(third.work(move || Ok(begins.send(()).is_ok())).await.unwrap());
     }
 
     #[tokio::test]
@@ -89,7 +135,19 @@ mod tests {
         let lookups = SystemLookups::new(1);
         let found = lookups.look_up("127.0.0.1", 80).await.unwrap();
         assert_eq!(found, ["127.0.0.1:80".parse().unwrap()]);
-        lookups.0.close();
+        lookups.turns.close();
         lookups.look_up("127.0.0.1", 80).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn one_of_many_has_a_turn_at_a_time() {
+        let all = SystemLookups::new(2);
+        let (one, other) = (all.for_one(), all.for_one());
+        let turn = one.turn().await.unwrap();
+        let mut second = Box::pin(one.turn());
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(other.turn().now_or_never().is_some());
+        drop(turn);
+        second.await.unwrap();
     }
 }

@@ -4,7 +4,7 @@
 //! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
 //! what redirects take along is Go's `net/http`, `client.go`.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
@@ -23,10 +23,16 @@ use krustlet_model::{
     probes::target::{HttpTarget, join},
 };
 use krustlet_resolver::SystemLookups;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use url::{Position, Url};
 
-use super::{DialError, connect, tls::Connector};
+use super::{
+    dial::{DialError, Host},
+    tls::Connector,
+};
 use crate::outside::ProbeAnswer;
 
 /// Bytes of a body that are read; the rest is left. Source: `maxRespBodyLength`.
@@ -42,7 +48,7 @@ const HOPS: usize = 10;
 const AGENT: &str = "kube-probe/1.37";
 
 /// A failure, as Go's client puts it.
-pub(super) fn failed(url: &str, why: &str) -> ProbeAnswer {
+fn failed(url: &str, why: &str) -> ProbeAnswer {
     ProbeAnswer::Failure(format!("Get {url:?}: {why}"))
 }
 
@@ -74,25 +80,46 @@ struct Answer {
 
 /// Asks `host`, and judges what it says.
 pub(super) async fn get(
-    tls: &Connector,
-    lookups: &SystemLookups,
+    (tls, lookups): (&Connector, &SystemLookups),
     target: &HttpTarget,
     host: &str,
+    limit: Duration,
 ) -> ProbeAnswer {
     let first = target.url(host);
-    let mut url = match Url::parse(&first) {
+    let url = match Url::parse(&first) {
         Ok(url) => url,
         Err(error) => return ProbeAnswer::Unknown(format!("parse {first:?}: {error}")),
     };
-    let asked_host = url.host_str().map(str::to_owned);
-    let (headers, mut authority) = match headers(target) {
-        Ok(found) => found,
+    let lines = match headers(target) {
+        Ok(lines) => lines,
         Err(error) => return failed(&first, &error.to_string()),
     };
+    let named = url.host_str().unwrap_or(host).trim_matches(['[', ']']);
+    let mut host = match Host::new(named, lookups).await {
+        Ok(host) => host,
+        Err(error) => return failed(&first, &error.to_string()),
+    };
+    match timeout(limit, follow((tls, &mut host), &first, url, lines)).await {
+        Ok(answer) => answer,
+        Err(_) => failed(
+            &first,
+            "context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+        ),
+    }
+}
+
+/// Asks, and asks again where the answers lead on the same host.
+async fn follow(
+    (tls, host): (&Connector, &mut Host),
+    first: &str,
+    mut url: Url,
+    (headers, mut authority): (HeaderMap, Option<String>),
+) -> ProbeAnswer {
+    let asked_host = url.host_str().map(str::to_owned);
     for hop in 1.. {
-        let answer = match ask((tls, lookups), &url, &headers, authority.as_deref()).await {
+        let answer = match ask((tls, &mut *host), &url, &headers, authority.as_deref()).await {
             Ok(answer) => answer,
-            Err(error) => return failed(&first, &Chain(&error).to_string()),
+            Err(error) => return failed(first, &Chain(&error).to_string()),
         };
         let Some(location) = answer.location.as_deref().filter(|_| is_redirect(answer.status))
         else {
@@ -100,7 +127,7 @@ pub(super) async fn get(
         };
         let Ok(next) = url.join(location) else {
             let error = GetError::Location(location.to_owned());
-            return failed(&first, &error.to_string());
+            return failed(first, &error.to_string());
         };
         if next.host_str() != asked_host.as_deref() {
             return judge(answer);
@@ -145,27 +172,26 @@ fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError>
 }
 
 async fn ask(
-    (tls, lookups): (&Connector, &SystemLookups),
+    (tls, host): (&Connector, &mut Host),
     url: &Url,
     headers: &HeaderMap,
     authority: Option<&str>,
 ) -> Result<Answer, GetError> {
     let scheme = || GetError::Scheme(url.scheme().to_owned());
-    let host = url.host_str().ok_or_else(scheme)?.trim_matches(['[', ']']);
     let port = url.port_or_known_default().ok_or_else(scheme)?;
     let mut request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
         .body(Empty::<Bytes>::new())
         .map_err(|error| GetError::Location(error.to_string()))?;
     request.headers_mut().clone_from(headers);
-    let authority = authority.map_or_else(|| join(host, port), str::to_owned);
+    let authority = authority.map_or_else(|| join(host.name(), port), str::to_owned);
     let named = HeaderValue::from_str(&authority)
         .map_err(|_| GetError::Header { what: "value for", given: "Host".to_owned() })?;
     request.headers_mut().insert(HOST, named);
     match url.scheme() {
-        "http" => exchange(connect(lookups, host, port).await?, request).await,
+        "http" => exchange(host.connect(port).await?, request).await,
         "https" => {
-            let stream = connect(lookups, host, port).await?;
-            exchange(tls.connect(host, stream).await.map_err(GetError::Tls)?, request).await
+            let stream = host.connect(port).await?;
+            exchange(tls.connect(host.name(), stream).await.map_err(GetError::Tls)?, request).await
         }
         _ => Err(scheme()),
     }

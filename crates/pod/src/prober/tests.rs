@@ -1,11 +1,12 @@
 //! Probes of real sockets.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
 use futures::poll;
+use krustlet_model::probes::target::HttpTarget;
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -263,6 +264,33 @@ async fn a_pod_whose_probes_hang_holds_up_its_own_alone() {
     assert!(poll!(&mut waits).is_pending(), "its pod has no other turn");
     drop(hangs);
     assert_eq!(waits.await, ProbeAnswer::Success);
+}
+
+#[tokio::test]
+async fn what_waits_for_the_names_of_others_is_within_its_time() {
+    let server = Server::start(|_| status(200)).await;
+    let (host, port) = (Some("localhost".to_owned()), server.address.port());
+    let targets = [
+        Target::Tcp { host: host.clone(), port },
+        Target::Http(HttpTarget { host, ..server.target("/") }),
+    ];
+    let prober = NetProber::new(2);
+    for target in targets {
+        let (slow, pod) = (prober.of_pod(), prober.of_pod());
+        let ask = ProbeAsk { target, address: NEAR[0], limit: LIMIT };
+        // One pod's name takes one turn only, however many it has looked up.
+        let mut taken = vec![slow.lookups.turn().await.unwrap()];
+        assert_eq!(pod.probe(ask.clone()).await, ProbeAnswer::Success);
+        taken.push(prober.lookups.turn().await.unwrap());
+        let mut waits = pod.probe(ask);
+        assert!(poll!(&mut waits).is_pending());
+        tokio::time::pause();
+        tokio::time::advance(LIMIT * 2).await;
+        assert!(poll!(&mut waits).is_pending(), "it has not begun");
+        tokio::time::resume();
+        drop(taken);
+        assert_eq!(waits.await, ProbeAnswer::Success);
+    }
 }
 
 #[test]
