@@ -448,6 +448,8 @@ pub enum ProbeAnswer {
     Warning(String),
     /// It did not, and why.
     Failure(String),
+    /// Its answer's body broke off or took too long, and why; that says nothing.
+    Broken(String),
     /// The probe could not be made, and why; that says nothing of the container.
     Unknown(String),
 }

@@ -31,6 +31,10 @@ const PART: u64 = 4;
 /// What waits for others' names is not counted by a probe's limit.
 const LOOKUPS: usize = 2;
 
+/// How often a probe is made that comes to nothing, each time within its limit.
+/// Source: `maxProbeRetries` in the kubelet's `pkg/kubelet/prober/prober.go`.
+const TRIES: usize = 3;
+
 /// How many probes of one pod are made at once, at least one, by an agent that
 /// may have so many descriptors (None: any number) and pods. What one pod has is
 /// taken from no other, however long its probes last.
@@ -89,7 +93,16 @@ impl Prober for NetProber {
                 }
                 Target::Http(target) => {
                     let host = target.host.as_deref().unwrap_or(&pod);
-                    http::get((tls, lookups), &target, host, limit).await
+                    let mut answer = http::get((tls, lookups), &target, host, limit).await;
+                    for _ in 1..TRIES {
+                        let is_error =
+                            matches!(answer, ProbeAnswer::Broken(_) | ProbeAnswer::Unknown(_));
+                        if !is_error {
+                            break;
+                        }
+                        answer = http::get((tls, lookups), &target, host, limit).await;
+                    }
+                    answer
                 }
             }
         })

@@ -147,8 +147,9 @@ pub(crate) fn probe_failed(kind: ProbeKind, why: &str) -> String {
     format!("{kind} probe failed: {why}")
 }
 
-pub(crate) fn probe_errored(kind: ProbeKind, why: &str) -> String {
-    format!("{kind} probe errored and resulted in unknown state: {why}")
+/// `state` is the kubelet's word for how far it came; it counts for nothing.
+pub(crate) fn probe_errored(kind: ProbeKind, state: &str, why: &str) -> String {
+    format!("{kind} probe errored and resulted in {state} state: {why}")
 }
 
 pub(crate) fn probe_warning(kind: ProbeKind, why: &str) -> String {

@@ -6,6 +6,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
     header::{
@@ -14,8 +15,8 @@ use http::{
 };
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
-    body::{Bytes, Incoming},
-    client::conn::http1,
+    body::{Body as _, Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
 use krustlet_model::{
@@ -25,7 +26,7 @@ use krustlet_model::{
 use krustlet_resolver::SystemLookups;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 use url::{Position, Url};
 
@@ -37,6 +38,10 @@ use crate::outside::ProbeAnswer;
 
 /// Bytes of a body that are read; the rest is left. Source: `maxRespBodyLength`.
 const LONGEST_BODY: usize = 10 << 10;
+
+/// Bytes of a body that is taken though it leads elsewhere. Source:
+/// `maxBodySlurpSize` in Go's `net/http`, `client.go`.
+const SHORT_BODY: u64 = 2 << 10;
 
 /// Bytes of an answer's head. Servers rarely send more than a few kilobytes.
 const LONGEST_HEAD: usize = 64 << 10;
@@ -71,11 +76,14 @@ enum GetError {
     Location(String),
 }
 
-/// An answer's head, and as much of its body as counts.
+/// An answer's head; its body is still to come.
 struct Answer {
     status: StatusCode,
     location: Option<String>,
-    body: Result<String, hyper::Error>,
+    body: Incoming,
+    connection: Connection,
+    /// Without it the connection would be closed.
+    _sender: SendRequest<Empty<Bytes>>,
 }
 
 /// Asks `host`, and judges what it says.
@@ -99,45 +107,58 @@ pub(super) async fn get(
         Ok(host) => host,
         Err(error) => return failed(&first, &error.to_string()),
     };
-    match timeout(limit, follow((tls, &mut host), &first, url, lines)).await {
-        Ok(answer) => answer,
-        Err(_) => failed(
-            &first,
-            "context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+    let until = Instant::now() + limit;
+    let mut answer = match timeout_at(until, follow((tls, &mut host), &first, url, lines)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(comes_to)) => return comes_to,
+        Err(_) => {
+            let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+            return failed(&first, why);
+        }
+    };
+    match timeout_at(until, answer.start_of_body(LONGEST_BODY)).await {
+        Ok(Ok(body)) => judge(answer.status, &body),
+        Ok(Err(error)) => ProbeAnswer::Broken(Chain(&error).to_string()),
+        Err(_) => ProbeAnswer::Broken(
+            "context deadline exceeded (Client.Timeout or context cancellation while reading body)"
+                .to_owned(),
         ),
     }
 }
 
-/// Asks, and asks again where the answers lead on the same host.
+/// Asks, and asks again where the answers lead on the same host. What the last
+/// one says counts; or else what the probe comes to.
 async fn follow(
     (tls, host): (&Connector, &mut Host),
     first: &str,
     mut url: Url,
     (headers, mut authority): (HeaderMap, Option<String>),
-) -> ProbeAnswer {
+) -> Result<Answer, ProbeAnswer> {
     let asked_host = url.host_str().map(str::to_owned);
     for hop in 1.. {
         let answer = match ask((tls, &mut *host), &url, &headers, authority.as_deref()).await {
             Ok(answer) => answer,
-            Err(error) => return failed(first, &Chain(&error).to_string()),
+            Err(error) => return Err(failed(first, &Chain(&error).to_string())),
         };
         let Some(location) = answer.location.as_deref().filter(|_| is_redirect(answer.status))
         else {
-            return judge(answer);
+            return Ok(answer);
         };
         let Ok(next) = url.join(location) else {
             let error = GetError::Location(location.to_owned());
-            return failed(first, &error.to_string());
+            return Err(failed(first, &error.to_string()));
         };
         if next.host_str() != asked_host.as_deref() {
-            return judge(answer);
+            return Ok(answer);
         }
+        let names_host = Url::parse(location).is_ok();
+        answer.leave().await;
         if hop >= HOPS {
-            return failed(next.as_str(), &GetError::Redirects.to_string());
+            return Err(failed(next.as_str(), &GetError::Redirects.to_string()));
         }
         // A host that the probe names stays in force as long as the server
         // speaks of paths only.
-        if Url::parse(location).is_ok() {
+        if names_host {
             authority = None;
         }
         url = next;
@@ -197,7 +218,8 @@ async fn ask(
     }
 }
 
-/// Sends a request over a connection of its own.
+/// Sends a request over a connection of its own, and waits for the head of its
+/// answer.
 async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, GetError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -207,50 +229,68 @@ where
         .max_buf_size(LONGEST_HEAD)
         .handshake(TokioIo::new(stream))
         .await?;
-    let exchanged = async {
-        let response = sender.send_request(request).await?;
-        let (head, body) = response.into_parts();
-        let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        let (status, location) = (head.status, location.map(str::to_owned));
-        Ok(Answer { status, location, body: start_of(body).await })
-    };
-    let (mut exchanged, mut connection) = (pin!(exchanged), pin!(connection));
-    let mut is_open = true;
+    // Its own end is of no interest: what it failed of, the exchange is told.
+    let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
+    let response = beside(&mut connection, sender.send_request(request)).await?;
+    let (head, body) = response.into_parts();
+    let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.map(str::to_owned);
+    Ok(Answer { status: head.status, location, body, connection, _sender: sender })
+}
+
+/// What brings bytes, until it ends.
+type Connection = Option<BoxFuture<'static, ()>>;
+
+/// Waits for `work`, which needs the connection to go on. Cancel-safe if that is.
+async fn beside<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
     loop {
-        // Both are only polled on. The connection's own end is of no interest:
-        // what it failed of, the exchange is told.
+        let Some(going_on) = connection else { return work.await };
+        // Both are only polled on.
         tokio::select! {
             biased;
-            answer = &mut exchanged => return answer,
-            _ = &mut connection, if is_open => is_open = false,
+            done = &mut work => return done,
+            () = going_on => *connection = None,
         }
     }
 }
 
-async fn start_of(mut body: Incoming) -> Result<String, hyper::Error> {
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            bytes.extend_from_slice(&data);
-        }
-        if bytes.len() >= LONGEST_BODY {
-            bytes.truncate(LONGEST_BODY);
-            break;
+impl Answer {
+    /// Reads the body, or the first bytes of it.
+    async fn start_of_body(&mut self, longest: usize) -> Result<String, hyper::Error> {
+        let body = &mut self.body;
+        let read = async {
+            let mut bytes = Vec::new();
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame?.into_data() {
+                    bytes.extend_from_slice(&data);
+                }
+                if bytes.len() >= longest {
+                    bytes.truncate(longest);
+                    break;
+                }
+            }
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        beside(&mut self.connection, read).await
+    }
+
+    /// Takes a short body, as Go's client does before it goes elsewhere. What
+    /// becomes of it is of no interest.
+    async fn leave(mut self) {
+        if self.body.size_hint().exact().is_none_or(|bytes| bytes <= SHORT_BODY) {
+            let longest = usize::try_from(SHORT_BODY).unwrap_or(usize::MAX);
+            drop(self.start_of_body(longest).await);
         }
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn judge(answer: Answer) -> ProbeAnswer {
-    let body = match answer.body {
-        Ok(body) => body,
-        Err(error) => return ProbeAnswer::Unknown(Chain(&error).to_string()),
-    };
-    match answer.status.as_u16() {
+fn judge(status: StatusCode, body: &str) -> ProbeAnswer {
+    match status.as_u16() {
         200..300 => ProbeAnswer::Success,
         300..400 => {
             ProbeAnswer::Warning(format!("Probe terminated redirects, Response body: {body}"))

@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures::poll;
@@ -200,9 +203,58 @@ async fn a_body_is_read_as_far_as_it_counts() {
     })
     .await;
     assert_eq!(server.probe("/").await, ProbeAnswer::Success);
-    let server =
-        Server::start(|_| "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_owned()).await;
-    assert!(matches!(server.probe("/").await, ProbeAnswer::Unknown(_)), "as the kubelet has it");
+}
+
+/// An answer whose body breaks off, or goes on in a moment.
+const HALF: &str = "HTTP/1.1 500 Any\r\nContent-Length: 9\r\n\r\nhalf";
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_asked_for_three_times_and_says_nothing() {
+    let server = Server::start(|_| HALF.to_owned()).await;
+    let answer = server.probe("/").await;
+    assert!(matches!(answer, ProbeAnswer::Broken(_)), "{answer:?}");
+    assert_eq!(server.asked().len(), 3);
+
+    let times = AtomicUsize::new(0);
+    let server = Server::start(move |_| match times.fetch_add(1, Ordering::Relaxed) {
+        0 | 1 => HALF.to_owned(),
+        _ => status(200),
+    })
+    .await;
+    assert_eq!(server.probe("/").await, ProbeAnswer::Success);
+    // Whatever becomes of the body of an answer that leads elsewhere.
+    let server = Server::start(|path| match path {
+        "/" => HALF.replace("500 Any", "302 Found\r\nLocation: /there"),
+        _ => status(200),
+    })
+    .await;
+    assert_eq!(server.probe("/").await, ProbeAnswer::Success);
+}
+
+#[tokio::test]
+async fn a_body_that_takes_too_long_says_nothing() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut served = JoinSet::new();
+    served.spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(HALF.as_bytes()).await.unwrap();
+        // Open for as long as the client has it open.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let target = HttpTarget {
+        scheme: "http".to_owned(),
+        host: None,
+        port: address.port(),
+        path: "/".to_owned(),
+        headers: Vec::new(),
+    };
+    let prober = NetProber::new(1);
+    // Long enough for the head on a busy machine.
+    let limit = Duration::from_secs(2);
+    let answer = http::get((&prober.tls, &prober.lookups), &target, "127.0.0.1", limit).await;
+    let ProbeAnswer::Broken(why) = answer else { panic!("{answer:?}") };
+    assert!(why.ends_with("while reading body)"), "{why}");
 }
 
 #[tokio::test]

@@ -264,6 +264,34 @@ async fn a_pod_that_ends_is_probed_for_readiness_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_breaks_off_is_told_and_says_nothing() {
+    let mut bed = Bed::new().await;
+    answer(&bed, 80, ProbeAnswer::Broken("unexpected EOF".to_owned()));
+    bed.put(with(
+        "Always",
+        json!({
+            "livenessProbe": {"httpGet": {"port": 80}, "failureThreshold": 1},
+            "readinessProbe": {"httpGet": {"port": 81}, "failureThreshold": 1, "periodSeconds": 1},
+        }),
+    ));
+    bed.until_status("u", "it is ready", is_ready).await;
+    answer(&bed, 81, ProbeAnswer::Broken("unexpected EOF".to_owned()));
+    bed.until("both are told", |world| {
+        ["Liveness", "Readiness"].iter().all(|kind| {
+            let message =
+                format!("{kind} probe errored and resulted in failure state: unexpected EOF");
+            world.events.contains(&("Unhealthy".to_owned(), message))
+        })
+    })
+    .await;
+    bed.shared.with(|world| {
+        assert!(!world.has_event("Killing"));
+        assert!(is_ready(world.statuses["u"].last().unwrap()));
+    });
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_cannot_be_made_is_told_and_says_nothing() {
     let mut bed = Bed::new().await;
     bed.put(with(

@@ -87,8 +87,13 @@ impl Worker {
             ProbeAnswer::Failure(why) => {
                 (Outcome::Failure, Some((words::UNHEALTHY, words::probe_failed(kind, &why))))
             }
+            ProbeAnswer::Broken(why) => {
+                let message = words::probe_errored(kind, "failure", &why);
+                (Outcome::Unknown, Some((words::UNHEALTHY, message)))
+            }
             ProbeAnswer::Unknown(why) => {
-                (Outcome::Unknown, Some((words::UNHEALTHY, words::probe_errored(kind, &why))))
+                let message = words::probe_errored(kind, "unknown", &why);
+                (Outcome::Unknown, Some((words::UNHEALTHY, message)))
             }
         };
         let finding = probing.take(kind, outcome, Instant::now());
