@@ -10,7 +10,12 @@ use std::{
 
 use futures::poll;
 use krustlet_model::probes::target::HttpTarget;
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::ParsedCertificate,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
@@ -359,23 +364,63 @@ fn the_shares_of_all_pods_fit_in_a_part_of_the_descriptors() {
     }
 }
 
+/// A certificate of X.509 v1 as such servers have it that were set up by hand, out
+/// of one of v3: its body begins with the version and ends with the extensions,
+/// which v1 has not. Its signature holds no more; nobody looks at it.
+fn of_version_1(certificate: &[u8]) -> Vec<u8> {
+    /// One value and what follows it: (tag, content, rest).
+    fn value(der: &[u8]) -> (u8, &[u8], &[u8]) {
+        let (start, length) = match der[1] {
+            short @ 0..0x80 => (2, usize::from(short)),
+            long => {
+                let start = 2 + usize::from(long & 0x7f);
+                let bytes = der[2..start].iter();
+                (start, bytes.fold(0, |all, byte| all << 8 | usize::from(*byte)))
+            }
+        };
+        (der[0], &der[start..start + length], &der[start + length..])
+    }
+    fn sequence(content: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&[0x30, 0x82], &length[..], content].concat()
+    }
+    let (_, all, _) = value(certificate);
+    let (_, body, signature) = value(all);
+    let (mut kept, mut rest) = (Vec::new(), body);
+    while !rest.is_empty() {
+        let (tag, _, next) = value(rest);
+        if !matches!(tag, 0xa0 | 0xa3) {
+            kept.extend_from_slice(&rest[..rest.len() - next.len()]);
+        }
+        rest = next;
+    }
+    sequence(&[&sequence(&kept), signature].concat())
+}
+
 #[tokio::test]
 async fn any_certificate_will_do() {
     let pair = rcgen::generate_simple_self_signed(vec!["elsewhere.example".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![pair.cert.der().clone()], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    for ip in NEAR {
-        let server = Server::at(ip, |_| status(200), Some(acceptor.clone())).await;
-        let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
-        assert_eq!(server.ask(target).await, ProbeAnswer::Success);
-        let answer = server.probe("/").await;
-        assert!(matches!(answer, ProbeAnswer::Failure(_)), "{answer:?}");
+    let old = CertificateDer::from(of_version_1(pair.cert.der()));
+    assert!(ParsedCertificate::try_from(&old).is_err(), "it is no test");
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for certificate in [pair.cert.der().clone(), old.clone()] {
+            let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+            let key = provider.key_provider.load_private_key(key).unwrap();
+            let shown = SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key));
+            let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(shown));
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            for ip in NEAR {
+                let server = Server::at(ip, |_| status(200), Some(acceptor.clone())).await;
+                let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
+                assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+                let answer = server.probe("/").await;
+                assert!(matches!(answer, ProbeAnswer::Failure(_)), "{answer:?}");
+            }
+        }
     }
 }
