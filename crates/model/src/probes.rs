@@ -20,6 +20,7 @@
 //! Source: kubelet, `doProbe` in `pkg/kubelet/prober/worker.go` and
 //! `UpdatePodStatus` in `pkg/kubelet/prober/prober_manager.go`.
 
+pub mod path;
 pub mod target;
 
 use std::{fmt, time::Duration};

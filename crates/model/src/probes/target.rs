@@ -5,6 +5,8 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
+use super::path::written;
+
 /// What a probe does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -109,12 +111,17 @@ pub fn join(host: &str, port: u16) -> String {
 }
 
 impl HttpTarget {
+    /// What its request asks for.
+    #[must_use]
+    pub fn path_and_query(&self) -> String {
+        let written = written(&self.path);
+        if written.starts_with('/') { written } else { format!("/{written}") }
+    }
+
     /// The URL on this host, as messages show it.
     #[must_use]
     pub fn url(&self, host: &str) -> String {
-        let slash = if self.path.starts_with('/') { "" } else { "/" };
-        let slash = if self.path.is_empty() { "" } else { slash };
-        format!("{}://{}{slash}{}", self.scheme, join(host, self.port), self.path)
+        format!("{}://{}{}", self.scheme, join(host, self.port), written(&self.path))
     }
 }
 

@@ -4,7 +4,7 @@
 //! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
 //! what redirects take along is Go's `net/http`, `client.go`.
 
-use std::{pin::pin, time::Duration};
+use std::{borrow::Cow, pin::pin, time::Duration};
 
 use futures::future::BoxFuture;
 use http::{
@@ -108,7 +108,9 @@ pub(super) async fn get(
         Err(error) => return failed(&first, &error.to_string()),
     };
     let until = Instant::now() + limit;
-    let mut answer = match timeout_at(until, follow((tls, &mut host), &first, url, lines)).await {
+    let mut answer = match timeout_at(until, follow((tls, &mut host), (target, &first), url, lines))
+        .await
+    {
         Ok(Ok(answer)) => answer,
         Ok(Err(comes_to)) => return comes_to,
         Err(_) => {
@@ -130,16 +132,19 @@ pub(super) async fn get(
 /// one says counts; or else what the probe comes to.
 async fn follow(
     (tls, host): (&Connector, &mut Host),
-    first: &str,
+    (target, first): (&HttpTarget, &str),
     mut url: Url,
     (headers, mut authority): (HeaderMap, Option<String>),
 ) -> Result<Answer, ProbeAnswer> {
     let asked_host = url.host_str().map(str::to_owned);
+    // Not as the URL has it: that leaves out what `..` leads back from.
+    let mut path = target.path_and_query();
     for hop in 1.. {
-        let answer = match ask((tls, &mut *host), &url, &headers, authority.as_deref()).await {
-            Ok(answer) => answer,
-            Err(error) => return Err(failed(first, &Chain(&error).to_string())),
-        };
+        let answer =
+            match ask((tls, &mut *host), (&url, &path), &headers, authority.as_deref()).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(failed(first, &Chain(&error).to_string())),
+            };
         let Some(location) = answer.location.as_deref().filter(|_| is_redirect(answer.status))
         else {
             return Ok(answer);
@@ -156,11 +161,12 @@ async fn follow(
         if hop >= HOPS {
             return Err(failed(next.as_str(), &GetError::Redirects.to_string()));
         }
-        // A host that the probe names stays in force as long as the server
-        // speaks of paths only.
+        // A host that the probe names stays in force until the server names one:
+        // a path after that is on the server's.
         if names_host {
             authority = None;
         }
+        next[Position::BeforePath..Position::AfterQuery].clone_into(&mut path);
         url = next;
     }
     unreachable!("the loop ends after {HOPS} requests")
@@ -173,11 +179,13 @@ fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError>
     for (name, value) in &target.headers {
         let bad = |what, given: &str| GetError::Header { what, given: given.to_owned() };
         let key: HeaderName = name.parse().map_err(|_| bad("name", name))?;
+        // Of any bytes but control characters.
+        let line = value.trim_matches([' ', '\t']).as_bytes();
+        let line = HeaderValue::from_bytes(line).map_err(|_| bad("value for", name))?;
         if key == HOST {
             host.get_or_insert_with(|| value.clone());
         } else if ![CONNECTION, CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING].contains(&key) {
-            let value = HeaderValue::from_str(value).map_err(|_| bad("value for", name))?;
-            headers.append(key, value);
+            headers.append(key, line);
         }
     }
     headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
@@ -192,22 +200,44 @@ fn headers(target: &HttpTarget) -> Result<(HeaderMap, Option<String>), GetError>
     Ok((headers, host.filter(|host| !host.is_empty())))
 }
 
+/// A host as Go writes it: a name with other letters as DNS has it, and one that
+/// no host can have as none at all.
+///
+/// Source: Go's `net/http`, `write` in `request.go`; `PunycodeHostPort` and
+/// `ValidHostHeader` in `golang.org/x/net/http/httpguts`.
+fn host_line(authority: &str) -> Result<HeaderValue, GetError> {
+    let bad = || GetError::Header { what: "value for", given: "Host".to_owned() };
+    let authority = if authority.is_ascii() {
+        Cow::Borrowed(authority)
+    } else {
+        let (name, port) = match authority.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (authority, None),
+        };
+        let name = url::Host::parse(name).map_err(|_| bad())?;
+        Cow::Owned(port.map_or_else(|| name.to_string(), |port| format!("{name}:{port}")))
+    };
+    let may_be = |byte: u8| byte.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=[]_~".contains(&byte);
+    if !authority.bytes().all(may_be) {
+        return Ok(HeaderValue::from_static(""));
+    }
+    HeaderValue::from_str(&authority).map_err(|_| bad())
+}
+
 async fn ask(
     (tls, host): (&Connector, &mut Host),
-    url: &Url,
+    (url, path): (&Url, &str),
     headers: &HeaderMap,
     authority: Option<&str>,
 ) -> Result<Answer, GetError> {
     let scheme = || GetError::Scheme(url.scheme().to_owned());
     let port = url.port_or_known_default().ok_or_else(scheme)?;
-    let mut request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
+    let mut request = Request::get(path)
         .body(Empty::<Bytes>::new())
         .map_err(|error| GetError::Location(error.to_string()))?;
     request.headers_mut().clone_from(headers);
     let authority = authority.map_or_else(|| join(host.name(), port), str::to_owned);
-    let named = HeaderValue::from_str(&authority)
-        .map_err(|_| GetError::Header { what: "value for", given: "Host".to_owned() })?;
-    request.headers_mut().insert(HOST, named);
+    request.headers_mut().insert(HOST, host_line(&authority)?);
     match url.scheme() {
         "http" => exchange(host.connect(port).await?, request).await,
         "https" => {

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -103,7 +103,8 @@ where
             Err(_) => return,
         }
     }
-    let request = String::from_utf8(request).unwrap();
+    // Byte by byte: lines may have any.
+    let request: String = request.into_iter().map(char::from).collect();
     let path = request.split(' ').nth(1).unwrap().to_owned();
     heard.lock().unwrap().push(request);
     let _ = stream.write_all(answer(&path).as_bytes()).await;
@@ -171,6 +172,64 @@ async fn a_probe_has_its_own_header_lines() {
     let why = "net/http: invalid header field name \"a b\"";
     let expected = ProbeAnswer::Failure(format!("Get \"http://{}/\": {why}", server.address));
     assert_eq!(server.ask(target).await, expected);
+}
+
+#[tokio::test]
+async fn a_path_is_sent_as_it_is_written() {
+    let server = Server::start(|path| match path {
+        "/a/../b?c" => to("../d/../e"),
+        _ => status(200),
+    })
+    .await;
+    assert_eq!(server.probe("/a/../b?c").await, ProbeAnswer::Success);
+    let asked = server.asked();
+    let asked: Vec<_> = asked.iter().filter_map(|request| request.split(' ').nth(1)).collect();
+    assert_eq!(asked, ["/a/../b?c", "/e"], "where it leads to is worked out");
+}
+
+#[tokio::test]
+async fn header_values_may_have_any_letters() {
+    let server = Server::start(|_| status(200)).await;
+    for (host, line) in
+        [("b\u{fc}cher.example:80", "Host: xn--bcher-kva.example:80\r\n"), ("a b", "Host: \r\n")]
+    {
+        let headers = [("X-A", " \u{e9} "), ("Host", host)];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let target = HttpTarget { headers, ..server.target("/") };
+        assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+        let asked = server.asked().pop().unwrap();
+        for line in ["X-A: \u{c3}\u{a9}\r\n", line] {
+            assert!(asked.contains(line), "{line:?} {asked:?}");
+        }
+    }
+    let headers = vec![("X-A".to_owned(), "a\nb".to_owned())];
+    let answer = server.ask(HttpTarget { headers, ..server.target("/") }).await;
+    let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
+    assert!(why.ends_with("invalid header field value for \"X-A\""), "{why}");
+}
+
+/// As Go's client does: the second path is on the host that the server named.
+#[tokio::test]
+async fn a_host_that_the_probe_names_holds_until_the_server_names_one() {
+    let port = Arc::new(OnceLock::new());
+    let known = Arc::clone(&port);
+    let server = Server::start(move |path| match path {
+        "/1" => to("/2"),
+        "/2" => to(&format!("http://127.0.0.1:{}/3", known.get().unwrap())),
+        "/3" => to("/4"),
+        _ => status(200),
+    })
+    .await;
+    port.set(server.address.port()).unwrap();
+    let headers = vec![("Host".to_owned(), "pod.example".to_owned())];
+    let target = HttpTarget { headers, ..server.target("/1") };
+    assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+    let own = format!("Host: {}\r\n", server.address);
+    for (request, host) in
+        server.asked().iter().zip(["Host: pod.example\r\n", "Host: pod.example\r\n", &own, &own])
+    {
+        assert!(request.contains(host), "{host} {request}");
+    }
 }
 
 #[tokio::test]
@@ -375,7 +434,7 @@ fn of_version_1(certificate: &[u8]) -> Vec<u8> {
             long => {
                 let start = 2 + usize::from(long & 0x7f);
                 let bytes = der[2..start].iter();
-                (start, bytes.fold(0, |all, byte| all << 8 | usize::from(*byte)))
+                (start, bytes.fold(0, |all, byte| (all << 8) | usize::from(*byte)))
             }
         };
         (der[0], &der[start..start + length], &der[start + length..])
