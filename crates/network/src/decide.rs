@@ -3,7 +3,8 @@
 //! | asked for | may it | podCIDR | pods |
 //! |---|---|---|---|
 //! | host | – | – | share the node's address |
-//! | auto | no | – | share the node's address, with the reason |
+//! | auto | no, and there were none before | – | share the node's address, with the reason |
+//! | auto | no | – | wait, with the reason |
 //! | auto, own | yes | of the Node | have their own |
 //! | auto, own | yes | unknown yet, an earlier agent's | have their own |
 //! | auto, own | yes | unknown yet | wait |
@@ -88,20 +89,14 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if facts.mode == Mode::Host {
         return Decision::Host(None);
     }
-    if let Some(why) = facts.unable {
-        return match facts.mode {
-            Mode::Own => Decision::Wait(why.to_owned()),
-            Mode::Auto | Mode::Host => Decision::Host(Some(why.to_owned())),
-        };
-    }
     let without = |why: String| match (facts.mode, facts.remembered) {
         (Mode::Auto | Mode::Host, None) => Decision::Host(Some(why)),
-        (Mode::Auto | Mode::Host, Some(_)) => Decision::Wait(format!(
-            "{why}; pods of this node had addresses of their own, so that new ones do not share \
-             the node's unless --pod-network=host says so"
-        )),
+        (Mode::Auto | Mode::Host, Some(_)) => Decision::Wait(apart(&why)),
         (Mode::Own, _) => Decision::Wait(why),
     };
+    if let Some(why) = facts.unable {
+        return without(why.to_owned());
+    }
     let usable = |ranges: PodRanges| ranges.apart_from(facts.addresses);
     match facts.node {
         NodeRanges::Some(texts) => match PodRanges::parse(texts).and_then(usable) {
@@ -115,6 +110,14 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
             None => Decision::Wait("the Node is not registered yet".to_owned()),
         },
     }
+}
+
+/// Why pods wait that could share the node's address but for those before them.
+pub(crate) fn apart(why: &str) -> String {
+    format!(
+        "{why}; pods of this node had addresses of their own, so that new ones do not share the \
+         node's unless --pod-network=host says so"
+    )
 }
 
 fn none(facts: &Facts<'_>, without: impl Fn(String) -> Decision) -> Decision {
@@ -170,17 +173,17 @@ pub(crate) enum AfterFailure {
 
 /// Decides what becomes of new pods after a failure.
 ///
-/// Who shares the node's address does so for as long as it lives, so that a
-/// passing failure is waited for: for ever if it ever worked on this machine, for
-/// [`FAILURES`] tries if not. One that is permanent is not waited for, unless it
-/// worked under this very agent.
+/// Who shares the node's address does so for as long as it lives, and nothing then
+/// holds of who may call pods with their own. So where it ever worked on this
+/// machine they wait; where not, for [`FAILURES`] tries, or for none if the failure
+/// will not pass.
 #[must_use]
 pub(crate) fn after_failure(failure: Failure) -> AfterFailure {
     let Failure { mode, is_permanent, was_led, is_led, is_shown, failures } = failure;
     let lasts = failures >= FAILURES;
     if is_shown && !lasts {
         AfterFailure::GoOn
-    } else if mode == Mode::Auto && !is_led && (is_permanent || (!was_led && lasts)) {
+    } else if mode == Mode::Auto && !is_led && !was_led && (is_permanent || lasts) {
         AfterFailure::Share
     } else {
         AfterFailure::Wait
@@ -246,16 +249,23 @@ mod tests {
     #[test]
     fn where_pods_had_addresses_of_their_own_none_is_given_the_nodes() {
         let bad = NodeRanges::Some(vec!["nonsense".into()]);
+        let good = NodeRanges::Some(vec!["10.3.0.0/24".into()]);
         let before = ranges("10.3.0.0/24");
-        for node in [&NodeRanges::None, &bad] {
-            let seen = Facts { has_waited: true, remembered: Some(&before), ..facts(node) };
+        for (unable, node, word) in [
+            (None, &NodeRanges::None, "has no podCIDR"),
+            (None, &bad, "cannot be used"),
+            (Some("no right"), &good, "no right"),
+            (Some("no right"), &NodeRanges::None, "no right"),
+            (Some("no right"), &NodeRanges::Unknown, "no right"),
+        ] {
+            let seen = Facts { unable, has_waited: true, remembered: Some(&before), ..facts(node) };
             let Decision::Wait(why) = decide(&seen) else { panic!("{seen:?}") };
-            assert!(why.contains("--pod-network=host"), "{why}");
-            // Unless that is asked for, or there can be none.
+            assert!(why.contains(word) && why.contains("--pod-network=host"), "{why}");
+            // Unless that is asked for, or none had one.
             let asked = Facts { mode: Mode::Host, ..seen.clone() };
             assert_eq!(decide(&asked), Decision::Host(None));
-            let unable = Facts { unable: Some("not root"), ..seen };
-            assert!(matches!(decide(&unable), Decision::Host(Some(_))));
+            let first = Facts { remembered: None, ..seen };
+            assert!(matches!(decide(&first), Decision::Host(Some(_))), "{first:?}");
         }
     }
 
@@ -290,7 +300,8 @@ mod tests {
             assert_eq!(after_failure(Failure { was_led: true, ..seen }), Wait);
             assert_eq!(after_failure(Failure { is_led: true, ..seen }), Wait);
             let permanent = Failure { is_permanent: true, ..seen };
-            assert_eq!(after_failure(Failure { was_led: true, ..permanent }), Share);
+            assert_eq!(after_failure(permanent), Share);
+            assert_eq!(after_failure(Failure { was_led: true, ..permanent }), Wait);
             assert_eq!(after_failure(Failure { is_led: true, ..permanent }), Wait);
             assert_eq!(after_failure(Failure { mode: Mode::Own, ..permanent }), Wait);
         }

@@ -36,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     allowed::NodeAddresses,
     decide::{
-        AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, decide,
+        AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, apart,
+        decide,
     },
     ensure::{Changes, EnsureError, ensure, node_addresses, withdraw},
     freed::Freed,
@@ -177,9 +178,10 @@ pub fn open(
     };
     let name = link_name(&root).map_err(failed(&root))?;
     let memory = directory.join("ranges.json");
-    let remembered = match &prepared.namespace {
-        Some(_) => Remembered::read(&memory),
-        None => Remembered::default(),
+    // Also where there can be no namespace now: pods may have had one.
+    let remembered = match prepared.mode {
+        Mode::Auto | Mode::Own => Remembered::read(&memory),
+        Mode::Host => Remembered::default(),
     };
     let peers = PeerRoutes::open(directory.join("peer-routes.json"), peers, node.clone());
     let lead = |ranges: PodRanges| node.first().map_or(ranges.clone(), |&ip| ranges.led_by(ip));
@@ -495,6 +497,9 @@ impl NetworkTask {
             failures: self.failures,
         }) {
             AfterFailure::GoOn => {}
+            AfterFailure::Wait if self.mode == Mode::Auto && error.is_permanent() => {
+                self.show(NetworkState::Waiting(apart(&chain)));
+            }
             AfterFailure::Wait => self.show(NetworkState::Waiting(chain)),
             AfterFailure::Share => self.show(NetworkState::Host { why: Some(chain) }),
         }
