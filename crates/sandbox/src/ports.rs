@@ -3,7 +3,7 @@
 
 use crate::{
     container::Container,
-    net::{Listener, NetError},
+    net::{LISTENING, Listener, NetError},
 };
 
 /// Listens on a port: on all addresses of the pod and its loopback, and where
@@ -22,14 +22,25 @@ pub(crate) fn listen(container: &Container, port: u16) -> Result<Listener, Strin
                  uses it",
                 address.ip()
             ),
+            NetError::NewSocketLimit => too_many(port),
             error => format!("cannot listen on {address}: {error}"),
         });
     }
     match stack.listen_handed(port) {
         Ok(Some(listener)) => Ok(listener),
         Ok(None) => Err(format!("cannot listen on port {port}: the pod has no network")),
+        Err(NetError::NewSocketLimit) => Err(too_many(port)),
         Err(error) => Err(format!("cannot listen on port {port}: {error}")),
     }
+}
+
+/// The pod's own bound, or the sandbox's descriptors.
+fn too_many(port: u16) -> String {
+    let most = LISTENING / 2;
+    format!(
+        "cannot listen on port {port}: there are too many sockets; a pod's guests are listened \
+         for at {most} ports at most"
+    )
 }
 
 /// The port that an http guest is served on.

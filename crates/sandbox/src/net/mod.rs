@@ -102,6 +102,7 @@ struct Shared {
     outgoing: RwLock<Option<Arc<Outgoing>>>,
     lookups: Lookups,
     visits: Visits,
+    listening: Listenings,
     affinity: Affinity,
     /// Addresses that names of the pod's own list led to.
     learned: Learned,
@@ -135,6 +136,21 @@ struct Visits(Arc<Semaphore>);
 impl Default for Visits {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(VISITS)))
+    }
+}
+
+/// Addresses at which the sandbox listens for a pod's guests, at most: two for each
+/// port, one of either family. They are none of the pod's sockets, whose limit a
+/// guest is to have for itself.
+pub(crate) const LISTENING: usize = 1024;
+
+/// Places for them.
+#[derive(Debug)]
+struct Listenings(Arc<Semaphore>);
+
+impl Default for Listenings {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LISTENING)))
     }
 }
 
@@ -234,6 +250,12 @@ impl Stack {
     /// The right to connect to the pod from the agent, if not too many do.
     pub(crate) fn visit_place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.visits.0).try_acquire_owned().ok()
+    }
+
+    /// The right to listen for a guest at one more address.
+    fn listening_place(&self) -> Result<OwnedSemaphorePermit, NetError> {
+        let place = Arc::clone(&self.0.listening.0).try_acquire_owned();
+        place.map_err(|_| NetError::NewSocketLimit)
     }
 
     /// Whether the pod has a network at all.

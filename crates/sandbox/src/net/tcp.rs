@@ -13,7 +13,7 @@ use krustlet_protocol::PodNetwork;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
 };
 
 use super::{
@@ -324,6 +324,10 @@ impl BoundTcp {
         options: Options,
         backlog: u32,
     ) -> Result<Listener, NetError> {
+        self.listen_by(Right::Guests(permit), options, backlog)
+    }
+
+    fn listen_by(self, right: Right, options: Options, backlog: u32) -> Result<Listener, NetError> {
         let Self { stack, address, real, private } = self;
         let backlog = backlog.clamp(1, MOST_BACKLOG);
         let mut sources = Vec::new();
@@ -359,7 +363,7 @@ impl BoundTcp {
             arrived: None,
             has_made_room: false,
             waiter: Arc::default(),
-            permits: vec![permit],
+            rights: vec![right],
         })
     }
 }
@@ -381,7 +385,16 @@ pub(crate) struct Listener {
     /// What was found ready and not taken yet.
     arrived: Option<Result<Connection, NetError>>,
     /// One for each address that it listens at.
-    permits: Vec<Permit>,
+    rights: Vec<Right>,
+}
+
+/// By what somebody may listen.
+#[derive(Debug)]
+enum Right {
+    /// A guest does; it is one of the pod's sockets.
+    Guests(#[expect(dead_code, reason = "held")] Permit),
+    /// The sandbox does for a guest, before that has any.
+    Ours(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
 }
 
 #[derive(Debug)]
@@ -405,11 +418,11 @@ impl Listener {
         })
     }
 
-    /// Takes another's sources along, so that one listener has them all. It counts
-    /// for as many sockets as both.
+    /// Takes another's sources along, so that one listener has them all. It has the
+    /// rights of both.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.sources.extend(other.sources);
-        self.permits.extend(other.permits);
+        self.rights.extend(other.rights);
         self
     }
 
@@ -532,20 +545,23 @@ fn after_accept(error: NetError) -> NetError {
 
 /// A listener on every address of the pod, loopbacks included.
 impl Stack {
-    /// Listens at a port on all of the pod's addresses and its loopback; where
-    /// sockets were handed over for the port, on those.
+    /// Listens for a guest at a port on all of the pod's addresses and its loopback;
+    /// where sockets were handed over for the port, on those. It counts as none of
+    /// the pod's sockets.
     ///
     /// # Errors
     ///
-    /// [`NetError::AddressInUse`], with the address; what the system said.
+    /// [`NetError::AddressInUse`], with the address; [`NetError::NewSocketLimit`] if
+    /// the sandbox listens at too many ports for the pod; what the system said.
     pub(crate) fn listen_everywhere(&self, port: u16) -> Result<Listener, (SocketAddr, NetError)> {
         let mut all: Option<Listener> = None;
         for family in [Family::V4, Family::V6] {
             let address = SocketAddr::new(family.wildcard(), port);
             let shown = place::own(&self.network(), family);
             let failed = |error| (SocketAddr::new(shown.unwrap_or(address.ip()), port), error);
-            let listener = self.permit().and_then(|permit| {
-                self.bind_tcp(address)?.listen(permit, Options::default(), MOST_BACKLOG)
+            let listener = self.listening_place().and_then(|place| {
+                let bound = self.bind_tcp(address)?;
+                bound.listen_by(Right::Ours(place), Options::default(), MOST_BACKLOG)
             });
             let listener = match listener {
                 // In the node's own network, of a machine without IPv6.
@@ -565,12 +581,12 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// What the system said.
+    /// As [`listen_everywhere`](Self::listen_everywhere).
     pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
         let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
-        let permit = Permit::new(&self.0.counters, u32::MAX)?;
+        let place = self.listening_place()?;
         let sources = handed.into_iter().map(Source::Handed).collect();
         let (stack, turn, arrived) = (self.clone(), 0, None);
         Ok(Some(Listener {
@@ -581,7 +597,7 @@ impl Stack {
             arrived,
             has_made_room: false,
             waiter: Arc::default(),
-            permits: vec![permit],
+            rights: vec![Right::Ours(place)],
         }))
     }
 
@@ -603,7 +619,7 @@ mod tests {
     use krustlet_protocol::{PodNetwork, SocketLimits};
     use tokio::time::timeout;
 
-    use super::*;
+    use super::{super::LISTENING, *};
 
     #[tokio::test]
     async fn a_handed_socket_serves_one_listener_and_the_next_is_told_so() {
@@ -657,7 +673,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_at_several_addresses_counts_for_each() {
+    async fn a_guests_listeners_count_and_those_for_guests_do_not() {
         let (stack, first) = listening(8);
         let bound = stack.bind_tcp("[::1]:0".parse().unwrap()).unwrap();
         let second = bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap();
@@ -665,6 +681,19 @@ mod tests {
         assert_eq!(stack.report().sockets, 2);
         drop(both);
         assert_eq!(stack.report().sockets, 0);
+        // One of this machine.
+        let addresses = vec!["127.0.0.1".parse().unwrap()];
+        stack.set(PodNetwork { addresses, ..(*stack.network()).clone() }, None);
+        let ours = stack.listen_everywhere(0).unwrap();
+        assert_eq!(stack.report().sockets, 0);
+        // But there is an end to them, too.
+        let places = Arc::clone(&stack.0.listening.0);
+        let most = u32::try_from(LISTENING - 3).unwrap();
+        let taken = Arc::clone(&places).try_acquire_many_owned(most).unwrap();
+        let (_, error) = stack.listen_everywhere(0).unwrap_err();
+        assert_eq!(error, NetError::NewSocketLimit);
+        drop((ours, taken));
+        assert_eq!(places.available_permits(), LISTENING);
     }
 
     #[tokio::test]

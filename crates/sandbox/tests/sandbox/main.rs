@@ -153,6 +153,7 @@ const TESTS: &[Test] = tests! {
         the_end_of_a_guest_waits_for_what_it_wrote,
         a_handed_socket_serves_while_the_guest_listens,
         an_http_guest_listens_on_all_of_its_pods_addresses,
+        where_an_http_guest_is_listened_for_counts_as_no_socket,
         a_port_of_an_http_guest_that_is_in_use_is_named,
         pods_are_led_to_services_by_the_one_directory_they_were_handed,
         a_guest_asks_a_service_for_a_page_by_its_name;

@@ -498,6 +498,23 @@ pub(crate) fn an_http_guest_listens_on_all_of_its_pods_addresses() {
     }
 }
 
+pub(crate) fn where_an_http_guest_is_listened_for_counts_as_no_socket() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limits = SocketLimits { sockets: 1, ..SocketLimits::default() };
+    sandbox.network("pod", &PodNetwork { limits, ..network(&["10.77.0.1", "fd00:77::1"]) });
+    let web = sandbox.start(http(8080));
+    sandbox.running(&web);
+    for address in ["10.77.0.1:8080", "[fd00:77::1]:8080", "10.77.0.1:8080"] {
+        let mut stream = connect(address);
+        stream.write_all(b"GET /status?code=418 HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.0 418"), "{address}: {answer}");
+    }
+    wait_until(|| report(&sandbox).sockets == 0);
+}
+
 pub(crate) fn a_port_of_an_http_guest_that_is_in_use_is_named() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
