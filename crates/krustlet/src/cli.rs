@@ -98,26 +98,30 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "TAINTS")]
     pub(crate) register_with_taints: Option<String>,
     /// Whether pods get addresses of their own, from the Node's podCIDR: `auto`
-    /// if that is possible, `own` or not at all, `host` for the node's address
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    pub(crate) pod_network: PodNetworkMode,
+    /// (the default) if that is possible, `own` or not at all, `host` for the node's
+    /// address
+    #[arg(long, value_name = "MODE")]
+    pub(crate) pod_network: Option<PodNetworkMode>,
     /// Route the podCIDRs of other nodes to their addresses; needs the rights of
     /// deploy/network-rbac.yaml
-    #[arg(long)]
-    pub(crate) node_routes: bool,
-    /// The most sockets that a pod may have open at once, up to 16384
-    #[arg(long, value_name = "N", default_value = "4096",
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_name = "BOOL")]
+    pub(crate) node_routes: Option<bool>,
+    /// The most sockets that a pod may have open at once, up to 16384; 4096 by
+    /// default
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SOCKETS)))]
-    pub(crate) max_pod_sockets: u32,
-    /// Who leads pods to Services: `none` of us, for a node with a kube-proxy, or
-    /// their sandboxes (`builtin`), without one; needs the rights of
+    pub(crate) max_pod_sockets: Option<u32>,
+    /// Who leads pods to Services: `none` of us (the default), for a node with a
+    /// kube-proxy, or their sandboxes (`builtin`), without one; needs the rights of
     /// deploy/network-rbac.yaml
-    #[arg(long, value_name = "WHO", default_value = "none")]
-    pub(crate) service_proxy: ServiceProxy,
+    #[arg(long, value_name = "WHO")]
+    pub(crate) service_proxy: Option<ServiceProxy>,
     /// Enforce the cluster's NetworkPolicies for the pods of this node; needs the
     /// rights of deploy/network-rbac.yaml, and pods wait for them
-    #[arg(long)]
-    pub(crate) network_policy: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_name = "BOOL")]
+    pub(crate) network_policy: Option<bool>,
     /// Directory for the serving certificate
     #[arg(long, value_name = "DIR")]
     pub(crate) cert_dir: Option<PathBuf>,
@@ -168,9 +172,10 @@ pub(crate) struct PodCidrArgs {
 }
 
 /// How pods get their addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PodNetworkMode {
     /// Their own if that is possible, else the node's.
+    #[default]
     Auto,
     /// Their own; pods wait until they can be had.
     Own,
@@ -179,9 +184,10 @@ pub(crate) enum PodNetworkMode {
 }
 
 /// Who leads pods to Services.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ServiceProxy {
     /// Nobody of ours.
+    #[default]
     None,
     /// Their sandboxes.
     Builtin,

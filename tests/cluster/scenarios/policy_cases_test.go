@@ -149,8 +149,9 @@ func newStage(t *testing.T, b *bed.Bed) *stage {
 	t.Helper()
 	b.NetworkRights(t)
 	s := &stage{b: b, server: b.DNS(t).String(), pods: map[string]*corev1.Pod{}, services: map[string]*corev1.Service{}}
-	s.node = b.StartNodeWith(t, "policed", map[string]any{"clusterDNS": []string{s.server}},
-		"--network-policy", "--service-proxy=builtin")
+	s.node = b.StartNodeWith(t, "policed", map[string]any{
+		"clusterDNS": []string{s.server}, "networkPolicy": true, "serviceProxy": "builtin",
+	})
 	s.ns, s.other = b.Namespace(t), b.Namespace(t)
 	patch := []byte(`{"metadata":{"labels":{"team":"b"}}}`)
 	if _, err := b.Client.CoreV1().Namespaces().Patch(t.Context(), s.other, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {

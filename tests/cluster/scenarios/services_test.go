@@ -379,7 +379,7 @@ func TestServicesOutliveTheAgent(t *testing.T) {
 func TestServicesHaveNamesWithoutANameServer(t *testing.T) {
 	b := bed.Start(t)
 	b.NetworkRights(t)
-	node := b.StartNodeWith(t, "naming", map[string]any{"clusterDNS": []string{}}, "--service-proxy=builtin")
+	node := b.StartNodeWith(t, "naming", map[string]any{"clusterDNS": []string{}, "serviceProxy": "builtin"})
 	ns := b.Namespace(t)
 	c := &client{b: b, node: node, ns: ns}
 	pod := webPodOn(t, b, node, "web")

@@ -88,7 +88,7 @@ impl NodeNetworkTask {
         match peers {
             cluster::Peers::Forbidden(why) => Some(format!(
                 "Pods of other nodes are not led to: {why}; apply deploy/network-rbac.yaml, or \
-                 leave --node-routes out"
+                 leave --node-routes (nodeRoutes) out"
             )),
             cluster::Peers::Unknown | cluster::Peers::Known(_) => None,
         }
@@ -99,7 +99,7 @@ impl NodeNetworkTask {
         let why = self.endpoints_forbidden.as_mut()?.borrow_and_update().clone()?;
         Some(format!(
             "Pods are not led to Services: {why}; apply deploy/network-rbac.yaml, or leave \
-             --service-proxy out"
+             --service-proxy (serviceProxy) out"
         ))
     }
 }

@@ -190,7 +190,7 @@ async fn wire(
         log_max_bytes: settings.log_max_bytes,
         names: settings.names.clone(),
         max_pods: settings.max_pods,
-        max_sockets: Some(settings.max_pod_sockets),
+        max_sockets: settings.max_pod_sockets,
         network,
         policies,
         objects: Arc::new(ClusterObjects {

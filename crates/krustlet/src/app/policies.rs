@@ -127,7 +127,7 @@ impl Assembly {
         let why = why(policies).or_else(|| why(namespaces)).or_else(|| why(pods))?;
         Some(format!(
             "Network policies cannot be enforced: {why}; apply deploy/network-rbac.yaml, or leave \
-             --network-policy out"
+             --network-policy (networkPolicy) out"
         ))
     }
 }

@@ -4,13 +4,15 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Taint;
 use krustlet_cluster::node::EvictionThresholds;
 use krustlet_image::{PolicyError, VerificationPolicy};
-use krustlet_model::Chain;
+use krustlet_model::{Chain, bandwidth::MOST_SOCKETS};
 use serde::Deserialize;
 
 use super::{duration::GoDuration, eviction};
+use crate::cli::{PodNetworkMode, ServiceProxy};
 
 /// The file given with `--config`. Defaults are the kubelet's
 /// (`pkg/kubelet/apis/config/v1beta1/defaults.go`) where not said otherwise.
@@ -90,6 +92,16 @@ pub(crate) struct KubeletConfiguration {
     /// Those images, for `NeverVerifyAllowlistedImages`.
     #[serde(default)]
     pub(crate) preloaded_images_verification_allowlist: Vec<String>,
+    /// No kubelet's, as those that follow: `auto`, `own` or `host`, as the flag.
+    pub(crate) pod_network: Option<String>,
+    /// Whether the podCIDRs of other nodes are led to; false by default.
+    pub(crate) node_routes: Option<bool>,
+    /// The most sockets of a pod, 4096 by default.
+    pub(crate) max_pod_sockets: Option<u32>,
+    /// `none` or `builtin`, as the flag.
+    pub(crate) service_proxy: Option<String>,
+    /// Whether the cluster's NetworkPolicies are enforced; false by default.
+    pub(crate) network_policy: Option<bool>,
 }
 
 /// `authentication`.
@@ -187,9 +199,32 @@ impl KubeletConfiguration {
         if self.max_parallel_image_pulls == Some(0) {
             return refuse("maxParallelImagePulls", "must be at least 1");
         }
+        if self.max_pod_sockets.is_some_and(|most| !(1..=MOST_SOCKETS).contains(&most)) {
+            return refuse("maxPodSockets", &format!("must be from 1 to {MOST_SOCKETS}"));
+        }
+        self.pod_network()?;
+        self.service_proxy()?;
         self.verification().map_err(|error| Chain(&error).to_string())?;
         self.eviction()?;
         Ok(())
+    }
+
+    /// How pods get their addresses.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the field, the value and what would do.
+    pub(crate) fn pod_network(&self) -> Result<Option<PodNetworkMode>, String> {
+        choice("podNetwork", self.pod_network.as_deref())
+    }
+
+    /// Who leads pods to Services.
+    ///
+    /// # Errors
+    ///
+    /// As [`pod_network`](Self::pod_network).
+    pub(crate) fn service_proxy(&self) -> Result<Option<ServiceProxy>, String> {
+        choice("serviceProxy", self.service_proxy.as_deref())
     }
 
     /// What must stay free.
@@ -214,6 +249,16 @@ impl KubeletConfiguration {
             &self.preloaded_images_verification_allowlist,
         )
     }
+}
+
+/// One of a flag's values, as a field.
+fn choice<T: ValueEnum>(field: &str, given: Option<&str>) -> Result<Option<T>, String> {
+    let Some(given) = given else { return Ok(None) };
+    T::from_str(given, false).map(Some).map_err(|_| {
+        let all = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let all: Vec<String> = all.map(|value| value.get_name().to_owned()).collect();
+        format!("{field}: {given:?} is none of: {}", all.join(", "))
+    })
 }
 
 #[cfg(test)]
@@ -271,6 +316,11 @@ mod tests {
             ("authorization: {mode: AlwaysAllow}", "authorization.mode"),
             ("tlsCertFile: /x", "tlsPrivateKeyFile"),
             ("evictionHard: {nodefs.available: some}", "evictionHard: nodefs.available"),
+            ("serviceProxy: iptables", "serviceProxy: \"iptables\" is none of: none, builtin"),
+            ("podNetwork: Own", "podNetwork: \"Own\" is none of: auto, own, host"),
+            ("maxPodSockets: 0", "maxPodSockets: must be from 1 to 16384"),
+            ("maxPodSockets: 16385", "maxPodSockets"),
+            ("networkPolicies: true", "networkPolicies"),
             ("nodeStatusUpdateFrequency: soon", "soon"),
             (
                 "imagePullCredentialsVerificationPolicy: Sometimes",

@@ -34,8 +34,8 @@ pub(crate) struct NodeSettings {
     pub(crate) pod_network: Mode,
     /// Whether other nodes' pods are led to.
     pub(crate) node_routes: bool,
-    /// The most sockets of a pod.
-    pub(crate) max_pod_sockets: u32,
+    /// The most sockets of a pod, if the usual number is not meant.
+    pub(crate) max_pod_sockets: Option<u32>,
     /// Who leads pods to Services.
     pub(crate) service_proxy: ServiceProxy,
     /// Whether the cluster's policies are enforced.
@@ -112,6 +112,9 @@ pub(crate) fn settings(
     let addresses = node_addresses(&args.node_ip)?;
     let verification = file.verification()?;
     let eviction = file.eviction().map_err(anyhow::Error::msg)?;
+    let pod_network = args.pod_network.or(file.pod_network().map_err(anyhow::Error::msg)?);
+    let service_proxy = args.service_proxy.or(file.service_proxy().map_err(anyhow::Error::msg)?);
+    let service_proxy = service_proxy.unwrap_or_default();
     let taints = match &args.register_with_taints {
         Some(text) => parse_taints(text)?,
         None => file.register_with_taints.unwrap_or_else(|| default_taints(&args.node_arch)),
@@ -141,11 +144,11 @@ pub(crate) fn settings(
     Ok(NodeSettings {
         name,
         addresses,
-        pod_network: args.pod_network.into(),
-        node_routes: args.node_routes,
-        max_pod_sockets: args.max_pod_sockets,
-        service_proxy: args.service_proxy,
-        network_policy: args.network_policy,
+        pod_network: pod_network.unwrap_or_default().into(),
+        node_routes: args.node_routes.or(file.node_routes).unwrap_or(false),
+        max_pod_sockets: args.max_pod_sockets.or(file.max_pod_sockets),
+        service_proxy,
+        network_policy: args.network_policy.or(file.network_policy).unwrap_or(false),
         pod_ranges,
         os: args.node_os.clone(),
         arch: args.node_arch.clone(),
@@ -168,7 +171,7 @@ pub(crate) fn settings(
         logs: file.pod_logs_dir.unwrap_or_else(|| PathBuf::from("/var/log/pods")),
         log_max_bytes,
         log_max_files: file.container_log_max_files.unwrap_or(5) as usize,
-        names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf, args.service_proxy)?,
+        names: names(file.cluster_dns, file.cluster_domain, file.resolv_conf, service_proxy)?,
         events: EventRate {
             per_second: file.event_record_qps.unwrap_or(EventRate::default().per_second),
             burst: file.event_burst.unwrap_or(EventRate::default().burst),
@@ -348,6 +351,44 @@ mod tests {
         assert!(taints(&["--register-with-taints="]).is_empty());
         let flag = taints(&["--register-with-taints=b=c:NoExecute"]);
         assert_eq!((flag[0].key.as_str(), flag[0].value.as_deref()), ("b", Some("c")));
+    }
+
+    #[test]
+    fn the_network_is_configured_by_file_and_by_flags() {
+        let of = |flags: &[&str], file: &str| {
+            let NodeSettings {
+                pod_network,
+                node_routes,
+                max_pod_sockets,
+                service_proxy,
+                network_policy,
+                ..
+            } = settings_of(flags, file).unwrap();
+            (pod_network, node_routes, max_pod_sockets, service_proxy, network_policy)
+        };
+        let with = |sockets| (Mode::Auto, false, sockets, ServiceProxy::None, false);
+        assert_eq!(of(&[], ""), with(None));
+        let file = "podNetwork: own\nnodeRoutes: true\nmaxPodSockets: 7\n\
+                    serviceProxy: builtin\nnetworkPolicy: true\n";
+        let other = (Mode::Own, true, Some(7), ServiceProxy::Builtin, true);
+        assert_eq!(of(&[], file), other);
+        assert!(settings_of(&[], file).unwrap().names.knows_cluster, "as with the flag");
+        let off = [
+            "--pod-network=auto",
+            "--node-routes=false",
+            "--max-pod-sockets=9",
+            "--service-proxy=none",
+            "--network-policy=false",
+        ];
+        assert_eq!(of(&off, file), with(Some(9)));
+        let on = [
+            "--pod-network=own",
+            "--node-routes",
+            "--max-pod-sockets=7",
+            "--service-proxy=builtin",
+            "--network-policy",
+        ];
+        assert_eq!(of(&on, ""), other);
     }
 
     #[test]
