@@ -65,6 +65,9 @@ pub(crate) struct Changes {
     pub(crate) made_pair: bool,
     /// Whether passing packets on had to be turned on, by family: IPv4, IPv6.
     pub(crate) forwarding: [bool; 2],
+    /// Whether pods cannot meet at the node though they are to, for this kernel
+    /// has no rules for routes.
+    pub(crate) lacks_rules: bool,
 }
 
 impl Changes {
@@ -131,6 +134,7 @@ fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> 
     if plan.has_family(false) {
         changes.note(sysctl::set(sysctl::NO_IPV6, "0")?);
         changes.note(sysctl::set(sysctl::BIND_ANY, "1")?);
+        changes.note(sysctl::set(sysctl::REDIRECTS, "0")?);
     }
     let lo = net.known_link("lo")?;
     changes.note(net.set_up(&lo)?);
@@ -146,7 +150,32 @@ fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> 
     for route in plan.local_routes() {
         changes.note(net.add_route(lo.index, route)?);
     }
+    for is_ipv4 in [true, false] {
+        order(&mut net, plan, is_ipv4, changes)?;
+    }
     Ok(link)
+}
+
+/// The rules of the pods' side, which may be those of an agent that let pods meet
+/// elsewhere.
+fn order(net: &mut Netlink, plan: &Plan, is_ipv4: bool, changes: &mut Changes) -> io::Result<()> {
+    let found = match net.rules(is_ipv4) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            changes.lacks_rules |= plan.by_node && plan.has_family(is_ipv4);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let wanted = plan.pod_rules(is_ipv4);
+    for rule in wanted.iter().filter(|rule| !found.contains(rule)) {
+        changes.note(net.add_rule(is_ipv4, *rule)?);
+    }
+    for rule in found.into_iter().filter(|rule| !wanted.contains(rule)) {
+        net.remove_rule(is_ipv4, rule)?;
+        changes.note(true);
+    }
+    Ok(())
 }
 
 /// The node's side. Runs in its namespace.

@@ -1,10 +1,11 @@
-//! The kernel's links, addresses, neighbours and routes, asked and changed one
+//! The kernel's links, addresses, neighbours, routes and rules, asked and changed one
 //! step at a time. What they should be is [`ensure`](crate::ensure)'s business.
 //!
 //! Each step tells whether it changed anything: what is as it should be is left
 //! alone, because each change wakes everybody who watches, us included. All of
 //! it blocks, for microseconds.
 
+mod rules;
 mod socket;
 
 use std::{
@@ -28,9 +29,13 @@ use netlink_packet_route::{
 };
 
 use self::socket::Socket;
-pub(crate) use self::socket::{neighbour_of, notices};
+pub(crate) use self::{
+    rules::{Asks, Rule},
+    socket::{neighbour_of, notices},
+};
 
-/// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first.
+/// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first, unless
+/// a [`Rule`] comes before it.
 const FIRST_TABLE: u8 = 255;
 
 /// By which a route is known to lead to another node's pods: no program that

@@ -1,4 +1,4 @@
-//! Word from the kernel that links, addresses, routes, settings of links or
+//! Word from the kernel that links, addresses, routes, rules, settings of links or
 //! neighbours of a namespace have changed. Which ones does not matter: whoever
 //! hears it looks at all. But neighbours of other links come and go all the time.
 

@@ -13,12 +13,25 @@
 //! and no address of the link's own is needed. The node's first address of the
 //! range is its end of the pair; it must not be local among the pods, for a
 //! namespace takes no packet from an address of its own.
+//!
+//! What pods send each other does not leave their namespace, unless it is to pass
+//! the node, where a kube-proxy leads it and has answers come from where it led.
+//! Then rules have the table with the default route asked for it before the one
+//! by which all of their addresses are local:
+//!
+//! ```text
+//! 1  from lo to 10.244.1.0/24: main
+//! 2  all: local
+//! ```
+//!
+//! With them packets from an address of the namespace's own are taken too, for
+//! the link is where an answer to that would go.
 
 use std::{
     collections::hash_map::DefaultHasher,
     fs,
     hash::{Hash, Hasher},
-    io,
+    io, iter,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::Path,
@@ -27,12 +40,21 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    netlink::{Route, whole},
+    netlink::{Asks, Route, Rule, whole},
     ranges::gateway,
 };
 
 /// The pods' end of the pair, in their namespace.
 pub const INSIDE: &str = "eth0";
+
+/// Where the rule stands that asks for what is this namespace's own, as the kernel
+/// makes it.
+const FIRST: u32 = 0;
+
+/// Where the rules stand by which pods meet at the node, and the one for what is
+/// the namespace's own after them.
+const BEFORE_OWN: u32 = 1;
+const OWN: u32 = 2;
 
 /// What the links are called and what leads over them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +62,8 @@ pub(crate) struct Plan {
     /// The node's end of the pair.
     pub(crate) name: String,
     pub(crate) ranges: Vec<IpNet>,
+    /// Whether what pods send each other passes the node.
+    pub(crate) by_node: bool,
 }
 
 /// Which end of the pair.
@@ -110,6 +134,18 @@ impl Plan {
         });
         to_node.chain(out)
     }
+
+    /// The pods' rules of a family, in the order in which they are to be added
+    /// before others are removed: at no moment is there none for what is their
+    /// own.
+    pub(crate) fn pod_rules(&self, is_ipv4: bool) -> Vec<Rule> {
+        if !self.by_node || !self.has_family(is_ipv4) {
+            return vec![Rule { place: FIRST, asks: Asks::Own }];
+        }
+        let ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == is_ipv4);
+        let out = ranges.map(|&to| Rule { place: BEFORE_OWN, asks: Asks::Elsewhere { to } });
+        iter::once(Rule { place: OWN, asks: Asks::Own }).chain(out).collect()
+    }
 }
 
 /// Whether the node has an address of the range: a single one is a pod's.
@@ -117,7 +153,8 @@ fn has_gateway(range: IpNet) -> bool {
     range.prefix_len() < whole(range.addr())
 }
 
-fn everywhere(is_ipv4: bool) -> IpNet {
+/// All addresses of a family.
+pub(crate) fn everywhere(is_ipv4: bool) -> IpNet {
     let address: IpAddr =
         if is_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     IpNet::new_assert(address, 0)
@@ -160,7 +197,7 @@ mod tests {
 
     fn plan(ranges: &[&str]) -> Plan {
         let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
-        Plan { name: "kr0".into(), ranges }
+        Plan { name: "kr0".into(), ranges, by_node: false }
     }
 
     #[test]
@@ -201,6 +238,20 @@ mod tests {
         let plan = plan(&["10.244.1.9/32"]);
         assert_eq!(plan.gateways().count(), 0);
         assert_eq!(plan.local_routes().count(), 1);
+    }
+
+    #[test]
+    fn pods_meet_at_the_node_only_where_that_is_asked_for() {
+        let mut plan = plan(&["10.244.1.0/24", "fd00::/64", "10.244.9.0/24"]);
+        let own = |place| Rule { place, asks: Asks::Own };
+        let out = |to: &str| Rule { place: 1, asks: Asks::Elsewhere { to: to.parse().unwrap() } };
+        // As the kernel has it.
+        assert_eq!(plan.pod_rules(true), [own(0)]);
+        plan.by_node = true;
+        assert_eq!(plan.pod_rules(true), [own(2), out("10.244.1.0/24"), out("10.244.9.0/24")]);
+        assert_eq!(plan.pod_rules(false), [own(2), out("fd00::/64")]);
+        plan.ranges.retain(|range| range.addr().is_ipv4());
+        assert_eq!(plan.pod_rules(false), [own(0)]);
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub(crate) const BIND_ANY: &str = "net/ipv6/ip_nonlocal_bind";
 /// Whether there is IPv6 at all.
 pub(crate) const NO_IPV6: &str = "net/ipv6/conf/all/disable_ipv6";
 
+/// Whether the pods' link hears of better ways to a neighbour: none is better
+/// than by the node, which may tell of one when a pod's answer comes back to it.
+pub(crate) const REDIRECTS: &str = "net/ipv6/conf/eth0/accept_redirects";
+
 /// Whether packets are passed on between links, by family.
 pub(crate) fn forwarding(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" }

@@ -99,6 +99,9 @@ pub struct NetworkConfig {
     pub ranges: watch::Receiver<NodeRanges>,
     /// The nodes of the cluster, if their pods are to be led to.
     pub peers: Option<Peers>,
+    /// Whether what pods of this node send each other is to pass the node, where a
+    /// kube-proxy leads them to Services.
+    pub by_node: bool,
 }
 
 /// Why there can be no network.
@@ -170,8 +173,16 @@ pub fn open(
     config: NetworkConfig,
     prepared: Prepared,
 ) -> Result<(Network, NetworkTask), OpenError> {
-    let NetworkConfig { root, state: directory, node, api_port, configured, ranges, peers } =
-        config;
+    let NetworkConfig {
+        root,
+        state: directory,
+        node,
+        api_port,
+        configured,
+        ranges,
+        peers,
+        by_node,
+    } = config;
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::State { path, source }
@@ -205,10 +216,12 @@ pub fn open(
         remembered,
         ranges,
         peers,
+        by_node,
         decided: None,
         seen_without: None,
         was_led,
         is_led: false,
+        lacks_rules: false,
         failures: 0,
     };
     task.decide_without_kernel();
@@ -229,6 +242,7 @@ pub struct NetworkTask {
     remembered: Remembered,
     ranges: watch::Receiver<NodeRanges>,
     peers: PeerRoutes,
+    by_node: bool,
     /// The ranges that new pods are to get addresses of, if they are to get any.
     decided: Option<PodRanges>,
     /// When the Node was first seen without ranges.
@@ -237,6 +251,8 @@ pub struct NetworkTask {
     was_led: bool,
     /// Whether all was in order once.
     is_led: bool,
+    /// Whether it was told that pods cannot meet at the node.
+    lacks_rules: bool,
     /// Turns that failed, in a row.
     failures: u32,
 }
@@ -355,7 +371,7 @@ impl NetworkTask {
         };
         self.decided.clone_from(&current);
         let (wanted, old) = self.wanted(current.as_ref());
-        let plan = Plan { name: self.name.clone(), ranges: wanted };
+        let plan = Plan { name: self.name.clone(), ranges: wanted, by_node: self.by_node };
         // Before a pod gets its place: its rules are made of both.
         self.look_at_node_addresses(&plan).await;
         match decision {
@@ -465,6 +481,14 @@ impl NetworkTask {
                 );
             }
         }
+        if changes.lacks_rules && !self.lacks_rules {
+            tracing::warn!(
+                "this kernel has no rules for routes (CONFIG_IP_MULTIPLE_TABLES, \
+                 CONFIG_IPV6_MULTIPLE_TABLES): pods do not reach each other by a kube-proxy, \
+                 unless that masquerades all"
+            );
+        }
+        self.lacks_rules = changes.lacks_rules;
         if changes.made_pair && self.is_led {
             tracing::warn!(link = plan.name, "the link to the pods was gone; it is back");
         } else if changes.count > 0 && self.is_led {
@@ -549,7 +573,7 @@ async fn heard(notices: &[Notices]) {
 async fn lead(namespace: Namespace, plan: Plan, old: Vec<IpNet>) -> Result<Changes, EnsureError> {
     let done = spawn_blocking(move || {
         if !old.is_empty() {
-            withdraw(&namespace, &Plan { name: plan.name.clone(), ranges: old })?;
+            withdraw(&namespace, &Plan { ranges: old, ..plan.clone() })?;
         }
         ensure(&namespace, &plan)
     });

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "kernel/by_node.rs"]
+mod by_node;
+
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
@@ -77,6 +80,20 @@ impl Drop for Home {
     }
 }
 
+/// How a node's network is set up, beside its ranges.
+struct Setup {
+    mode: Mode,
+    peers: Option<Peers>,
+    living: Option<File>,
+    by_node: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { mode: Mode::Own, peers: None, living: None, by_node: false }
+    }
+}
+
 /// A node's network that is kept.
 struct Node {
     home: Home,
@@ -93,27 +110,25 @@ impl Node {
     }
 
     async fn resume(home: Home, ranges: &[&str]) -> Self {
-        Self::among(home, ranges, None).await
+        Self::set_up(home, ranges, Setup::default()).await
     }
 
-    async fn among(home: Home, ranges: &[&str], peers: Option<Peers>) -> Self {
-        let node = Self::unsettled(Mode::Own, home, ranges, peers, None);
+    async fn among(home: Home, ranges: &[&str], peers: Peers) -> Self {
+        Self::set_up(home, ranges, Setup { peers: Some(peers), ..Setup::default() }).await
+    }
+
+    async fn set_up(home: Home, ranges: &[&str], setup: Setup) -> Self {
+        let node = Self::unsettled(home, ranges, setup);
         node.network.restored();
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         node
     }
 
     /// One that has yet to be in order, and to hear which pods go on.
-    fn unsettled(
-        mode: Mode,
-        home: Home,
-        ranges: &[&str],
-        peers: Option<Peers>,
-        living: Option<File>,
-    ) -> Self {
+    fn unsettled(home: Home, ranges: &[&str], setup: Setup) -> Self {
         let texts = ranges.iter().map(ToString::to_string).collect();
         let (ranges, told) = watch::channel(NodeRanges::Some(texts));
-        let (network, task) = opened((mode, home.path()), told, peers, living);
+        let (network, task) = opened(home.path(), told, setup);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(stop.clone()));
@@ -166,10 +181,9 @@ fn lose(home: &Path) {
 }
 
 fn opened(
-    (mode, home): (Mode, &Path),
+    home: &Path,
     ranges: watch::Receiver<NodeRanges>,
-    peers: Option<Peers>,
-    living: Option<File>,
+    Setup { mode, peers, living, by_node }: Setup,
 ) -> (Network, NetworkTask) {
     let prepared = prepare(mode, namespace(home), || living).unwrap();
     let config = NetworkConfig {
@@ -180,6 +194,7 @@ fn opened(
         configured: None,
         ranges,
         peers,
+        by_node,
     };
     open(config, prepared).unwrap()
 }
@@ -275,8 +290,8 @@ fn a_node_may_have_a_range_of_ipv6_alone() {
     });
 }
 
-/// As [`call`], from an address of the pods'.
-fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
+/// A connection from an address of the pods'.
+fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     use std::os::fd::{FromRawFd, IntoRawFd};
 
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
@@ -285,9 +300,13 @@ fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
     bind(&made, &SocketAddr::new(from, 0))?;
     connect(&made, &to)?;
     // SAFETY: it was ours alone.
-    let mut stream = unsafe { TcpStream::from_raw_fd(made.into_raw_fd()) };
+    Ok(unsafe { TcpStream::from_raw_fd(made.into_raw_fd()) })
+}
+
+/// As [`call`], from an address of the pods'.
+fn call_from(from: IpAddr, to: SocketAddr) -> io::Result<String> {
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    connect_from(from, to)?.read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -518,7 +537,7 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         let (peers, known) = watch::channel(None);
         let told = Peers { own: "self".into(), known };
         let ranges = ["10.244.1.0/24", "fd00:1::/64"];
-        let node = Node::among(Home::new(), &ranges, Some(told)).await;
+        let node = Node::among(Home::new(), &ranges, told).await;
         peers.send_replace(Some(Arc::new(all.clone())));
         let show = ["route", "show", "proto", "107"];
         let show6 = ["-6", "route", "show", "proto", "107"];
@@ -569,11 +588,11 @@ fn routes_of_another_agent_stay_and_those_of_an_agent_before_go_when_they_are_no
         ip(&["link", "set", "here", "up"]);
         // Two agents of two clusters on one machine.
         let first = cluster("10.1.0.0/24", "192.0.2.2");
-        let first = Node::among(Home::new(), &["10.244.1.0/24"], Some(first)).await;
+        let first = Node::among(Home::new(), &["10.244.1.0/24"], first).await;
         let show = ["route", "show", "proto", "107"];
         until_routes(&show, |routes| routes.contains("10.1.0.0/24 via 192.0.2.2")).await;
         let second = cluster("10.2.0.0/24", "192.0.2.3");
-        let second = Node::among(Home::new(), &["10.244.2.0/24"], Some(second)).await;
+        let second = Node::among(Home::new(), &["10.244.2.0/24"], second).await;
         until_routes(&show, |routes| routes.contains("10.2.0.0/24 via 192.0.2.3")).await;
         assert!(ip(&show).contains("10.1.0.0/24"), "{}", ip(&show));
         // Each puts back its own at the next look; neither minds the other's.
@@ -598,7 +617,8 @@ fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
     in_a_room(async || {
         let home = Home::new();
         let (ranges, told) = watch::channel(NodeRanges::Unknown);
-        let (network, task) = opened((Mode::Auto, home.path()), told, None, None);
+        let (network, task) =
+            opened(home.path(), told, Setup { mode: Mode::Auto, ..Setup::default() });
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(stop.clone()));
@@ -673,7 +693,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
         // As the mounts of a service are when it is started anew.
         lose(home.path());
         let living = Some(sandbox.namespace());
-        let node = Node::unsettled(Mode::Own, home, &ranges, None, living);
+        let node = Node::unsettled(home, &ranges, Setup { living, ..Setup::default() });
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert_eq!(call(pod).unwrap(), "one 10.244.1.1");
         node.network.restore(&PodUid::new("one"), &[pod.ip()]).unwrap();
@@ -685,7 +705,7 @@ fn a_namespace_that_is_not_kept_any_more_is_found_where_pods_live() {
         let home = node.leave().await;
         lose(home.path());
         let own = File::open("/proc/thread-self/ns/net").unwrap();
-        let node = Node::unsettled(Mode::Own, home, &ranges, None, Some(own));
+        let node = Node::unsettled(home, &ranges, Setup { living: Some(own), ..Setup::default() });
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert!(ip(&["route"]).contains("10.244.1.0/24 via 169.254.1.2"), "{}", ip(&["route"]));
     });
@@ -698,7 +718,7 @@ fn nothing_is_taken_away_before_it_is_known_which_pods_go_on() {
         let old = node.pod("old", 80)[0];
         let home = node.leave().await;
         // The agent that comes is told of another range first, then of pods.
-        let node = Node::unsettled(Mode::Own, home, &["10.244.9.0/24"], None, None);
+        let node = Node::unsettled(home, &["10.244.9.0/24"], Setup::default());
         node.wait_for(|state| matches!(state, NetworkState::Own(_))).await;
         assert!(call(old).unwrap().starts_with("old "));
         node.network.restore(&PodUid::new("old"), &[old.ip()]).unwrap();
@@ -716,7 +736,7 @@ fn a_passing_failure_is_waited_for_by_a_node_that_led_to_pods() {
     in_a_room(async || {
         let ranges = ["10.244.1.0/24"];
         let home = Node::start(&ranges).await.leave().await;
-        let node = Node::unsettled(Mode::Auto, home, &ranges, None, None);
+        let node = Node::unsettled(home, &ranges, Setup { mode: Mode::Auto, ..Setup::default() });
         // Where the namespace is kept, nothing can be kept for the moment. The
         // task has yet to run.
         let path = namespace(node.home.path());

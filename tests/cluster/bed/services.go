@@ -163,8 +163,6 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		"--kubeconfig=" + b.cluster.AdminKubeconfig(),
 		"--hostname-override=" + node.Name,
 		"--proxy-mode=nftables",
-		// Client and endpoint may be pods of one node: docs/network.md.
-		"--masquerade-all",
 		// By this it tells pods from clients elsewhere, to whom other policies apply.
 		"--cluster-cidr=" + strings.Join(b.cluster.PodRanges(), ","),
 		// Of nftables' rules too; a second otherwise, for each change that a test waits for.

@@ -334,7 +334,7 @@ func TestServices(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			c := calling(t, b, way.start(t, b))
-			for _, one := range slices.Concat(cases, sliceCases, familyCases) {
+			for _, one := range slices.Concat(cases, nodeCases, sliceCases, familyCases) {
 				t.Run(one.name, func(t *testing.T) { one.run(t, c) })
 			}
 		})

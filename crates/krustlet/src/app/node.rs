@@ -34,7 +34,7 @@ use super::{
     services::{self, ServiceFiles},
 };
 use crate::{
-    cli::NodeArgs,
+    cli::{NodeArgs, ServiceProxy},
     config::{
         self,
         kubelet::KubeletConfiguration,
@@ -122,6 +122,8 @@ async fn wire(
             configured: settings.pod_ranges.clone(),
             ranges,
             peers,
+            // Sandboxes that lead to Services themselves need no way round.
+            by_node: settings.service_proxy == ServiceProxy::None,
         })
         .await?;
     let watcher = HealthTask {

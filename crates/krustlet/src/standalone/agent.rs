@@ -98,6 +98,7 @@ impl Agent {
                 configured: None,
                 ranges,
                 peers: None,
+                by_node: false,
             })
             .await?;
         let world = World::open(root.standalone(), this_machine())

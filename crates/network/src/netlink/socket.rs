@@ -23,9 +23,9 @@ const LONGEST: usize = 64 << 10;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Groups of news by their numbers in `linux/rtnetlink.h`: links, neighbours;
-/// addresses, routes and settings of links (forwarding is one), each of both
-/// families.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// addresses, routes, rules and settings of links (forwarding is one), each of
+/// both families.
+const GROUPS: [u32; 10] = [1, 3, 5, 9, 7, 11, 8, 19, 24, 25];
 
 /// A netlink socket of the namespace of the thread that opened it.
 #[derive(Debug)]
