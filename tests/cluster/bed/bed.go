@@ -10,6 +10,8 @@
 //		…
 //	}
 //
+// Who would take something away from all others has a cluster of its own, by Own.
+//
 // It holds no expectations about krustlet beyond its command line; those are in
 // package scenarios.
 package bed
@@ -50,7 +52,8 @@ type Bed struct {
 	ending []ending
 }
 
-// shared is the one cluster of a test binary.
+// shared is the one cluster of a test binary that all tests use which have none of
+// their own.
 var shared struct {
 	once     sync.Once
 	measures bool
@@ -114,6 +117,23 @@ func Start(t testing.TB) *Bed {
 		t.Fatal("the test bed does not start: ", shared.err)
 	}
 	return shared.bed
+}
+
+// Own starts a cluster for one test alone, which may be parallel to all others. What
+// must hold of the shared one at the end of [Main] must of this one at the test's.
+func Own(t testing.TB) *Bed {
+	t.Helper()
+	bed, err := start(false)
+	if err != nil {
+		t.Fatal("the test's own bed does not start: ", err)
+	}
+	t.Cleanup(func() {
+		if err := bed.finish(); err != nil {
+			t.Error(err)
+		}
+		bed.close(t.Failed())
+	})
+	return bed
 }
 
 func start(measures bool) (*Bed, error) {
