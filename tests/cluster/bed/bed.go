@@ -45,9 +45,11 @@ type Bed struct {
 	// measures tells that nothing may go on when a test has ended.
 	measures bool
 
+	starting sync.Mutex
+	shared   *Node // by starting
+
 	mu     sync.Mutex
 	nodes  []*Node
-	shared *Node
 	images map[string]string
 	ending []ending
 }
