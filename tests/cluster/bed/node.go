@@ -225,6 +225,16 @@ func (n *Node) Start(t testing.TB) {
 	n.bed.mu.Unlock()
 }
 
+// Without has the agent lack an argument from its next start on.
+func (n *Node) Without(t testing.TB, argument string) {
+	t.Helper()
+	at := slices.Index(n.args, argument)
+	if at < 0 {
+		t.Fatalf("%s is not started with %s", n.Name, argument)
+	}
+	n.args = slices.Delete(n.args, at, at+1)
+}
+
 // Bed is where the node was started.
 func (n *Node) Bed() *Bed { return n.bed }
 
