@@ -6,9 +6,11 @@
 //	func TestSomething(t *testing.T) {
 //		b := bed.Start(t)       // the first test starts the cluster
 //		node := b.Node(t)       // the first test starts the shared node
-//		ns := b.Namespace(t)    // gone, with its pods, when the test ends
+//		ns := b.Namespace(t)    // its pods are gone when the test ends
 //		…
 //	}
+//
+// Who would take something away from all others has a cluster of its own, by Own.
 //
 // It holds no expectations about krustlet beyond its command line; those are in
 // package scenarios.
@@ -16,6 +18,7 @@ package bed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -39,72 +42,103 @@ type Bed struct {
 	Dir     string
 	cluster *controlplane.Cluster
 	program string // the krustlet binary
+	// measures tells that nothing may go on when a test has ended.
+	measures bool
+
+	starting sync.Mutex
+	shared   *Node // by starting
 
 	mu     sync.Mutex
 	nodes  []*Node
-	shared *Node
 	images map[string]string
+	ending []ending
 }
 
-// shared is the one cluster of a test binary.
+// shared is the one cluster of a test binary that all tests use which have none of
+// their own.
 var shared struct {
-	once sync.Once
-	bed  *Bed
-	err  error
+	once     sync.Once
+	measures bool
+	bed      *Bed
+	err      error
 }
 
 // Main runs the tests of a package and then stops the cluster, if one was
 // started. No node may have been refused anything by the API server without an
 // excuse, nor need excuses often: else the run failed. It returns the exit code.
-func Main(m *testing.M) int { return run(m, true) }
+func Main(m *testing.M) int { return run(m, false) }
 
 // Measure is Main for benchmarks. How often excuses are needed is printed only: the
 // events of a burst still wait when its namespace ends.
-func Measure(m *testing.M) int { return run(m, false) }
+func Measure(m *testing.M) int { return run(m, true) }
 
-func run(m *testing.M, bounded bool) int {
+func run(m *testing.M, measures bool) int {
+	shared.measures = measures
 	code := m.Run()
 	bed := shared.bed
 	if bed == nil {
 		return code
 	}
-	for _, node := range bed.all() {
-		if err := node.stop(); err != nil {
-			fmt.Fprintln(os.Stderr, "bed:", err)
-			code = max(code, 1)
-		}
-	}
-	refused, err := bed.Refused(bed.users()...)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bed: the audit log:", err)
+	if err := errors.Join(bed.allGone(), bed.finish()); err != nil {
+		fmt.Fprintln(os.Stderr, "bed:", err)
 		code = max(code, 1)
-	}
-	fmt.Fprintln(os.Stderr, "bed:", refused)
-	for _, request := range refused.Counted {
-		fmt.Fprintln(os.Stderr, "bed: the API server refused", request)
-		code = max(code, 1)
-	}
-	for _, excess := range refused.Excesses() {
-		fmt.Fprintln(os.Stderr, "bed:", excess)
-		if bounded {
-			code = max(code, 1)
-		}
 	}
 	bed.close(code != 0)
 	return code
 }
 
+// finish stops all nodes, and says what was wrong with the run as a whole.
+func (b *Bed) finish() error {
+	var failed []error
+	for _, node := range b.all() {
+		failed = append(failed, node.stop())
+	}
+	refused, err := b.Refused(b.users()...)
+	if err != nil {
+		return errors.Join(append(failed, fmt.Errorf("the audit log: %w", err))...)
+	}
+	fmt.Fprintln(os.Stderr, "bed:", refused)
+	for _, request := range refused.Counted {
+		failed = append(failed, fmt.Errorf("the API server refused %s", request))
+	}
+	for _, excess := range refused.Excesses() {
+		if b.measures {
+			fmt.Fprintln(os.Stderr, "bed:", excess)
+		} else {
+			failed = append(failed, errors.New(excess))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // Start returns the cluster of this test binary, starting it the first time.
 func Start(t testing.TB) *Bed {
 	t.Helper()
-	shared.once.Do(func() { shared.bed, shared.err = start() })
+	shared.once.Do(func() { shared.bed, shared.err = start(shared.measures) })
 	if shared.err != nil {
 		t.Fatal("the test bed does not start: ", shared.err)
 	}
 	return shared.bed
 }
 
-func start() (*Bed, error) {
+// Own starts a cluster for one test alone, which may be parallel to all others. What
+// must hold of the shared one at the end of [Main] must of this one at the test's.
+func Own(t testing.TB) *Bed {
+	t.Helper()
+	bed, err := start(false)
+	if err != nil {
+		t.Fatal("the test's own bed does not start: ", err)
+	}
+	t.Cleanup(func() {
+		if err := bed.finish(); err != nil {
+			t.Error(err)
+		}
+		bed.close(t.Failed())
+	})
+	return bed
+}
+
+func start(measures bool) (*Bed, error) {
 	ctx := context.Background()
 	bin, err := toolchain.Build(ctx, os.Stderr)
 	if err != nil {
@@ -130,7 +164,7 @@ func start() (*Bed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w\n(logs are in %s)", err, dir)
 	}
-	bed := &Bed{Dir: dir, cluster: cluster, program: program, images: map[string]string{}}
+	bed := &Bed{Dir: dir, cluster: cluster, program: program, measures: measures, images: map[string]string{}}
 	config, err := clientcmd.BuildConfigFromFlags("", cluster.AdminKubeconfig())
 	if err != nil {
 		bed.close(true)

@@ -2,6 +2,7 @@ package bed
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,10 +11,12 @@ import (
 
 // StartNodeOf is StartNode for a node with an address of each of these families, the
 // main one first. Its API listens at all addresses of the room, on a port of its own.
-// The test is skipped where the machine has no IPv6.
+// The test is skipped where the machine has not all of them.
 func (b *Bed) StartNodeOf(t testing.TB, name string, families []corev1.IPFamily, args ...string) *Node {
 	t.Helper()
-	b.BothFamilies(t)
+	if slices.Contains(families, corev1.IPv6Protocol) {
+		b.BothFamilies(t)
+	}
 	node, last := b.addNode(name)
 	add := map[corev1.IPFamily]func(byte) (netip.Addr, error){
 		corev1.IPv4Protocol: b.cluster.Room.AddAddress, corev1.IPv6Protocol: b.cluster.Room.AddAddress6,
@@ -33,6 +36,12 @@ func (b *Bed) StartNodeOf(t testing.TB, name string, families []corev1.IPFamily,
 	}
 	b.begin(t, node)
 	return node
+}
+
+// Families are those of the cluster, the main one first.
+func (b *Bed) Families() []corev1.IPFamily {
+	all := []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	return all[:len(b.cluster.PodRanges())]
 }
 
 // nodeIP is what the agent is told of its addresses.

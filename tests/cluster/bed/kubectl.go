@@ -3,6 +3,7 @@ package bed
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,6 +22,9 @@ const commandLimit = 2 * time.Minute
 // deleteLimit bounds the end of a namespace: thirty seconds of grace for its
 // pods and the namespace controller's own pace.
 const deleteLimit = 90 * time.Second
+
+// ending is a namespace that is being deleted.
+type ending struct{ name, test string }
 
 // Kubectl runs kubectl as the administrator and returns its standard output.
 // The test fails if kubectl does.
@@ -79,8 +83,10 @@ func (b *Bed) Follow(t testing.TB, args ...string) <-chan string {
 	return lines
 }
 
-// Namespace makes a namespace in which pods can be created. When the test ends
-// it is deleted; pods that do not go are an error.
+// Namespace makes a namespace in which pods can be created. When the test ends it
+// is deleted, and pods that do not go are an error. What else is in it goes while
+// other tests run: the namespace controller waits for five seconds before it begins
+// (namespaceDeletionGracePeriod in pkg/controller/namespace).
 func (b *Bed) Namespace(t testing.TB) string {
 	t.Helper()
 	made, err := b.Client.CoreV1().Namespaces().Create(t.Context(),
@@ -105,23 +111,64 @@ func (b *Bed) endNamespace(t testing.TB, name string) {
 	if t.Failed() {
 		b.tell(ctx, t, name)
 	}
+	// First, so that no controller makes another pod.
 	if err := b.Client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 		t.Errorf("deleting namespace %s: %v", name, err)
 		return
 	}
+	pods := b.Client.CoreV1().Pods(name)
+	if err := pods.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Errorf("deleting the pods of %s: %v", name, err)
+	}
 	for end := time.Now().Add(deleteLimit); ; time.Sleep(tick) {
-		_, err := b.Client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return
+		left, err := pods.List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil && len(left.Items) == 0 {
+			break
 		}
 		if time.Now().After(end) {
-			t.Errorf("namespace %s is not gone %s after its deletion", name, deleteLimit)
+			t.Errorf("pods of namespace %s are not gone %s after its deletion (%v)", name, deleteLimit, err)
 			b.tell(ctx, t, name)
 			// Out of the way of the tests that follow.
 			zero := int64(0)
-			_ = b.Client.CoreV1().Pods(name).DeleteCollection(ctx,
-				metav1.DeleteOptions{GracePeriodSeconds: &zero}, metav1.ListOptions{})
+			_ = pods.DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &zero}, metav1.ListOptions{})
 			return
+		}
+	}
+	if b.measures {
+		// What clears it away would be measured along with what comes next.
+		if err := b.gone(name); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ending = append(b.ending, ending{name: name, test: t.Name()})
+}
+
+// allGone waits until the namespaces of tests that have ended are gone.
+func (b *Bed) allGone() error {
+	b.mu.Lock()
+	left := b.ending
+	b.mu.Unlock()
+	var failed []error
+	for _, one := range left {
+		if err := b.gone(one.name); err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", one.test, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// gone waits until a namespace is.
+func (b *Bed) gone(name string) error {
+	for end := time.Now().Add(deleteLimit); ; time.Sleep(tick) {
+		_, err := b.Client.CoreV1().Namespaces().Get(context.Background(), name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("namespace %s, without pods, is not gone after %s (%v)", name, deleteLimit, err)
 		}
 	}
 }

@@ -60,24 +60,29 @@ func (n *Node) User() string { return "system:node:" + n.Name }
 // Node is the node that tests share which do nothing to the node itself.
 func (b *Bed) Node(t testing.TB) *Node {
 	t.Helper()
-	b.mu.Lock()
-	node := b.shared
-	b.mu.Unlock()
-	if node == nil {
-		var err error
-		if node, err = b.newNode("wasm-1", nil); err != nil {
-			t.Fatal(err)
-		}
-		b.mu.Lock()
-		b.shared = node
-		b.mu.Unlock()
-	}
-	if running, _ := node.running(); !running {
-		node.Start(t)
-	}
+	node := b.sharedNode(t)
 	node.WaitReady(t)
 	t.Cleanup(func() { node.tell(t) })
 	return node
+}
+
+// sharedNode starts the shared node if it does not run.
+func (b *Bed) sharedNode(t testing.TB) *Node {
+	t.Helper()
+	// Tests that are parallel start it once.
+	b.starting.Lock()
+	defer b.starting.Unlock()
+	if b.shared == nil {
+		node, err := b.newNode("wasm-1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.shared = node
+	}
+	if running, _ := b.shared.running(); !running {
+		b.shared.Start(t)
+	}
+	return b.shared
 }
 
 // StartNode starts a node for one test, with further arguments for `krustlet
@@ -218,6 +223,16 @@ func (n *Node) Start(t testing.TB) {
 	n.bed.mu.Lock()
 	n.process = process
 	n.bed.mu.Unlock()
+}
+
+// Without has the agent lack an argument from its next start on.
+func (n *Node) Without(t testing.TB, argument string) {
+	t.Helper()
+	at := slices.Index(n.args, argument)
+	if at < 0 {
+		t.Fatalf("%s is not started with %s", n.Name, argument)
+	}
+	n.args = slices.Delete(n.args, at, at+1)
 }
 
 // Bed is where the node was started.

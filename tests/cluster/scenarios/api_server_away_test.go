@@ -34,7 +34,8 @@ const (
 )
 
 func TestPodsOutliveAnAbsentAPIServer(t *testing.T) {
-	b := bed.Start(t)
+	t.Parallel()
+	b := bed.Own(t)
 	node := b.Node(t)
 	ns := b.Namespace(t)
 	image := b.Image(t, "hello.wasm")
@@ -89,7 +90,8 @@ func TestPodsOutliveAnAbsentAPIServer(t *testing.T) {
 
 // Connections that stay open and say nothing are worse than ones that break.
 func TestASilentAPIServerIsSurvived(t *testing.T) {
-	b := bed.Start(t)
+	t.Parallel()
+	b := bed.Own(t)
 	b.Node(t)
 	ns := b.Namespace(t)
 	image := b.Image(t, "hello.wasm")

@@ -15,9 +15,9 @@ import (
 func TestACrashLoopBacksOffLongerEachTime(t *testing.T) {
 	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
-	pod := create(t, b, ns, always(wasmPod("crashing", b.Image(t, "hello.wasm"), "exit", "3")))
+	pod := create(t, b, ns, on(node, always(wasmPod("crashing", b.Image(t, "hello.wasm"), "exit", "3"))))
 	history := b.WatchPod(t, ns, "crashing")
 	b.WaitFor(t, "four runs have ended", 3*time.Minute, func() error {
 		if ended := runs(history.Seen(t)); len(ended) < 4 {

@@ -49,10 +49,11 @@ func TestALinuxImageIsRefusedClearly(t *testing.T) {
 }
 
 func TestAnImageThatIsNotThere(t *testing.T) {
+	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
-	create(t, b, ns, always(wasmPod("absent", b.Registry()+"/absent:1")))
+	create(t, b, ns, on(node, always(wasmPod("absent", b.Registry()+"/absent:1"))))
 	pod := awaitWaiting(t, b, ns, "absent", "ErrImagePull", "ImagePullBackOff")
 	if message := waiting(pod).Message; !strings.Contains(message, "/absent:1") {
 		t.Errorf("the message does not name the image: %q", message)

@@ -92,9 +92,9 @@ func TestLogsAreFollowed(t *testing.T) {
 func TestLogsOfTheRunBefore(t *testing.T) {
 	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
-	create(t, b, ns, always(wasmPod("failing", b.Image(t, "hello.wasm"), "cat", "/missing")))
+	create(t, b, ns, on(node, always(wasmPod("failing", b.Image(t, "hello.wasm"), "cat", "/missing"))))
 	await(t, b, ns, "failing", "was restarted", limit, func(pod *corev1.Pod) error {
 		if status(pod).RestartCount == 0 {
 			return errors.New(describe(pod))

@@ -21,22 +21,23 @@ func secretly(pod *corev1.Pod, policy corev1.PullPolicy, secrets ...string) *cor
 }
 
 func TestAPrivateImageIsPulledWithItsSecret(t *testing.T) {
+	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
 	image := b.PushPrivate(t, bed.Guest(t, "hello.wasm"), "pulled-with-secret:1")
 	b.PullSecret(t, ns, "good", controlplane.PrivateUser, controlplane.PrivatePassword)
 	b.PullSecret(t, ns, "wrong", controlplane.PrivateUser, "guessed")
 
-	create(t, b, ns, secretly(wasmPod("good", image), corev1.PullAlways, "good"))
+	create(t, b, ns, secretly(on(node, wasmPod("good", image)), corev1.PullAlways, "good"))
 	awaitPhase(t, b, ns, "good", corev1.PodSucceeded)
 
 	// Of several secrets one is enough.
-	create(t, b, ns, secretly(wasmPod("second", image), corev1.PullAlways, "wrong", "good"))
+	create(t, b, ns, secretly(on(node, wasmPod("second", image)), corev1.PullAlways, "wrong", "good"))
 	awaitPhase(t, b, ns, "second", corev1.PodSucceeded)
 
 	for name, secrets := range map[string][]string{"wrong": {"wrong"}, "none": nil} {
-		create(t, b, ns, secretly(wasmPod(name, image), corev1.PullAlways, secrets...))
+		create(t, b, ns, secretly(on(node, wasmPod(name, image)), corev1.PullAlways, secrets...))
 		history := b.WatchPod(t, ns, name)
 		awaitWaiting(t, b, ns, name, "ImagePullBackOff")
 		var said []string

@@ -204,10 +204,11 @@ func TestAGuestIsProbedItself(t *testing.T) {
 }
 
 func TestALivenessProbeRestartsItsContainerAgainAndAgain(t *testing.T) {
+	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
-	pod := webPod(t, b, "dying", 8096)
+	pod := on(node, webPod(t, b, "dying", 8096))
 	pod.Spec.Containers[0].LivenessProbe = ask("/status?code=500")
 	create(t, b, ns, pod)
 	history := b.WatchPod(t, ns, "dying")

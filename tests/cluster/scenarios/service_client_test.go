@@ -213,8 +213,9 @@ func (c *client) log(t *testing.T, pod, container string) string {
 // why it is not. Each time it makes another connection.
 func (c *client) hears(t *testing.T, address string, port int) (string, error) {
 	t.Helper()
-	// One that is led to nobody before the node has heard of a change is given up.
-	return fetched(c.b, c.relay, at(address, port), 5*time.Second)
+	// One that is led to nobody before the node has heard of a change is given up: an
+	// answer comes within milliseconds, and whoever waits for one asks again.
+	return fetched(c.b, c.relay, at(address, port), time.Second)
 }
 
 func at(address string, port int) string {

@@ -119,6 +119,7 @@ kind: Pod
 metadata: {name: reader}
 spec:
   runtimeClassName: wasm
+  nodeSelector: {kubernetes.io/hostname: NODE}
   restartPolicy: Always
   terminationGracePeriodSeconds: 1
   volumes: [{name: settings, configMap: {name: settings}}]
@@ -133,9 +134,9 @@ spec:
 func TestAVolumeFollowsItsConfigMap(t *testing.T) {
 	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
-	manifest := strings.Replace(updated, "IMAGE", b.Image(t, "hello.wasm"), 1)
+	manifest := strings.NewReplacer("IMAGE", b.Image(t, "hello.wasm"), "NODE", node.Name).Replace(updated)
 	b.Apply(t, ns, strings.Replace(manifest, "COLOUR", "blue", 1))
 	awaitOutput := func(want string, within time.Duration) {
 		t.Helper()
