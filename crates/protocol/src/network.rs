@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 pub struct PodNetwork {
     /// The pod's addresses, the node's own family first; at most one for each
     /// family. Every socket of the pod is bound to one of them, or to the
-    /// loopback. Empty: the pod has no network, and every socket is refused.
+    /// loopback; but a pod whose address is a loopback's, or that shares the
+    /// node's, calls others from the address that the machine has on the way
+    /// there. Empty: the pod has no network, and every socket is refused.
     pub addresses: Vec<IpAddr>,
     /// Whether the addresses are the node's, which the pod shares with it:
     /// ports below 1024 can then be bound only if their listener was handed

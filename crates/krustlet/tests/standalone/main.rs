@@ -9,6 +9,7 @@ mod images;
 mod machine;
 mod ordinary_user;
 mod output;
+mod outside;
 mod ports;
 #[path = "../../../image/tests/images/registry.rs"]
 #[expect(dead_code, reason = "it can misbehave in ways that only its owner's tests ask for")]

@@ -11,7 +11,7 @@ use krustlet_model::services::ServiceKey;
 use krustlet_protocol::{Names, PodNetwork, ServiceName};
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
 
-use super::{Family, NetError, Stack, UdpSocket, WeakStack, policy};
+use super::{Family, NetError, Stack, UdpSocket, WeakStack, place, policy};
 
 impl Stack {
     /// The addresses of a name, by the pod's hosts and servers. The resolver is
@@ -45,8 +45,15 @@ impl Stack {
         });
         // What it may do may have changed while the resolver was made.
         resolver.bound(self.network().limits.lookups);
-        resolver.lookup(name, names, Families::of(&network.addresses)).await
+        resolver.lookup(name, names, families(network)).await
     }
+}
+
+/// Kinds of addresses that the pod can call, that of its first address first.
+fn families(network: &PodNetwork) -> Families {
+    let calls = |family| place::source(network, family).is_some();
+    let (v4, v6) = (calls(Family::V4), calls(Family::V6));
+    Families { v4, v6, ..Families::of(&network.addresses) }
 }
 
 /// The stack, which owns the resolver that owns this.

@@ -82,11 +82,43 @@ pub(crate) fn binding(network: &PodNetwork, ip: IpAddr) -> Result<Binding, NetEr
     Err(NetError::AddressNotBindable)
 }
 
-/// What a connection comes from that goes to an address of a family; the loopback
-/// if it goes there.
-pub(crate) fn source(network: &PodNetwork, to: IpAddr) -> Option<IpAddr> {
-    let family = Family::of(to);
-    if to.is_loopback() { Some(family.localhost()) } else { own(network, family) }
+/// Where a guest's socket for datagrams is bound: as [`binding`], but at any port of
+/// the wildcard it is the machine's wildcard where that is what the pod calls from:
+/// it goes nowhere else from a loopback address.
+///
+/// # Errors
+///
+/// As there.
+pub(crate) fn datagrams(network: &PodNetwork, address: SocketAddr) -> Result<Binding, NetError> {
+    let (ip, bound) = (address.ip(), binding(network, address.ip())?);
+    let is_any = ip.is_unspecified() && address.port() == 0;
+    let calls_from = source(network, Family::of(ip));
+    Ok(match calls_from {
+        Some(Source::Machine) if is_any => Binding { real: Some(ip), ..bound },
+        Some(Source::Machine | Source::Own(_)) | None => bound,
+    })
+}
+
+/// From which address a pod calls others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Its own.
+    Own(IpAddr),
+    /// That which the machine has on the way there, chosen by the kernel: the pod's
+    /// own is none that anybody could answer to, or all of the machine's are.
+    Machine,
+}
+
+/// From where a pod calls others by a family; none if it cannot.
+pub(crate) fn source(network: &PodNetwork, family: Family) -> Option<Source> {
+    match own(network, family) {
+        Some(ip) if !ip.is_loopback() && !network.shares_loopback => Some(Source::Own(ip)),
+        Some(_) => Some(Source::Machine),
+        None => {
+            let is_of_machine = |ip: &IpAddr| network.shares_loopback || ip.is_loopback();
+            network.addresses.iter().any(is_of_machine).then_some(Source::Machine)
+        }
+    }
 }
 
 /// The pod's address of a family.
@@ -270,17 +302,65 @@ mod tests {
             assert_eq!(binding(&pod, ip(address)), Ok(bound));
         }
         assert_eq!(binding(&pod, ip("192.0.2.2")), Err(NetError::AddressNotBindable));
-        for (to, from) in
-            [("127.0.0.9:80", "127.0.0.1"), ("[::1]:80", "::1"), ("192.0.2.9:80", "192.0.2.1")]
-        {
+        for to in ["127.0.0.9:80", "[::1]:80", "192.0.2.9:80"] {
             let to: SocketAddr = to.parse().unwrap();
             assert_eq!(way(&pod, &[], to), Ok(Way::Real(to)));
-            assert_eq!(source(&pod, to.ip()), Some(ip(from)));
         }
-        assert_eq!(source(&pod, ip("2001:db8::1")), None);
         // Another machine's is no way to it.
         let translated = "[64:ff9b::7f00:1]:80".parse().unwrap();
         assert_eq!(way(&pod, &[], translated), Err(NetError::AccessDenied));
+    }
+
+    #[test]
+    fn a_pod_calls_from_its_own_address_if_others_know_it() {
+        let own = |text| Some(Source::Own(ip(text)));
+        let machine = Some(Source::Machine);
+        // Its addresses, whether it has the node's loopback; from where it calls by
+        // IPv4 and by IPv6.
+        for (addresses, shares_loopback, v4, v6) in [
+            (&[][..], false, None, None),
+            (&[], true, None, None),
+            (&["10.1.2.3"], false, own("10.1.2.3"), None),
+            (&["fd00::7"], false, None, own("fd00::7")),
+            (&["fd00::7", "10.1.2.3"], false, own("10.1.2.3"), own("fd00::7")),
+            (&["192.0.2.1"], true, machine, machine),
+            (&["192.0.2.1", "2001:db8::1"], true, machine, machine),
+            (&["127.0.0.1"], false, machine, machine),
+            (&["127.0.0.1"], true, machine, machine),
+            (&["127.0.0.1", "2001:db8::1"], false, machine, own("2001:db8::1")),
+        ] {
+            let pod = PodNetwork { shares_loopback, ..network(addresses, &[]) };
+            let found = [Family::V4, Family::V6].map(|family| source(&pod, family));
+            assert_eq!(found, [v4, v6], "{addresses:?} {shares_loopback}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_bound_to_no_port_leaves_the_loopback_of_a_pod_that_has_no_more() {
+        let pod = network(&["127.0.0.1"], &[]);
+        let bound = |address: &str| {
+            let Binding { real, private } = datagrams(&pod, address.parse().unwrap()).unwrap();
+            (real.map(|ip| ip.to_string()), private.map(|ip| ip.to_string()))
+        };
+        for (address, real, private) in [
+            ("0.0.0.0:0", Some("0.0.0.0"), Some("0.0.0.0")),
+            ("0.0.0.0:53", Some("127.0.0.1"), Some("0.0.0.0")),
+            ("127.0.0.1:0", None, Some("127.0.0.1")),
+            ("[::]:0", Some("::"), Some("::")),
+            ("[::]:53", None, Some("::")),
+            ("[::1]:0", None, Some("::1")),
+        ] {
+            let expected = (real.map(str::to_owned), private.map(str::to_owned));
+            assert_eq!(bound(address), expected, "{address}");
+        }
+        // Whoever has an address of its own is at home there.
+        for (pod, own) in [
+            (network(&["10.1.2.3"], &[]), "10.1.2.3"),
+            (PodNetwork { shares_loopback: true, ..network(&["192.0.2.1"], &[]) }, "0.0.0.0"),
+        ] {
+            let bound = datagrams(&pod, "0.0.0.0:0".parse().unwrap()).unwrap();
+            assert_eq!(bound.real, Some(ip(own)));
+        }
     }
 
     #[test]
@@ -371,8 +451,12 @@ mod tests {
         }
 
         #[test]
-        fn no_real_socket_is_bound_to_an_address_that_is_not_the_pods(asked in ips()) {
+        fn no_real_socket_is_bound_to_an_address_that_is_not_the_pods(
+            asked in ips(),
+            port in prop_oneof![Just(0), any::<u16>()],
+        ) {
             let pod = network(&["10.1.2.3", "fd00::7"], &[]);
+            prop_assert_eq!(datagrams(&pod, SocketAddr::new(asked, port)), binding(&pod, asked));
             if let Ok(Binding { real, private }) = binding(&pod, asked) {
                 prop_assert!(real.is_none_or(|real| pod.addresses.contains(&real)));
                 prop_assert!(private.is_none_or(|ip| ip.is_loopback() || ip.is_unspecified()));

@@ -20,7 +20,7 @@ use super::{
     Connection, NetError, Options, Permit, Stack,
     handed::{Listening, Which},
     permit::{Counters, Waiter},
-    place::{self, Binding, Family},
+    place::{self, Binding, Family, Source},
     policy::{self, Asker, For},
     private::{Arrival, Reservation},
     route::{Destination, Route},
@@ -83,8 +83,19 @@ fn choose_port_late(socket: &TcpSocket) {
     }
 }
 
+/// As [`socket`], to call others: on a machine without the family nobody is there.
+fn caller(family: Family) -> Result<TcpSocket, NetError> {
+    socket(family).map_err(|error| match error {
+        NetError::NotSupported => NetError::RemoteUnreachable,
+        error => error,
+    })
+}
+
 fn bind_real(ip: IpAddr, port: u16) -> Result<TcpSocket, NetError> {
-    let socket = socket(Family::of(ip))?;
+    bind_to(socket(Family::of(ip))?, ip, port)
+}
+
+fn bind_to(socket: TcpSocket, ip: IpAddr, port: u16) -> Result<TcpSocket, NetError> {
     // A port may be bound again while old connections of it fade away.
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::new(ip, port))?;
@@ -197,12 +208,31 @@ impl Stack {
         options: Options,
         route: Route,
     ) -> Result<Connection, NetError> {
-        let from = place::source(&self.network(), route.real.ip());
-        let from = from.ok_or(NetError::RemoteUnreachable)?;
-        let socket = socket(Family::of(from))?;
-        choose_port_late(&socket);
-        socket.bind(SocketAddr::new(from, 0))?;
+        let family = Family::of(route.real.ip());
+        let from = place::source(&self.network(), family).ok_or(NetError::RemoteUnreachable)?;
+        let socket = caller(family)?;
+        match from {
+            Source::Own(from) => {
+                choose_port_late(&socket);
+                socket.bind(SocketAddr::new(from, 0))?;
+            }
+            Source::Machine => {}
+        }
         self.connect_real(permit, options, socket, (route, None)).await
+    }
+
+    /// What a bound socket calls from. One at the wildcard of a pod that is at home on
+    /// the loopback listens there, and calls from the machine's address: it is bound
+    /// anew, to the same port.
+    fn rebound(&self, real: Option<TcpSocket>, address: SocketAddr) -> Result<TcpSocket, NetError> {
+        let (network, ip) = (self.network(), address.ip());
+        let family = Family::of(ip);
+        let is_machines = place::source(&network, family) == Some(Source::Machine);
+        if !ip.is_unspecified() || network.shares_loopback || !is_machines {
+            return real.ok_or(NetError::RemoteUnreachable);
+        }
+        drop(real);
+        bind_to(caller(family)?, ip, address.port())
     }
 
     /// Connects for the agent to a port of the pod's loopback, its own or the one
@@ -248,11 +278,12 @@ impl Stack {
         (route, port): (Route, Option<Reservation>),
     ) -> Result<Connection, NetError> {
         options.apply(&socket, Family::of(route.real.ip()))?;
-        let connected = socket.connect(route.real).await.map_err(|error| match error.into() {
-            // No port is left for this destination (connect(2)).
-            NetError::AddressNotBindable => NetError::AddressInUse,
-            error => error,
-        });
+        let connected =
+            socket.connect(route.real).await.map_err(|error| match NetError::on_the_way(error) {
+                // No port is left for this destination (connect(2)).
+                NetError::AddressNotBindable => NetError::AddressInUse,
+                error => error,
+            });
         Counters::add(&self.0.counters.opened, usize::from(connected.is_ok()));
         let connection = Connection::tcp(connected?, permit, port);
         Ok(if route.is_led() { connection.led_by(route.asked) } else { connection })
@@ -306,7 +337,7 @@ impl BoundTcp {
                 stack.connect_private(permit, from, to, private).await
             }
             Destination::Real(route) => {
-                let socket = real.ok_or(NetError::RemoteUnreachable)?;
+                let socket = stack.rebound(real, address)?;
                 stack.connect_real(permit, options, socket, (route, private)).await
             }
             Destination::Nobody { is_silent, .. } => Err(no_answer(is_silent).await),

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    future::poll_fn,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
@@ -113,6 +114,76 @@ fn a_connection_to_a_service_is_one_to_its_endpoint() {
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::ConnectionRefused);
         fs::write(home.join("addresses").join(SERVICE), "{").unwrap();
         assert_eq!(connect(service(80)).await.unwrap_err(), NetError::RemoteUnreachable);
+    });
+}
+
+/// A pod that has no address but the loopback's, as standalone.
+fn at_home(stack: &Stack) {
+    let addresses = vec![Family::V4.localhost()];
+    stack.set(PodNetwork { addresses, is_host: true, ..PodNetwork::default() }, None);
+}
+
+fn any_port(stack: &Stack) -> UdpSocket {
+    let any = "0.0.0.0:0".parse().unwrap();
+    stack.bind_udp(stack.permit().unwrap(), Options::default(), any).unwrap()
+}
+
+#[test]
+fn a_datagram_socket_of_a_pod_at_home_on_the_loopback_hears_only_whom_it_asked() {
+    on_a_network(async |_, stack| {
+        at_home(&stack);
+        let mut socket = any_port(&stack);
+        let port = socket.address().port();
+        let [(friend, at), (stranger, _), (neighbour, home)] =
+            ["10.77.0.2", "10.77.0.3", "127.0.0.1"].map(answerer);
+        let unasked = |who: &Bare, ip: &str| who.send_to(b"x", (ip, port)).unwrap();
+        for who in [&stranger, &friend] {
+            unasked(who, "10.77.0.1");
+        }
+        poll_fn(|context| socket.poll_receive_ready(context)).await;
+        assert_eq!(socket.try_receive(&mut [0; 8]).unwrap_err(), NetError::WouldBlock);
+        assert_eq!(stack.report().refused, 2);
+        socket.send(b"asked", Some(at)).await.unwrap();
+        unasked(&stranger, "10.77.0.1");
+        let (from, heard) = exchange(&socket, &friend).await;
+        assert_eq!((from.port(), heard), (port, at));
+        assert!(!from.ip().is_loopback());
+        // Programs of the machine speak to its loopback as to any other's there.
+        unasked(&neighbour, "127.0.0.1");
+        assert_eq!(socket.receive(&mut [0; 8]).await.unwrap().1, home);
+
+        socket.connect(Some(at)).unwrap();
+        assert_eq!((socket.address().port(), socket.address().ip()), (port, from.ip()));
+        unasked(&friend, &from.ip().to_string());
+        assert_eq!(socket.receive(&mut [0; 8]).await.unwrap().1, at);
+        // Then it is bound where it was.
+        socket.connect(None).unwrap();
+        assert_eq!(socket.address(), SocketAddr::new(Family::V4.wildcard(), port));
+        unasked(&neighbour, "127.0.0.1");
+        assert_eq!(socket.receive(&mut [0; 8]).await.unwrap().1, home);
+    });
+}
+
+#[test]
+fn a_port_that_is_called_from_is_listened_at_on_the_loopback_alone() {
+    on_a_network(async |_, stack| {
+        at_home(&stack);
+        let bound = |port| stack.bind_tcp(SocketAddr::new(Family::V4.wildcard(), port)).unwrap();
+        let listener = TcpListener::bind("10.77.0.2:0").unwrap();
+        let (permit, to) = (stack.permit().unwrap(), listener.local_addr().unwrap());
+        let connection = bound(7071).connect(permit, Options::default(), to).await.unwrap();
+        let from = listener.accept().unwrap().1;
+        assert_eq!(from, connection.local().unwrap());
+        assert!(from.port() == 7071 && !from.ip().is_loopback(), "{from}");
+        let permit = stack.permit().unwrap();
+        let _listener = bound(7072).listen(permit, Options::default(), 8).unwrap();
+        assert!(std::net::TcpStream::connect("10.77.0.1:7072").is_err());
+        std::net::TcpStream::connect("127.0.0.1:7072").unwrap();
+        // So with datagrams, and from there they go nowhere else.
+        let own = "0.0.0.0:7073".parse().unwrap();
+        let socket = stack.bind_udp(stack.permit().unwrap(), Options::default(), own).unwrap();
+        let real = rustix::net::getsockname(socket.socket().unwrap()).unwrap();
+        assert_eq!(real, "127.0.0.1:7073".parse::<SocketAddr>().unwrap().into());
     });
 }
 

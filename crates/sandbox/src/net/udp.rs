@@ -11,6 +11,7 @@ use std::{
 
 use futures::task::AtomicWaker;
 use krustlet_model::services::Transport;
+use krustlet_protocol::PodNetwork;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
@@ -45,6 +46,11 @@ pub(crate) struct UdpSocket {
     /// As asked, with the port it got.
     address: SocketAddr,
     real: Option<tokio::net::UdpSocket>,
+    /// The address that the system's socket was bound to.
+    home: Option<IpAddr>,
+    /// Whether anybody may send here, as far as policies let him. Else it is bound to
+    /// the machine's addresses only to be answered, and hears nobody else from there.
+    hears_all: bool,
     private: Option<(Reservation, Arc<Mailbox>)>,
     /// Where it is connected to.
     remote: Option<Remote>,
@@ -114,11 +120,17 @@ impl Stack {
     ) -> Result<UdpSocket, NetError> {
         let network = self.network();
         let Binding { real, private } =
-            place::binding(&network, address.ip()).inspect_err(|error| self.note(*error))?;
+            place::datagrams(&network, address).inspect_err(|error| self.note(*error))?;
+        let home = real;
+        let hears_all = network.shares_loopback || home.is_none_or(|ip| !ip.is_unspecified());
         let mut tries = TRIES;
         loop {
             let mut port = address.port();
-            let real = real.map(|ip| bind_real(ip, port)).transpose()?;
+            let real = match home.map(|ip| bind_real(ip, port)).transpose() {
+                // A machine without IPv6; the pod's own loopback has it.
+                Err(NetError::NotSupported) if private.is_some() => None,
+                real => real?,
+            };
             if let Some(real) = &real {
                 options.apply(real, Family::of(address.ip()))?;
                 port = real.local_addr()?.port();
@@ -141,6 +153,8 @@ impl Stack {
                 stack: self.clone(),
                 address,
                 real,
+                home,
+                hears_all,
                 private,
                 remote: None,
                 led: Mutex::default(),
@@ -245,20 +259,21 @@ impl UdpSocket {
     fn connect_real(&self, led: &mut Led, to: SocketAddr) -> Result<(), NetError> {
         if led.connected != Some(to) {
             let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
-            rustix::net::connect(real, &to)?;
+            rustix::net::connect(real, &to).map_err(NetError::on_the_way)?;
             led.connected = Some(to);
         }
         Ok(())
     }
 
     /// The kernel lets go of a port that it chose itself when a socket is
-    /// disconnected (`__udp_disconnect` in `net/ipv4/udp.c`): it is bound again.
+    /// disconnected (`__udp_disconnect` in `net/ipv4/udp.c`): it is bound again, where
+    /// it was. While it was connected the wildcard had become one address.
     fn disconnect_real(&self) -> Result<(), NetError> {
-        let Some(real) = &self.real else { return Ok(()) };
-        let before = real.local_addr()?;
+        let (Some(real), Some(home)) = (&self.real, self.home) else { return Ok(()) };
+        let port = real.local_addr()?.port();
         rustix::net::connect_unspec(real)?;
-        if real.local_addr()?.port() != before.port() {
-            rustix::net::bind(real, &before)?;
+        if real.local_addr()?.port() != port {
+            rustix::net::bind(real, &SocketAddr::new(home, port))?;
         }
         Ok(())
     }
@@ -280,19 +295,25 @@ impl UdpSocket {
     /// Something goes by a route: its answers are let in, if it was not one itself.
     fn goes_out(&self, route: Route) {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
-        let port = self.address.port();
-        if !policy::lets_in(&network, Transport::Udp, route.real.ip(), port)
+        if !self.may_begin(&network, route.real.ip())
             && self.asker().may_begin(&network, learned, Transport::Udp, route)
         {
             self.answers.begin(route.real, Begun::Here);
         }
     }
 
-    /// Whether the policies let in what comes from a real address. It may be
-    /// answered then.
+    /// Whether somebody may send here unasked. The machine itself may wherever the
+    /// socket is; to whom the guest has connected it, it has spoken.
+    fn may_begin(&self, network: &PodNetwork, from: IpAddr) -> bool {
+        let is_heard = self.hears_all || self.remote.is_some() || from.is_loopback();
+        is_heard && policy::lets_in(network, Transport::Udp, from, self.address.port())
+    }
+
+    /// Whether what comes from a real address is let in: by the policies, or as an
+    /// answer. It may be answered then.
     fn lets_in(&self, real: SocketAddr) -> bool {
         let network = self.stack.network();
-        if !policy::lets_in(&network, Transport::Udp, real.ip(), self.address.port()) {
+        if !self.may_begin(&network, real.ip()) {
             return self.answers.goes_on(real, Begun::Here);
         }
         let learned = &self.stack.0.learned;
@@ -379,8 +400,10 @@ impl UdpSocket {
                 };
                 // At once first: see `can_send`.
                 let sent = match attempt() {
-                    Err(Errno::AGAIN) => real.try_io(Interest::WRITABLE, || Ok(attempt()?))?,
-                    sent => sent?,
+                    Err(Errno::AGAIN) => real
+                        .try_io(Interest::WRITABLE, || Ok(attempt()?))
+                        .map_err(NetError::on_the_way)?,
+                    sent => sent.map_err(NetError::on_the_way)?,
                 };
                 self.sent().moved(&self.writing, sent);
                 Ok(())

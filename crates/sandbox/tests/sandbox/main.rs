@@ -138,6 +138,7 @@ const TESTS: &[Test] = tests! {
         a_server_answers_over_ipv6,
         localhost_is_the_pods_own,
         a_pod_of_the_nodes_network_has_its_loopback,
+        a_pod_of_the_nodes_network_calls_from_where_the_way_begins,
         an_address_of_another_is_not_bound,
         a_port_is_taken_once,
         a_connection_comes_from_the_pods_address,

@@ -190,6 +190,29 @@ pub(crate) fn a_pod_of_the_nodes_network_has_its_loopback() {
     }
 }
 
+pub(crate) fn a_pod_of_the_nodes_network_calls_from_where_the_way_begins() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // It is told of one address; the way to others begins at 10.77.0.1, and that to
+    // another family elsewhere.
+    let of_host = PodNetwork { is_host: true, shares_loopback: true, ..network(&["10.77.4.7"]) };
+    sandbox.network("pod", &of_host);
+    for (at, begins) in [("10.77.9.7:0", "10.77.0.1"), ("[fd00:77::1]:0", "fd00:77::1")] {
+        let outside = TcpListener::bind(at).unwrap();
+        let to = outside.local_addr().unwrap();
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        let said = run(&sandbox, "pod", &["connect", &ip, &port]);
+        let from = outside.accept().unwrap().1;
+        assert_eq!(from.ip(), begins.parse::<IpAddr>().unwrap());
+        assert_eq!(said, format!("ok\nlocal {from}\nremote {to}"));
+    }
+    serve(&sandbox, "pod", &["udp-echo", "8097", "::"]);
+    assert_eq!(run(&sandbox, "pod", &["udp-get", "fd00:77::1", "8097", "six"]), "six");
+    // An address that the guest chose stays.
+    serve(&sandbox, "pod", &["tcp-echo", "8098", "10.77.4.7"]);
+    assert!(TcpStream::connect("10.77.0.1:8098").is_err());
+}
+
 pub(crate) fn an_address_of_another_is_not_bound() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
