@@ -535,6 +535,7 @@ mod tests {
             handover: Handover::Plain,
             log_files: 5,
             services: None,
+            has_policies: false,
         };
         let record = SandboxRecord {
             pid: 1,

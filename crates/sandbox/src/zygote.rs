@@ -257,7 +257,7 @@ impl Zygote {
         fds: Vec<OwnedFd>,
     ) -> Result<(ZygoteReply, Option<OwnedFd>), Failure> {
         match frame.body {
-            ZygoteRequest::RunSandbox { id, uid, gid, groups } => {
+            ZygoteRequest::RunSandbox { id, uid, gid, groups, has_policies } => {
                 if self.retiring {
                     return Err(Failure::Failed { message: "this zygote retires".into() });
                 }
@@ -275,7 +275,8 @@ impl Zygote {
                     let why = "a sandbox may not have the zygote's user".into();
                     return Err(Failure::Malformed { why });
                 }
-                let birth = Birth { uid, gid, groups, walls: self.walls, control, status };
+                let walls = self.walls;
+                let birth = Birth { uid, gid, groups, walls, has_policies, control, status };
                 let (pid, pidfd) = self.fork(id, birth).map_err(|error| Failure::Failed {
                     message: format!("cannot fork a sandbox: {error}"),
                 })?;

@@ -1,6 +1,7 @@
 package scenarios
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -271,7 +272,9 @@ func (s *stage) open(t *testing.T) {
 		return err
 	}
 	open := func() (net.Conn, error) {
-		conn, err := from.Dial(t.Context(), "tcp", to)
+		within, cancel := context.WithTimeout(t.Context(), unheard)
+		defer cancel()
+		conn, err := from.Dial(within, "tcp", to)
 		if err == nil {
 			t.Cleanup(func() { conn.Close() })
 			err = says(conn, "first")
@@ -301,12 +304,11 @@ func (s *stage) address(name string) string { return s.pods[name].Status.PodIP }
 
 // reach is whether a pod is answered where it asks.
 func (s *stage) reach(t *testing.T, from string, url string) bool {
-	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, 10*time.Second)
+	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, unheard)
 	return err == nil && strings.HasPrefix(said, "Hello")
 }
 
-// echoes is whether a datagram of a pod comes back. One that does not come in is not
-// told of: it is waited for as long as is long enough.
+// echoes is whether a datagram of a pod comes back.
 func (s *stage) echoes(t *testing.T, from string) bool {
 	to := net.JoinHostPort(s.address("datagrams"), strconv.Itoa(webPort))
 	conn, err := s.node.As(bed.PodAddress(t, s.pods[from])).Dial(t.Context(), "udp", to)
@@ -316,7 +318,7 @@ func (s *stage) echoes(t *testing.T, from string) bool {
 	}
 	defer conn.Close()
 	_, err = conn.Write([]byte("x"))
-	err = errors.Join(err, conn.SetDeadline(time.Now().Add(300*time.Millisecond)))
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(unheard)))
 	if err == nil {
 		_, err = conn.Read(make([]byte, 16))
 	}

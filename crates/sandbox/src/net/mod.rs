@@ -8,7 +8,8 @@
 //!      Stack ── place.rs: whose address is it, may one go there ──▶ refused
 //!        │      route.rs, services.rs, flows.rs: where a Service's address leads
 //!        │      policy.rs: does the cluster, and the pod itself, let it through ──▶ refused
-//!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
+//!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address;
+//!        │      filter.rs: whose packets reach those that listen
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs: what the agent bound for a container's port
 //!      pace.rs: how fast, over all sockets of the system
@@ -20,6 +21,7 @@
 
 mod connection;
 mod error;
+mod filter;
 mod flows;
 mod handed;
 mod idle;
@@ -71,6 +73,7 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
+    filter::Filters,
     handed::Handed,
     idle::Idle,
     permit::Counters,
@@ -92,6 +95,7 @@ struct Shared {
     counters: Arc<Counters>,
     private: Arc<Private>,
     handed: Handed,
+    filters: Filters,
     idle: Idle,
     /// Made by the first that has to wait.
     sending: OnceLock<Sending>,
@@ -196,6 +200,7 @@ impl Stack {
         let current = Current { network: Arc::new(network), names, services };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         if is_other {
+            self.0.filters.renew(|| self.network());
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
             // It may have more sockets now, and more look-ups.

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    os::fd::AsRawFd,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,9 +18,10 @@ use tokio::{
 
 use super::{
     Connection, NetError, Options, Permit, Stack,
+    filter::Filter,
     handed::{Listening, Which},
     permit::{Counters, Waiter},
-    place::{self, Binding, Family, Source},
+    place::{self, Binding, Family},
     policy::{self, Asker, For},
     private::{Arrival, Reservation},
     route::{Destination, Route},
@@ -160,6 +161,26 @@ impl Stack {
         Ok(Ok(BoundTcp { stack: self.clone(), address, real, private }))
     }
 
+    /// Keeps those from a listener whom the policies do not let in.
+    fn filter(
+        &self,
+        socket: BorrowedFd<'_>,
+        family: Family,
+        port: u16,
+    ) -> Result<Filter, NetError> {
+        Ok(self.0.filters.add(socket, family, port, || self.network())?)
+    }
+
+    /// Policies speak of the container's port.
+    fn filtered(&self, listening: Listening) -> Result<Source, NetError> {
+        let family = listening.local().map_or(Family::V4, |local| Family::of(local.ip()));
+        let filter = match listening.socket() {
+            Some(socket) => self.filter(socket, family, listening.port())?,
+            None => return Err(NetError::AddressInUse),
+        };
+        Ok(Source::Handed(filter, listening))
+    }
+
     /// Connects from any port.
     ///
     /// # Errors
@@ -212,11 +233,11 @@ impl Stack {
         let from = place::source(&self.network(), family).ok_or(NetError::RemoteUnreachable)?;
         let socket = caller(family)?;
         match from {
-            Source::Own(from) => {
+            place::Source::Own(from) => {
                 choose_port_late(&socket);
                 socket.bind(SocketAddr::new(from, 0))?;
             }
-            Source::Machine => {}
+            place::Source::Machine => {}
         }
         self.connect_real(permit, options, socket, (route, None)).await
     }
@@ -227,7 +248,7 @@ impl Stack {
     fn rebound(&self, real: Option<TcpSocket>, address: SocketAddr) -> Result<TcpSocket, NetError> {
         let (network, ip) = (self.network(), address.ip());
         let family = Family::of(ip);
-        let is_machines = place::source(&network, family) == Some(Source::Machine);
+        let is_machines = place::source(&network, family) == Some(place::Source::Machine);
         if !ip.is_unspecified() || network.shares_loopback || !is_machines {
             return real.ok_or(NetError::RemoteUnreachable);
         }
@@ -371,11 +392,15 @@ impl BoundTcp {
                 Which::At(address.ip())
             };
             let handed = stack.0.handed.listen(address.port(), which, wanted)?;
-            sources.extend(handed.into_iter().map(Source::Handed));
+            for listening in handed {
+                sources.push(stack.filtered(listening)?);
+            }
         }
         if let Some(real) = real {
-            options.apply(&real, Family::of(address.ip()))?;
-            sources.push(Source::Real(real.listen(backlog)?));
+            let family = Family::of(address.ip());
+            options.apply(&real, family)?;
+            let filter = stack.filter(real.as_fd(), family, address.port())?;
+            sources.push(Source::Real(filter, real.listen(backlog)?));
         }
         if let Some(private) = private {
             let arrivals = private.listen(backlog as usize);
@@ -430,8 +455,8 @@ enum Right {
 
 #[derive(Debug)]
 enum Source {
-    Real(TcpListener),
-    Handed(Listening),
+    Real(#[expect(dead_code, reason = "held")] Filter, TcpListener),
+    Handed(#[expect(dead_code, reason = "held")] Filter, Listening),
     Private(mpsc::Receiver<Arrival>, #[expect(dead_code, reason = "held")] Reservation),
 }
 
@@ -442,10 +467,10 @@ impl Listener {
     }
 
     /// The system's socket that options are to be set on.
-    pub(crate) fn socket(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.sources.iter().find_map(|source| match source {
-            Source::Real(listener) => Some(std::os::fd::AsFd::as_fd(listener)),
-            Source::Handed(_) | Source::Private(..) => None,
+            Source::Real(_, listener) => Some(listener.as_fd()),
+            Source::Handed(..) | Source::Private(..) => None,
         })
     }
 
@@ -514,9 +539,9 @@ impl Listener {
         while offset < count {
             let index = (self.turn + offset) % count;
             let (found, port) = match &mut self.sources[index] {
-                Source::Real(listener) => (listener.poll_accept(context), self.address.port()),
+                Source::Real(_, listener) => (listener.poll_accept(context), self.address.port()),
                 // Policies speak of the container's port.
-                Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
+                Source::Handed(_, listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
                     Poll::Ready(Some(Arrival { end, from, to, .. })) => {
                         self.turn = index + 1;
@@ -618,7 +643,8 @@ impl Stack {
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let place = self.listening_place()?;
-        let sources = handed.into_iter().map(Source::Handed).collect();
+        let sources = handed.into_iter().map(|listening| self.filtered(listening));
+        let sources = sources.collect::<Result<_, _>>()?;
         let (stack, turn, arrived) = (self.clone(), 0, None);
         Ok(Some(Listener {
             stack,
@@ -647,6 +673,7 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_model::policy::{AddressRange, PodPolicy, PolicyRule};
     use krustlet_protocol::{PodNetwork, SocketLimits};
     use tokio::time::timeout;
 
@@ -670,6 +697,48 @@ mod tests {
         // While it listened the address was the system's to give.
         again.unwrap_err();
         listen(stack.bind_tcp(address).unwrap()).unwrap();
+    }
+
+    /// Connects from one of this machine's loopback addresses.
+    async fn connect_from(last: u8, to: SocketAddr) -> tokio::net::TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_takes_no_place_and_hears_nothing_until_he_is() {
+        let stack = Stack::default();
+        let lets_in = |last: Option<u8>| {
+            let friend = last.map(|last| {
+                let peers = Some(vec![AddressRange::one([127, 0, 0, last].into())]);
+                vec![PolicyRule { peers, ports: None }]
+            });
+            let policy = PodPolicy { ingress: friend, ..PodPolicy::default() };
+            let addresses = vec!["127.0.0.1".parse().unwrap()];
+            let policy = Some(policy);
+            stack.set(PodNetwork { addresses, policy, is_host: true, ..Default::default() }, None);
+        };
+        lets_in(Some(2));
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let _claim = stack.hand(vec![(80, socket)]).unwrap();
+        for _ in 0..2 {
+            let mut listener = stack.listen_handed(80).unwrap().unwrap();
+            let mut stranger = std::pin::pin!(connect_from(3, address));
+            assert!(futures::poll!(&mut stranger).is_pending());
+            let limit = Duration::from_secs(20);
+            let _friend = timeout(limit, connect_from(2, address)).await.unwrap();
+            let accepted = timeout(limit, listener.accept()).await.unwrap().unwrap();
+            assert_eq!(accepted.remote().unwrap().ip(), IpAddr::from([127, 0, 0, 2]));
+            assert!(futures::poll!(&mut stranger).is_pending(), "its packet is dropped");
+            // It asks again, and is let in now.
+            lets_in(None);
+            timeout(limit, stranger).await.unwrap();
+            // Who listens there next begins anew.
+            lets_in(Some(2));
+        }
+        assert_eq!(stack.report().refused, 0, "nobody came as far as that");
     }
 
     /// A pod that may have so many sockets, and who listens there.
