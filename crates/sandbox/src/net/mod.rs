@@ -10,7 +10,7 @@
 //!        │      policy.rs: does the cluster, and the pod itself, let it through ──▶ refused
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
-//!        └──▶ handed.rs: what the agent bound for a container's port
+//!        └──▶ handed.rs, hosted.rs: what the agent bound for a container's port
 //!      pace.rs: how fast, over all sockets of the system
 //! ```
 //!
@@ -22,11 +22,14 @@ mod connection;
 mod error;
 mod flows;
 mod handed;
+mod hosted;
 mod idle;
 mod memory;
 mod names;
 mod options;
 mod pace;
+mod parcel;
+mod peers;
 mod permit;
 mod pipe;
 mod place;
@@ -43,7 +46,7 @@ mod udp;
 use std::{
     future::poll_fn,
     io,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket as BoundUdp},
     sync::{Arc, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -72,6 +75,7 @@ pub(crate) use self::{
 };
 use self::{
     handed::Handed,
+    hosted::Hosted,
     idle::Idle,
     permit::Counters,
     policy::Learned,
@@ -92,6 +96,7 @@ struct Shared {
     counters: Arc<Counters>,
     private: Arc<Private>,
     handed: Handed,
+    hosted: Hosted,
     idle: Idle,
     /// Made by the first that has to wait.
     sending: OnceLock<Sending>,
@@ -300,8 +305,13 @@ impl Stack {
     /// # Errors
     ///
     /// What the system said about one of them.
-    pub(crate) fn hand(&self, sockets: Vec<(u16, TcpListener)>) -> io::Result<Claim> {
-        self.0.handed.add(sockets)
+    pub(crate) fn hand(
+        &self,
+        listeners: Vec<(u16, TcpListener)>,
+        datagrams: Vec<(u16, BoundUdp)>,
+    ) -> io::Result<Claim> {
+        let datagrams = self.0.hosted.add(datagrams)?;
+        Ok(self.0.handed.add(listeners)?.with(datagrams))
     }
 
     /// What its sockets keep in the sandbox's own memory.
