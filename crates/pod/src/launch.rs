@@ -146,7 +146,10 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
     let listen_ports = listeners::listen_ports(container, &guest)?;
     let shared = place::shared(pod, &order.place);
-    let sockets = listeners::sockets(&outside.network, shared.as_deref(), container, &guest)?;
+    // Who has the node's network has its ports: the API server writes them down.
+    let host_ports =
+        if place::is_host_network(pod) { Vec::new() } else { listeners::host_ports(container)? };
+    let sockets = listeners::sockets(shared.as_deref(), &host_ports, container, &guest)?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);
@@ -161,6 +164,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         preopens,
         listeners: u16::try_from(sockets.bound.len()).unwrap_or(u16::MAX),
         listener_ports: sockets.ports,
+        datagram_ports: sockets.datagram_ports,
         listen_ports,
         limits: limits(container)?,
         log: LogLimits { max_bytes: context.config.log_max_bytes },
@@ -172,6 +176,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         log: context.config.logs.run(key, uid, &name, order.restart_count),
         mounts: directories,
         listeners: sockets.bound,
+        datagrams: sockets.datagrams,
     };
     outside.runtime.create_container(launch).await?;
     // Until here, for the sandbox has everything open now: the directories that

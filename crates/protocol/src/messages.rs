@@ -38,6 +38,8 @@ pub enum DescriptorName {
     Preopen,
     /// A bound TCP socket; whether it listens makes no difference.
     Listener,
+    /// A bound UDP socket.
+    Datagrams,
     /// The standard streams of an [`SandboxRequest::Exec`]; of a
     /// [`SandboxRequest::Connect`] what is sent to the pod, and what it sends.
     Stdin,
@@ -138,7 +140,8 @@ pub enum SandboxRequest {
     },
     /// Loads the code and links it. Descriptors: `Spec`, `ArtifactDirectory`,
     /// `Log`, `NextLog`, then a `Preopen` for each of the spec's preopens and
-    /// a `Listener` for each of its listeners.
+    /// a `Listener` for each of its listeners and a `Datagrams` for each of its
+    /// datagram ports.
     CreateContainer,
     /// Enters the guest.
     StartContainer {

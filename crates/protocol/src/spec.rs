@@ -33,6 +33,10 @@ pub struct ContainerSpec {
     /// the ports that they are bound to.
     #[serde(default)]
     pub listener_ports: Vec<u16>,
+    /// The container port of each bound UDP socket that comes along, in their
+    /// order. What comes there is heard by who is bound to that port in the pod.
+    #[serde(default)]
+    pub datagram_ports: Vec<u16>,
     /// Ports on which the sandbox listens for the guest: the one port of an http
     /// guest; the TCP ports that a module's container declares, in their order,
     /// which a module that accepts connections finds pre-opened. A command

@@ -3,7 +3,12 @@
 //! A sandbox opens no path, so everything it needs is opened here and goes
 //! along with the request.
 
-use std::{net::TcpListener, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    net::{TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::Duration,
+};
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
@@ -45,6 +50,8 @@ pub struct Launch {
     pub mounts: Vec<PathBuf>,
     /// Bound and listening.
     pub listeners: Vec<TcpListener>,
+    /// Bound, in the order of the spec's datagram ports.
+    pub datagrams: Vec<UdpSocket>,
 }
 
 /// The standard streams of an exec.
@@ -323,9 +330,10 @@ fn wrong(answer: &SandboxReply) -> RuntimeError {
 
 /// Opens what a container needs, in the order that the protocol sets. Blocks.
 fn open_all(launch: Launch, log: &LogFile, common: &Common) -> Result<Given, RuntimeError> {
-    let Launch { spec, artifact_directory, log: path, mounts, listeners } = launch;
+    let Launch { spec, artifact_directory, log: path, mounts, listeners, datagrams } = launch;
     fits("directories", mounts.len(), spec.preopens.len())?;
     fits("listeners", listeners.len(), usize::from(spec.listeners))?;
+    fits("sockets for datagrams", datagrams.len(), spec.datagram_ports.len())?;
 
     let text = serde_json::to_vec(&spec).map_err(|error| RuntimeError::Spec(error.into()))?;
     let text = memfd(&text).map_err(RuntimeError::Spec)?;
@@ -343,6 +351,7 @@ fn open_all(launch: Launch, log: &LogFile, common: &Common) -> Result<Given, Run
         given.push((DescriptorName::Preopen, mount));
     }
     given.extend(listeners.into_iter().map(|one| (DescriptorName::Listener, one.into())));
+    given.extend(datagrams.into_iter().map(|one| (DescriptorName::Datagrams, one.into())));
     Ok(given)
 }
 

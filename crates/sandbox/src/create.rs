@@ -7,7 +7,12 @@
 //! that was tried (214 MB of code). Until then nobody hears a stop; a thread for
 //! it would cost every sandbox more than that is worth.
 
-use std::{fs::File, io, net::TcpListener, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io,
+    net::{TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+};
 
 use krustlet_protocol::{ContainerSpec, DescriptorName, Failure, MAX_SPEC, socket};
 
@@ -29,6 +34,7 @@ pub(crate) struct Handed {
     next_log: Option<OwnedFd>,
     preopens: Vec<OwnedFd>,
     listeners: Vec<OwnedFd>,
+    datagrams: Vec<OwnedFd>,
 }
 
 impl Handed {
@@ -39,7 +45,7 @@ impl Handed {
     /// [`Failure::Malformed`] when one is missing, too many, or of no use here.
     pub(crate) fn sort(names: &[DescriptorName], fds: Vec<OwnedFd>) -> Result<Self, Failure> {
         let (mut spec, mut artifact, mut log, mut next_log) = (None, None, None, None);
-        let (mut preopens, mut listeners) = (Vec::new(), Vec::new());
+        let (mut preopens, mut listeners, mut datagrams) = (Vec::new(), Vec::new(), Vec::new());
         for (name, fd) in names.iter().zip(fds) {
             let single = match name {
                 DescriptorName::Spec => &mut spec,
@@ -52,6 +58,10 @@ impl Handed {
                 }
                 DescriptorName::Listener => {
                     listeners.push(fd);
+                    continue;
+                }
+                DescriptorName::Datagrams => {
+                    datagrams.push(fd);
                     continue;
                 }
                 DescriptorName::Control
@@ -79,6 +89,7 @@ impl Handed {
             next_log,
             preopens,
             listeners,
+            datagrams,
         })
     }
 }
@@ -111,6 +122,9 @@ pub(crate) fn create(
     fits("preopens", spec.preopens.len(), handed.preopens.len())?;
     fits("listeners", usize::from(spec.listeners), handed.listeners.len())?;
     let bound = bound_for(&spec, handed.listeners)?;
+    fits("sockets for datagrams", spec.datagram_ports.len(), handed.datagrams.len())?;
+    let datagrams = handed.datagrams.into_iter().map(UdpSocket::from);
+    let datagrams: Vec<_> = spec.datagram_ports.iter().copied().zip(datagrams).collect();
 
     let program = programs.get(warm, &handed.artifact, &spec.artifact, &spec.guest)?;
     let log = Log::new(
@@ -122,7 +136,11 @@ pub(crate) fn create(
     )
     .map_err(|error| Failure::Failed { message: format!("cannot use the log: {error}") })?;
     let (preopens, teller) = (handed.preopens, teller.clone());
-    let claim = if bound.is_empty() { None } else { Some(stack.hand(bound).map_err(unusable)?) };
+    let claim = if bound.is_empty() && datagrams.is_empty() {
+        None
+    } else {
+        Some(stack.hand(bound, datagrams).map_err(unusable)?)
+    };
     let container = Container::new(Parts { spec, program, log, preopens, stack, claim, teller });
     // Directories that cannot be opened are a fault of the start: say so now.
     container.wasi().map_err(|error| Failure::Failed {
@@ -157,7 +175,7 @@ fn bound_for(spec: &ContainerSpec, fds: Vec<OwnedFd>) -> Result<Vec<(u16, TcpLis
 }
 
 fn unusable(error: io::Error) -> Failure {
-    Failure::Failed { message: format!("cannot use the listener: {error}") }
+    Failure::Failed { message: format!("cannot use a socket that was handed over: {error}") }
 }
 
 #[cfg(test)]
@@ -170,10 +188,11 @@ mod tests {
 
     #[test]
     fn descriptors_are_sorted_by_name() {
-        use DescriptorName::{ArtifactDirectory, Listener, Log, NextLog, Preopen, Spec};
-        let names = [Preopen, Spec, ArtifactDirectory, Listener, Log, Preopen, NextLog];
-        let handed = Handed::sort(&names, fds(7)).unwrap();
+        use DescriptorName::{ArtifactDirectory, Datagrams, Listener, Log, NextLog, Preopen, Spec};
+        let names = [Preopen, Spec, ArtifactDirectory, Listener, Log, Preopen, NextLog, Datagrams];
+        let handed = Handed::sort(&names, fds(8)).unwrap();
         assert_eq!((handed.preopens.len(), handed.listeners.len()), (2, 1));
+        assert_eq!(handed.datagrams.len(), 1);
         assert!(handed.next_log.is_some());
         assert!(Handed::sort(&[Spec, ArtifactDirectory, Log], fds(3)).is_ok());
     }

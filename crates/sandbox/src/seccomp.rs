@@ -198,8 +198,8 @@ const OPTIONS: [(i32, &[i32]); 4] = [
         libc::IPPROTO_TCP,
         &[libc::TCP_NODELAY, libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT],
     ),
-    (libc::IPPROTO_IP, &[libc::IP_TTL, libc::IP_BIND_ADDRESS_NO_PORT]),
-    (libc::IPPROTO_IPV6, &[libc::IPV6_V6ONLY, libc::IPV6_UNICAST_HOPS]),
+    (libc::IPPROTO_IP, &[libc::IP_TTL, libc::IP_BIND_ADDRESS_NO_PORT, libc::IP_PKTINFO]),
+    (libc::IPPROTO_IPV6, &[libc::IPV6_V6ONLY, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVPKTINFO]),
 ];
 
 /// What a node that enforces policies has beyond these.

@@ -3,6 +3,7 @@ package scenarios
 import (
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
@@ -52,8 +53,18 @@ func TestANodeIsReachedByBothFamilies(t *testing.T) {
 	if got := bed.PodAddresses(t, atHost); !slices.Equal(got, node.Addresses) {
 		t.Errorf("podIPs of the host's network: got %v, want %v", got, node.Addresses)
 	}
+	serving(t, b, ns, hosted(echoPodOn(t, b, node, "four", "0.0.0.0"), echoPort, 18086, "", corev1.ProtocolUDP))
+	serving(t, b, ns, hosted(echoPodOn(t, b, node, "six", "::"), echoPort, 18087, "", corev1.ProtocolUDP))
+	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
+	for _, address := range slices.Concat(node.Addresses, loopback) {
+		b.WaitServes(t, b.Outside(), address.String(), 18084)
+		number := 18086
+		if address.Is6() {
+			number = 18087
+		}
+		waitEchoed(t, b, address.String(), number)
+	}
 	for _, address := range texts(node.Addresses) {
-		b.WaitServes(t, b.Outside(), address, 18084)
 		b.WaitServes(t, b.Outside(), address, 8085)
 		// The node's own API is there too, with a certificate that says so.
 		conn, err := b.Outside().Dial(t.Context(), "tcp", net.JoinHostPort(address, strconv.Itoa(int(node.Port))))

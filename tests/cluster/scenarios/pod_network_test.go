@@ -193,25 +193,3 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 		awaitGone(t, b, last)
 	}
 }
-
-// The node listens for the pod, which keeps an address and a port of its own.
-func TestAHostPortLeadsToThePod(t *testing.T) {
-	b := bed.Start(t)
-	node := b.Node(t)
-	ns := b.Namespace(t)
-	ported := func(name string) *corev1.Pod {
-		pod := webPodOn(t, b, node, name)
-		pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8083, HostPort: 18083}}
-		return pod
-	}
-	pod := web(t, b, ns, ported("ported"))
-	b.WaitServes(t, b.Outside(), node.Address.String(), 18083)
-	b.WaitServes(t, b.Outside(), bed.PodAddress(t, pod).String(), 8083)
-	remove(t, b, pod)
-	awaitGone(t, b, pod)
-	if err := b.Outside().Get(t.Context(), node.Address.String(), 18083); err == nil {
-		t.Error("the host's port answers for a pod that is gone")
-	}
-	web(t, b, ns, ported("next"))
-	b.WaitServes(t, b.Outside(), node.Address.String(), 18083)
-}

@@ -170,16 +170,29 @@ fn another_system_is_refused() {
 
 #[test]
 fn host_ports_are_not_shared() {
-    let on = |port: i32, protocol: &str| {
-        let port = json!({"containerPort": port, "hostPort": port, "protocol": protocol});
-        // Without it, only TCP ports are offered.
-        pod(json!({"hostNetwork": true, "containers": [{"name": "c", "ports": [port]}]}))
+    let on = |port: i32, protocol: &str, ip: &str| {
+        let port =
+            json!({"containerPort": 80, "hostPort": port, "protocol": protocol, "hostIP": ip});
+        pod(json!({"containers": [{"name": "c", "ports": [port]}]}))
     };
-    let others = [on(80, "TCP")];
-    let reason = |pod: &Pod| admit(pod, &untainted(), others.iter()).map_err(|error| error.reason);
-    assert_eq!(reason(&on(80, "TCP")), Err("NodePorts".to_owned()));
-    assert_eq!(reason(&on(80, "UDP")), Ok(()));
-    assert_eq!(reason(&on(81, "TCP")), Ok(()));
+    let reason = |others: &[Pod], pod: &Pod| {
+        admit(pod, &untainted(), others.iter()).map_err(|error| error.reason)
+    };
+    let taken = Err("NodePorts".to_owned());
+    for everywhere in ["", "0.0.0.0"] {
+        let others = [on(80, "TCP", everywhere)];
+        for ip in ["", "0.0.0.0", "127.0.0.1", "192.0.2.1", "::1"] {
+            assert_eq!(reason(&others, &on(80, "TCP", ip)), taken, "{everywhere} {ip}");
+            assert_eq!(reason(&[on(80, "TCP", ip)], &on(80, "TCP", everywhere)), taken, "{ip}");
+            assert_eq!(reason(&others, &on(80, "UDP", ip)), Ok(()));
+            assert_eq!(reason(&others, &on(81, "TCP", ip)), Ok(()));
+        }
+    }
+    // Those of the test of Kubernetes, `test/e2e/network/hostport.go`.
+    let others = [on(80, "TCP", "127.0.0.1"), on(80, "TCP", "192.0.2.1")];
+    assert_eq!(reason(&others[..1], &others[1]), Ok(()));
+    assert_eq!(reason(&others, &on(80, "UDP", "192.0.2.1")), Ok(()));
+    assert_eq!(reason(&others, &on(80, "TCP", "192.0.2.1")), taken);
 }
 
 #[test]
@@ -302,7 +315,7 @@ fn fields_within_lists_are_named_too() {
             "startupProbe.httpGet.protocol",
         ),
         (
-            json!({"ports": [{"containerPort": 53, "hostPort": 53, "protocol": "UDP"}]}),
+            json!({"ports": [{"containerPort": 53, "hostPort": 53, "protocol": "SCTP"}]}),
             "ports.hostPort",
         ),
         (json!({"resources": {"limits": {"example.org/gpu": "1"}}}), "resources[example.org/gpu]"),

@@ -392,6 +392,30 @@ async fn an_http_guest_with_an_address_of_its_own_listens_itself() {
     bed.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_nodes_ports_are_bound_for_a_pod_unless_it_has_the_nodes_network() {
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    for (is_host, bound) in [(false, vec![53]), (true, vec![])] {
+        let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
+        let ports = json!([
+            {"containerPort": 53, "hostPort": port, "hostIP": "127.0.0.1", "protocol": "UDP"},
+        ]);
+        bed.put(pod(json!({
+            "restartPolicy": "Always",
+            "hostNetwork": is_host,
+            "containers": [{"name": "main", "image": "web:1", "ports": ports}],
+        })));
+        bed.until_phase("u", "Running").await;
+        bed.shared.with(|world| {
+            assert_eq!(world.launches[0].datagram_ports, bound, "{is_host}");
+            assert_eq!(world.launches[0].listener_ports, [0; 0]);
+        });
+        bed.stop().await;
+    }
+}
+
 fn with_annotations(annotations: Value) -> Value {
     let mut pod = one("Always");
     pod["metadata"]["annotations"] = annotations;

@@ -128,6 +128,7 @@ impl Bed {
             preopens: vec![],
             listeners: 0,
             listener_ports: vec![],
+            datagram_ports: vec![],
             listen_ports: vec![],
             limits: Limits::default(),
             log: LogLimits { max_bytes: 1 << 20 },
@@ -138,6 +139,7 @@ impl Bed {
             log: self.path("logs").join(pod).join(format!("{digit}.log")),
             mounts: vec![],
             listeners: vec![],
+            datagrams: vec![],
         }
     }
 

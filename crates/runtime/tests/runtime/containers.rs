@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     time::Duration,
 };
 
@@ -48,6 +48,8 @@ async fn directories_are_handed_over_in_order_and_as_writable_as_said() {
     }
     launch.spec.listeners = 1;
     launch.listeners.push(TcpListener::bind("127.0.0.1:0").unwrap());
+    launch.spec.datagram_ports.push(53);
+    launch.datagrams.push(UdpSocket::bind("127.0.0.1:0").unwrap());
     bed.runtime.create_container(launch).await.unwrap();
     bed.runtime.start_container(&PodUid::new("a"), &id(1)).await.unwrap();
     assert!(matches!(next(&mut events).await, Some(PodEvent::Running { .. })));

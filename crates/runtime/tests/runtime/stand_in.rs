@@ -413,6 +413,7 @@ impl Sandbox {
         ];
         wanted.extend(spec.preopens.iter().map(|_| DescriptorName::Preopen));
         wanted.extend((0..spec.listeners).map(|_| DescriptorName::Listener));
+        wanted.extend(spec.datagram_ports.iter().map(|_| DescriptorName::Datagrams));
         if names != wanted {
             return Err(malformed("other descriptors"));
         }

@@ -1,5 +1,5 @@
-//! Sockets that the agent bound for a container's port: in host mode, where the
-//! pod shares the node's address, and for a `hostPort`.
+//! Sockets of TCP that the agent bound for a container's port: in host mode, where
+//! the pod shares the node's address, and for a `hostPort`.
 //!
 //! One listens only while something in the pod does, so that nobody is let in
 //! before: to a port where nobody listens a connection is refused, not kept
@@ -16,7 +16,7 @@ use std::{
 use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::place::Family;
+use super::{hosted::Kept, place::Family};
 
 /// Keeps a container's sockets usable; when it is dropped they are closed.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Claim {
     first: Option<u16>,
     owner: Option<Arc<()>>,
     home: Handed,
+    #[expect(dead_code, reason = "held")]
+    datagrams: Option<Kept>,
 }
 
 /// One that nobody listens on now.
@@ -94,7 +96,7 @@ impl Handed {
             rest(&socket);
             self.idle().push(Idle { port, socket, owner: Arc::downgrade(&owner) });
         }
-        Ok(Claim { first, owner: Some(owner), home: self.clone() })
+        Ok(Claim { first, owner: Some(owner), home: self.clone(), datagrams: None })
     }
 
     /// Whether one is bound to this very address, or is for its port and family
@@ -148,6 +150,12 @@ impl Handed {
 }
 
 impl Claim {
+    /// Those of datagrams belong to the same container.
+    pub(super) fn with(mut self, datagrams: Kept) -> Self {
+        self.datagrams = Some(datagrams);
+        self
+    }
+
     /// The container port that the first of them is for.
     pub(crate) fn first_port(&self) -> Option<u16> {
         self.first

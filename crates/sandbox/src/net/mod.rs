@@ -11,7 +11,7 @@
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address;
 //!        │      filter.rs: whose packets reach those that listen
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
-//!        └──▶ handed.rs: what the agent bound for a container's port
+//!        └──▶ handed.rs, hosted.rs: what the agent bound for a container's port
 //!      pace.rs: how fast, over all sockets of the system
 //! ```
 //!
@@ -24,11 +24,14 @@ mod error;
 mod filter;
 mod flows;
 mod handed;
+mod hosted;
 mod idle;
 mod memory;
 mod names;
 mod options;
 mod pace;
+mod parcel;
+mod peers;
 mod permit;
 mod pipe;
 mod place;
@@ -45,7 +48,7 @@ mod udp;
 use std::{
     future::poll_fn,
     io,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket as BoundUdp},
     sync::{Arc, OnceLock, PoisonError, RwLock, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -75,6 +78,7 @@ pub(crate) use self::{
 use self::{
     filter::Filters,
     handed::Handed,
+    hosted::Hosted,
     idle::Idle,
     permit::Counters,
     policy::Learned,
@@ -96,6 +100,7 @@ struct Shared {
     private: Arc<Private>,
     handed: Handed,
     filters: Filters,
+    hosted: Hosted,
     idle: Idle,
     /// Made by the first that has to wait.
     sending: OnceLock<Sending>,
@@ -327,8 +332,13 @@ impl Stack {
     /// # Errors
     ///
     /// What the system said about one of them.
-    pub(crate) fn hand(&self, sockets: Vec<(u16, TcpListener)>) -> io::Result<Claim> {
-        self.0.handed.add(sockets)
+    pub(crate) fn hand(
+        &self,
+        listeners: Vec<(u16, TcpListener)>,
+        datagrams: Vec<(u16, BoundUdp)>,
+    ) -> io::Result<Claim> {
+        let datagrams = self.0.hosted.add(datagrams)?;
+        Ok(self.0.handed.add(listeners)?.with(datagrams))
     }
 
     /// What its sockets keep in the sandbox's own memory.

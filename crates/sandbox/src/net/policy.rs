@@ -90,9 +90,12 @@ pub(super) fn lets_out(network: &PodNetwork, transport: Transport, to: SocketAdd
     is_own(network, to.ip()) || policy(network).is_none_or(|policy| policy.lets_out(transport, to))
 }
 
-/// Whether they let in who connects or sends to a port of the pod.
+/// Whether they let in who connects or sends to a port of the pod. From a loopback
+/// comes only the node itself, which is let in at all its addresses: by a port of
+/// its own that leads to the pod. Others' packets from there no kernel takes.
 pub(super) fn lets_in(network: &PodNetwork, transport: Transport, from: IpAddr, port: u16) -> bool {
     is_own(network, from)
+        || from.is_loopback()
         || policy(network).is_none_or(|policy| policy.lets_in(transport, from, port))
 }
 
@@ -384,6 +387,17 @@ mod tests {
         network.is_host = true;
         assert!(!lets_out(&network, Transport::Tcp, at("10.0.0.1:1")));
         assert!(!lets_in(&network, Transport::Tcp, at("10.0.0.1:1").ip(), 1));
+    }
+
+    #[test]
+    fn the_nodes_own_loopback_is_let_in() {
+        let mut network = pod("");
+        network.policy = Some(PodPolicy::closed());
+        for (from, is_in) in [("127.0.0.1:1", true), ("[::1]:1", true), ("192.0.2.1:1", false)] {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                assert_eq!(lets_in(&network, transport, at(from).ip(), 1), is_in, "{from}");
+            }
+        }
     }
 
     proptest! {

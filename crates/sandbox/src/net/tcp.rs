@@ -686,7 +686,7 @@ mod tests {
         let addresses = vec![address.ip()];
         stack.set(PodNetwork { addresses, is_host: true, ..PodNetwork::default() }, None);
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let _claim = stack.hand(vec![(80, socket)]).unwrap();
+        let _claim = stack.hand(vec![(80, socket)], Vec::new()).unwrap();
         let bound = [(); 2].map(|()| stack.bind_tcp(address).unwrap());
         let listen = |bound: BoundTcp| bound.listen(stack.permit().unwrap(), Options::default(), 8);
         let [first, second] = bound.map(listen);

@@ -1,8 +1,10 @@
 //! UDP: datagrams on the network and within the pod.
 
+mod binding;
+
 use std::{
     future::poll_fn,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -15,16 +17,18 @@ use krustlet_protocol::PodNetwork;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
-    net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt},
+    net::SendFlags,
 };
 
 use tokio::io::Interest;
 
 use super::{
-    NetError, Options, Permit, Stack,
+    NetError, Permit, Stack,
     flows::Flows,
+    hosted::Ways,
     pace::{Flow, Turn},
-    place::{self, Binding, Family, is_same},
+    peers::Came,
+    place::{self, Family, is_same},
     policy::{self, Answers, Asker, Begun, For},
     private::{Mailbox, Reservation},
     route::{Destination, Route},
@@ -32,9 +36,6 @@ use super::{
 
 /// The longest datagram in bytes, headers included.
 pub(crate) const LONGEST: usize = u16::MAX as usize;
-
-/// As for TCP.
-const TRIES: usize = 16;
 
 /// Unwanted datagrams that one call throws away; then others have their turn.
 const DISCARDS: usize = 64;
@@ -52,6 +53,8 @@ pub(crate) struct UdpSocket {
     /// the machine's addresses only to be answered, and hears nobody else from there.
     hears_all: bool,
     private: Option<(Reservation, Arc<Mailbox>)>,
+    /// The node's sockets for its port.
+    ways: Ways,
     /// Where it is connected to.
     remote: Option<Remote>,
     led: Mutex<Led>,
@@ -94,90 +97,19 @@ pub(super) struct Led {
     connected: Option<SocketAddr>,
 }
 
-fn bind_real(ip: IpAddr, port: u16) -> Result<tokio::net::UdpSocket, NetError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
-    if ip.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    rustix::net::bind(&socket, &SocketAddr::new(ip, port))?;
-    Ok(tokio::net::UdpSocket::from_std(std::net::UdpSocket::from(socket))?)
-}
-
-impl Stack {
-    /// Binds to an address as a guest names it; port 0 is any. Nothing can be
-    /// sent or received by a socket that is not bound.
-    ///
-    /// # Errors
-    ///
-    /// As [`place::binding`]; [`NetError::AddressInUse`].
-    pub(crate) fn bind_udp(
-        &self,
-        permit: Permit,
-        options: Options,
-        address: SocketAddr,
-    ) -> Result<UdpSocket, NetError> {
-        let network = self.network();
-        let Binding { real, private } =
-            place::datagrams(&network, address).inspect_err(|error| self.note(*error))?;
-        let home = real;
-        let hears_all = network.shares_loopback || home.is_none_or(|ip| !ip.is_unspecified());
-        let mut tries = TRIES;
-        loop {
-            let mut port = address.port();
-            let real = match home.map(|ip| bind_real(ip, port)).transpose() {
-                // A machine without IPv6; the pod's own loopback has it.
-                Err(NetError::NotSupported) if private.is_some() => None,
-                real => real?,
-            };
-            if let Some(real) = &real {
-                options.apply(real, Family::of(address.ip()))?;
-                port = real.local_addr()?.port();
-            }
-            let private = private.map(|ip| self.0.private.mailbox(SocketAddr::new(ip, port)));
-            let private = match private.transpose() {
-                Ok(private) => private,
-                // The port that the kernel chose is taken within the pod.
-                Err(NetError::AddressInUse) if address.port() == 0 && tries > 0 => {
-                    tries -= 1;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if let Some((reservation, _)) = &private {
-                port = reservation.at().port();
-            }
-            let address = SocketAddr::new(address.ip(), port);
-            return Ok(UdpSocket {
-                stack: self.clone(),
-                address,
-                real,
-                home,
-                hears_all,
-                private,
-                remote: None,
-                led: Mutex::default(),
-                whom: For::Guest,
-                answers: Answers::default(),
-                permit,
-                reading: Turn::default(),
-                writing: Turn::default(),
-                waiting: [(); 2].map(|()| AtomicWaker::new()),
-            });
+/// Whether a socket takes a datagram now.
+fn takes(socket: &tokio::net::UdpSocket) -> bool {
+    let look = || -> std::io::Result<()> {
+        let mut fds = [PollFd::new(socket, PollFlags::OUT)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match rustix::event::poll(&mut fds, Some(&at_once))? {
+            0 => Err(std::io::ErrorKind::WouldBlock.into()),
+            _ => Ok(()),
         }
-    }
-
-    /// A socket at any port of the family, for the pod's resolver.
-    ///
-    /// # Errors
-    ///
-    /// As [`bind_udp`](Self::bind_udp); [`NetError::NewSocketLimit`].
-    pub(crate) async fn udp(&self, family: Family) -> Result<UdpSocket, NetError> {
-        let address = SocketAddr::new(family.wildcard(), 0);
-        let socket = self.bind_udp(self.permit_or_room().await?, Options::default(), address)?;
-        Ok(UdpSocket { whom: For::Resolver, ..socket })
-    }
+    };
+    // At once first: the runtime hears of a new socket only later that it is
+    // ready. It goes on taking one for ready until it is told otherwise.
+    look().is_ok() || socket.try_io(Interest::WRITABLE, look).is_ok()
 }
 
 impl UdpSocket {
@@ -364,6 +296,9 @@ impl UdpSocket {
             (None, Some(to)) => to,
             (Some(_), Some(_)) | (None, None) => return Err(NetError::InvalidArgument),
         };
+        if let Some(came) = self.ways.to(place::canonical(to)) {
+            return self.answer(came, bytes);
+        }
         let mut led = self.led();
         let destination = match self.remote {
             Some(Remote::Private(to)) => Destination::Private(to),
@@ -416,6 +351,23 @@ impl UdpSocket {
         }
     }
 
+    /// Sends one datagram back by the way that its peer came. As an answer it goes
+    /// where a pod may not begin to go: to the node's own loopback too.
+    fn answer(&self, came: Came, bytes: &[u8]) -> Result<(), NetError> {
+        let (network, learned) = (self.stack.network(), &self.stack.0.learned);
+        let route = Route { asked: came.from, real: came.from };
+        if !self.asker().may_go(&network, learned, Transport::Udp, route) {
+            self.stack.note(NetError::AccessDenied);
+            return Err(NetError::AccessDenied);
+        }
+        if self.sent().may_move(&self.writing, 1) == 0 {
+            return Err(NetError::WouldBlock);
+        }
+        let sent = self.ways.answer(self.real.as_ref(), came, bytes)?;
+        self.sent().moved(&self.writing, sent);
+        Ok(())
+    }
+
     /// Takes a datagram that is there, and says who sent it. What does not fit
     /// into `buffer` is lost.
     ///
@@ -429,27 +381,72 @@ impl UdpSocket {
         if let Some((_, mailbox)) = &self.private {
             while let Some((from, bytes)) = mailbox.take() {
                 if let Some(from) = self.sender(from) {
+                    self.ways.came_otherwise(from);
                     let length = bytes.len().min(buffer.len());
                     buffer[..length].copy_from_slice(&bytes[..length]);
                     return Ok((length, from));
                 }
             }
         }
-        let Some(real) = self.heard() else { return Err(NetError::WouldBlock) };
+        if self.heard().is_none() && self.ways.is_empty() {
+            return Err(NetError::WouldBlock);
+        }
         if self.received().may_move(&self.reading, 1) == 0 {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
-            let (length, real) = real.try_recv_from(buffer)?;
+            let (length, came) = self.arrived(buffer)?;
+            let real = came.from;
             // Some may have come before it was connected.
-            let Some(from) = self.sender(real) else { continue };
+            let from = match came.by {
+                None => self.sender(real),
+                // No Service leads a guest by the node's own socket.
+                Some(_) => {
+                    let is_wanted = self.remote().is_none_or(|remote| is_same(remote, real));
+                    is_wanted.then_some(real)
+                }
+            };
+            let Some(from) = from else { continue };
             if self.lets_in(real) {
+                self.remember(came);
                 self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
             self.stack.note(NetError::AccessDenied);
         }
         Err(NetError::WouldBlock)
+    }
+
+    /// What has come from the network, by one way or another in turns.
+    fn arrived(&self, buffer: &mut [u8]) -> Result<(usize, Came), NetError> {
+        for way in self.ways.turns() {
+            let arrived = match (way, self.heard()) {
+                (Some(index), _) => self.ways.receive(index, buffer),
+                (None, Some(own)) => {
+                    let received = own.try_recv_from(buffer).map_err(NetError::from);
+                    received.map(|(length, from)| (length, Came { from, by: None, to: None }))
+                }
+                (None, None) => continue,
+            };
+            if arrived != Err(NetError::WouldBlock) {
+                self.ways.had_its_turn(way);
+                return arrived;
+            }
+        }
+        Err(NetError::WouldBlock)
+    }
+
+    /// Remembers who is to be answered by the way that he came: by a socket of the
+    /// node's, or from the node's loopback to an address that the pod shares, where
+    /// its own answers would go to the pod's loopback.
+    fn remember(&self, came: Came) {
+        let is_of_another_loopback =
+            came.from.ip().is_loopback() && !self.stack.network().shares_loopback;
+        if came.by.is_some() || is_of_another_loopback {
+            self.ways.came(came);
+        } else if !self.ways.is_empty() {
+            self.ways.came_otherwise(came.from);
+        }
     }
 
     fn received(&self) -> &Flow {
@@ -483,14 +480,11 @@ impl UdpSocket {
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         self.waiting[0].register(context.waker());
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
-        let real = self.heard().map(|real| {
-            // What went wrong is found by whoever receives.
-            let _ = ready!(real.poll_recv_ready(context));
-            self.received().poll_turn(&self.reading, context)
-        });
-        if private.is_some_and(|ready| ready.is_ready())
-            || real.is_some_and(|ready| ready.is_ready())
-        {
+        // What went wrong is found by whoever receives.
+        let own = self.heard().is_some_and(|real| real.poll_recv_ready(context).is_ready());
+        let by_node = self.ways.poll_receive(context).is_ready();
+        let is_turn = || self.received().poll_turn(&self.reading, context).is_ready();
+        if private.is_some_and(|ready| ready.is_ready()) || (own || by_node) && is_turn() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -500,43 +494,32 @@ impl UdpSocket {
     /// Ready when something may be sent.
     pub(crate) fn poll_send_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         self.waiting[1].register(context.waker());
-        match &self.real {
-            Some(real) => {
-                // As there.
-                let _ = ready!(real.poll_send_ready(context));
-                // Where it will be sent is not known yet; to a neighbour on the
-                // loopback it would go at once.
-                match self.remote {
-                    Some(Remote::Private(_)) => Poll::Ready(()),
-                    Some(Remote::Real(_) | Remote::Service(_)) | None => {
-                        self.sent().poll_turn(&self.writing, context)
-                    }
-                }
-            }
-            None => Poll::Ready(()),
+        ready!(self.ways.poll_send(context));
+        if let Some(real) = &self.real {
+            // As there.
+            let _ = ready!(real.poll_send_ready(context));
         }
+        if self.sends_freely() {
+            Poll::Ready(())
+        } else {
+            self.sent().poll_turn(&self.writing, context)
+        }
+    }
+
+    /// Whether what it sends stays within the pod. Where it will be sent is mostly not
+    /// known yet; to a neighbour on the loopback it would go at once.
+    fn sends_freely(&self) -> bool {
+        let has_network = self.real.is_some() || !self.ways.is_empty();
+        !has_network || matches!(self.remote, Some(Remote::Private(_)))
     }
 
     /// Whether something can be sent at once; if not,
     /// [`poll_send_ready`](Self::poll_send_ready) is not ready either.
     pub(crate) fn can_send(&self) -> bool {
-        let Some(real) = &self.real else { return true };
-        if !matches!(self.remote, Some(Remote::Private(_)))
-            && self.sent().may_move(&self.writing, 1) == 0
-        {
+        if !self.sends_freely() && self.sent().may_move(&self.writing, 1) == 0 {
             return false;
         }
-        let look = || -> std::io::Result<()> {
-            let mut fds = [PollFd::new(real, PollFlags::OUT)];
-            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-            match rustix::event::poll(&mut fds, Some(&at_once))? {
-                0 => Err(std::io::ErrorKind::WouldBlock.into()),
-                _ => Ok(()),
-            }
-        };
-        // At once first: the runtime hears of a new socket only later that it is
-        // ready. It goes on taking one for ready until it is told otherwise.
-        look().is_ok() || real.try_io(Interest::WRITABLE, look).is_ok()
+        self.real.as_ref().is_none_or(takes) && self.ways.can_send(takes)
     }
 
     /// Sends one datagram, when it can be.

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fs::{self, File},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -212,6 +212,8 @@ pub(crate) struct Make {
     /// Host directory, guest path, writable.
     pub(crate) mounts: Vec<(PathBuf, String, bool)>,
     pub(crate) listener: Option<TcpListener>,
+    /// The node's sockets, and the port of each in the pod.
+    pub(crate) datagrams: Vec<(u16, UdpSocket)>,
     pub(crate) listen_ports: Vec<ListenPort>,
     pub(crate) memory: Option<u64>,
     /// Thousandths of a core.
@@ -230,6 +232,7 @@ impl Make {
             working_directory: None,
             mounts: Vec::new(),
             listener: None,
+            datagrams: Vec::new(),
             listen_ports: Vec::new(),
             memory: None,
             cpu: None,
@@ -311,6 +314,7 @@ impl Sandbox {
                 .collect(),
             listeners: u16::from(make.listener.is_some()),
             listener_ports: Vec::new(),
+            datagram_ports: make.datagrams.iter().map(|(port, _)| *port).collect(),
             listen_ports: make.listen_ports,
             limits: Limits { memory_bytes: make.memory, cpu_millis: make.cpu },
             log: LogLimits { max_bytes: make.log_bytes },
@@ -324,6 +328,8 @@ impl Sandbox {
         ];
         fds.extend(make.mounts.iter().map(|(path, ..)| (DescriptorName::Preopen, detached(path))));
         fds.extend(make.listener.map(|listener| (DescriptorName::Listener, listener.into())));
+        let datagrams = make.datagrams.into_iter();
+        fds.extend(datagrams.map(|(_, socket)| (DescriptorName::Datagrams, socket.into())));
         match self.connection.ask(SandboxRequest::CreateContainer, &fds) {
             SandboxReply::Done => Ok(id),
             SandboxReply::Failed(failure) => Err(failure),

@@ -16,6 +16,7 @@ mod code;
 mod cpu;
 mod fixture;
 mod guests;
+mod host_ports;
 mod http;
 mod life;
 mod locks;
@@ -72,6 +73,10 @@ const TESTS: &[Test] = tests! {
         an_exec_ends_with_its_container,
         an_exec_ends_with_those_who_read_it,
         statistics_tell_memory_and_processor_time;
+    host_ports:
+        a_guest_hears_the_nodes_port_and_answers_from_it,
+        who_comes_by_the_nodes_port_is_let_in_by_the_containers,
+        a_pod_that_shares_an_address_hears_its_own_port_and_the_nodes;
     http:
         requests_are_answered_each_by_its_own_instance,
         an_instance_answers_as_many_requests_as_it_may,

@@ -148,11 +148,11 @@ fn of_probe(name: &str, probe: &Probe, found: &mut Found) {
 fn of_host_port(port: &ContainerPort, found: &mut Found) {
     // The other two: of a Service, and carried out by `pod`.
     let ContainerPort { container_port: _, host_ip: _, host_port, name: _, protocol } = port;
-    let is_tcp = matches!(protocol.as_deref(), None | Some("" | "TCP"));
+    let is_known = matches!(protocol.as_deref(), None | Some("" | "TCP" | "UDP"));
     found.refuse(
-        host_port.is_some_and(|number| number != 0) && !is_tcp,
+        host_port.is_some_and(|number| number != 0) && !is_known,
         "ports.hostPort",
-        "only TCP ports are led from the host to a pod",
+        "only TCP and UDP ports are led from the host to a pod",
     );
 }
 

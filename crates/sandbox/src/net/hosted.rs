@@ -1,0 +1,396 @@
+//! Datagram sockets that the agent bound on the node for a container's port: a
+//! `hostPort` of UDP.
+//!
+//! ```text
+//! peer ──▶ node's address:hostPort ──▶ Hearing ─┐
+//! peer ──▶ pod's address:port ──────────────────┴─▶ the guest's socket
+//!      ◀── by the way he came, from where he asked (peers.rs) ──┘
+//! ```
+//!
+//! One is heard only while a guest's socket is bound to its port. What came before
+//! is thrown away then: nobody heard it.
+
+use std::{
+    io,
+    net::UdpSocket as Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use rustix::{io::Errno, net::sockopt::set_socket_reuseaddr};
+use tokio::{io::Interest, net::UdpSocket};
+
+use super::{
+    NetError, parcel,
+    peers::{Came, Peers},
+    place::Family,
+};
+
+/// Datagrams that may have come while nobody heard them; as many as fit into a
+/// socket's buffer, of Linux's default size, and some more.
+const STALE: usize = 1024;
+
+/// Keeps a container's sockets usable; when it is dropped they are closed.
+#[derive(Debug)]
+pub(super) struct Kept {
+    owner: Option<Arc<()>>,
+    home: Hosted,
+}
+
+/// One that no guest hears now.
+#[derive(Debug)]
+struct Idle {
+    port: u16,
+    socket: Bound,
+    owner: Weak<()>,
+}
+
+/// Those of one pod.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hosted(Arc<Mutex<Vec<Idle>>>);
+
+/// One that is heard; idle again when dropped.
+#[derive(Debug)]
+struct Hearing {
+    /// Taken by the end only.
+    socket: Option<UdpSocket>,
+    port: u16,
+    owner: Weak<()>,
+    home: Hosted,
+}
+
+/// Those that one socket of a guest hears, and who came by them.
+#[derive(Debug, Default)]
+pub(super) struct Ways {
+    heard: Vec<Hearing>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    peers: Peers,
+    /// Which way is asked first.
+    turn: usize,
+}
+
+impl Hosted {
+    /// Those whose container is there.
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|one| one.owner.strong_count() > 0);
+        idle
+    }
+
+    /// Takes sockets over, each with the container port it is for.
+    ///
+    /// # Errors
+    ///
+    /// What the system said about one of them.
+    pub(super) fn add(&self, sockets: Vec<(u16, Bound)>) -> io::Result<Kept> {
+        let owner = Arc::new(());
+        for (port, socket) in sockets {
+            socket.set_nonblocking(true)?;
+            parcel::tell_destinations(&socket, Family::of(socket.local_addr()?.ip()))?;
+            self.idle().push(Idle { port, socket, owner: Arc::downgrade(&owner) });
+        }
+        Ok(Kept { owner: Some(owner), home: self.clone() })
+    }
+
+    /// Hears all that are for a port and of a family.
+    ///
+    /// # Errors
+    ///
+    /// What the system said about one of them; then all others are idle again.
+    pub(super) fn hear(&self, port: u16, family: Family) -> io::Result<Ways> {
+        let is_wanted = |one: &mut Idle| {
+            let local = one.socket.local_addr();
+            one.port == port && local.is_ok_and(|local| Family::of(local.ip()) == family)
+        };
+        let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
+        let mut wanted = wanted.into_iter();
+        let mut ways = Ways::default();
+        while let Some(Idle { port, socket, owner }) = wanted.next() {
+            throw_away(&socket);
+            match UdpSocket::from_std(socket) {
+                Ok(socket) => {
+                    let (socket, home) = (Some(socket), self.clone());
+                    ways.heard.push(Hearing { socket, port, owner, home });
+                }
+                Err(error) => {
+                    self.idle().extend(wanted);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(ways)
+    }
+}
+
+/// Empties a socket's buffer.
+fn throw_away(socket: &Bound) {
+    for _ in 0..STALE {
+        if socket.recv_from(&mut [0; 1]).is_err() {
+            return;
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(self.owner.take());
+        drop(self.home.idle());
+    }
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        // It fails only where the runtime is gone, and then nothing is needed.
+        let Ok(socket) = socket.into_std() else { return };
+        // Without its owner it is closed when the others are next looked at.
+        let (port, owner) = (self.port, self.owner.clone());
+        self.home.idle().push(Idle { port, socket, owner });
+        drop(self.home.idle());
+    }
+}
+
+impl Ways {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heard.is_empty()
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.heard.iter().filter_map(|hearing| hearing.socket.as_ref())
+    }
+
+    fn socket(&self, index: usize) -> Option<&UdpSocket> {
+        self.heard.get(index)?.socket.as_ref()
+    }
+
+    /// Lets others be bound to a port of the node at which they are, if these allow
+    /// it too, or no more. The kernel gives each datagram to who is bound to its
+    /// very address, and the rest to who is bound to all.
+    pub(super) fn allow_beside(&self, port: u16, is_allowed: bool) -> io::Result<bool> {
+        let mut is_any = false;
+        for socket in self.sockets() {
+            if socket.local_addr()?.port() == port {
+                set_socket_reuseaddr(socket, is_allowed)?;
+                is_any = true;
+            }
+        }
+        Ok(is_any)
+    }
+
+    /// The order in which ways are asked this time: the pod's own, and these.
+    pub(super) fn turns(&self) -> impl Iterator<Item = Option<usize>> + use<> {
+        let count = self.heard.len() + 1;
+        let first = self.state().turn % count;
+        (0..count).map(move |offset| ((first + offset) % count).checked_sub(1))
+    }
+
+    /// The next time others than this one are asked first.
+    pub(super) fn had_its_turn(&self, way: Option<usize>) {
+        if !self.is_empty() {
+            self.state().turn = way.map_or(0, |index| index + 1) + 1;
+        }
+    }
+
+    /// Takes a datagram that came by one of these.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if there is none; what the system said.
+    pub(super) fn receive(
+        &self,
+        index: usize,
+        buffer: &mut [u8],
+    ) -> Result<(usize, Came), NetError> {
+        let socket = self.socket(index).ok_or(NetError::WouldBlock)?;
+        let received = socket.try_io(Interest::READABLE, || parcel::receive(socket, buffer));
+        let (length, from, to) = received?;
+        Ok((length, Came { from, by: Some(index), to }))
+    }
+
+    /// Sends an answer by the way its peer came; `own` is the pod's own.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`; what the system said.
+    pub(super) fn answer(
+        &self,
+        own: Option<&UdpSocket>,
+        came: Came,
+        bytes: &[u8],
+    ) -> Result<usize, NetError> {
+        let Came { from, by, to } = came;
+        let socket = by.map_or(own, |index| self.socket(index));
+        let socket = socket.ok_or(NetError::RemoteUnreachable)?;
+        let attempt = || parcel::send(socket, bytes, from, to);
+        // At once first: the runtime hears of a new socket only later that it is
+        // ready.
+        match attempt() {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => {
+                Ok(socket.try_io(Interest::WRITABLE, attempt)?)
+            }
+            sent => Ok(sent?),
+        }
+    }
+
+    /// Ready when something may have come by one of these.
+    pub(super) fn poll_receive(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut is_ready = false;
+        for socket in self.sockets() {
+            // What went wrong is found by whoever receives.
+            is_ready |= socket.poll_recv_ready(context).is_ready();
+        }
+        if is_ready { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Ready when each of these takes something.
+    pub(super) fn poll_send(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut is_ready = true;
+        for socket in self.sockets() {
+            // As there.
+            is_ready &= socket.poll_send_ready(context).is_ready();
+        }
+        if is_ready { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether each of these takes something now.
+    pub(super) fn can_send(&self, takes: impl Fn(&UdpSocket) -> bool) -> bool {
+        self.sockets().all(takes)
+    }
+
+    /// Somebody was let in who came this way.
+    pub(super) fn came(&self, came: Came) {
+        self.state().peers.came(came, Instant::now());
+    }
+
+    /// Somebody came as everybody does who is not remembered here.
+    pub(super) fn came_otherwise(&self, peer: std::net::SocketAddr) {
+        self.state().peers.forget(peer);
+    }
+
+    /// How somebody came, if he is to be answered that way.
+    pub(super) fn to(&self, peer: std::net::SocketAddr) -> Option<Came> {
+        self.state().peers.answers(peer, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, SocketAddr},
+        time::Duration,
+    };
+
+    use krustlet_protocol::PodNetwork;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::{
+        super::{NetError, Options, Stack},
+        *,
+    };
+
+    /// A pod at an address that any machine has.
+    fn stack(is_host: bool) -> Stack {
+        let (stack, addresses) = (Stack::default(), vec![Family::V4.localhost()]);
+        stack.set(PodNetwork { addresses, is_host, ..PodNetwork::default() }, None);
+        stack
+    }
+
+    /// A socket of the node's at all its addresses, and its port.
+    fn of_the_node() -> (Bound, u16) {
+        let socket = Bound::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    }
+
+    fn free_port() -> u16 {
+        let (_socket, port) = of_the_node();
+        port
+    }
+
+    fn bind(stack: &Stack, port: u16) -> Result<super::super::UdpSocket, NetError> {
+        let address = SocketAddr::new(Family::V4.wildcard(), port);
+        stack.bind_udp(stack.permit().unwrap(), Options::default(), address)
+    }
+
+    fn client() -> Bound {
+        let client = Bound::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client
+    }
+
+    #[tokio::test]
+    async fn nothing_is_heard_that_came_before_and_answers_go_out_where_they_were_asked_for() {
+        let (stack, (socket, port)) = (stack(false), of_the_node());
+        let (own, client, same) = (free_port(), client(), socket.try_clone().unwrap());
+        let claim = stack.hand(Vec::new(), vec![(own, socket)]).unwrap();
+        let at = |last| SocketAddr::from(([127, 0, 0, last], port));
+        for turn in 0..2 {
+            client.send_to(b"early", at(1)).unwrap();
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            let there = rustix::event::poll(&mut [PollFd::new(&same, PollFlags::IN)], Some(&limit));
+            assert_eq!(there, Ok(1));
+            let guest = bind(&stack, own).unwrap();
+            let other = bind(&stack, free_port()).unwrap();
+            for last in [1, 9] {
+                let mut buffer = [0; 8];
+                client.send_to(&[last], at(last)).unwrap();
+                let (length, from) = guest.receive(&mut buffer).await.unwrap();
+                assert_eq!((&buffer[..length], from), (&[last][..], client.local_addr().unwrap()));
+                guest.send(b"answer", Some(from)).await.unwrap();
+                assert_eq!(client.recv_from(&mut buffer).unwrap(), (6, at(last)), "{turn}");
+            }
+            assert_eq!(other.try_receive(&mut [0; 8]).unwrap_err(), NetError::WouldBlock);
+        }
+        let told = stack.report();
+        assert_eq!((told.received_bytes, told.sent_bytes, told.sockets), (4, 24, 0));
+        Bound::bind(at(1)).expect_err("its container is there still");
+        drop((claim, same));
+        Bound::bind(at(1)).expect("its container is gone");
+    }
+
+    #[tokio::test]
+    async fn who_was_heard_of_last_within_the_pod_is_answered_there() {
+        let (stack, (socket, port)) = (stack(false), of_the_node());
+        let (own, client) = (free_port(), client());
+        let _claim = stack.hand(Vec::new(), vec![(own, socket)]).unwrap();
+        let guest = bind(&stack, own).unwrap();
+        // Of one address, on two loopbacks.
+        let peer = client.local_addr().unwrap();
+        let permit = stack.permit().unwrap();
+        let inside = stack.bind_udp(permit, Options::default(), peer).unwrap();
+        let mut buffer = [0; 8];
+        client.send_to(b"node", SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+        assert_eq!(guest.receive(&mut buffer).await.unwrap(), (4, peer));
+        guest.try_send(b"node", Some(peer)).unwrap();
+        assert_eq!(client.recv_from(&mut buffer).unwrap().0, 4);
+        inside.try_send(b"pod", Some(SocketAddr::from(([127, 0, 0, 1], own)))).unwrap();
+        assert_eq!(guest.receive(&mut buffer).await.unwrap(), (3, peer));
+        guest.try_send(b"pod", Some(peer)).unwrap();
+        assert_eq!(inside.receive(&mut buffer).await.unwrap().0, 3);
+    }
+
+    #[tokio::test]
+    async fn a_pod_may_share_the_port_that_leads_to_it_and_nobody_else_may() {
+        let (stack, (socket, port)) = (stack(true), of_the_node());
+        let _claim = stack.hand(Vec::new(), vec![(port, socket)]).unwrap();
+        let (guest, client) = (bind(&stack, port).unwrap(), client());
+        for last in [1, 9] {
+            let (at, mut buffer) = (SocketAddr::from(([127, 0, 0, last], port)), [0; 8]);
+            Bound::bind(at).expect_err("it is the pod's");
+            client.send_to(b"who?", at).unwrap();
+            let (length, from) = guest.receive(&mut buffer).await.unwrap();
+            guest.send(&buffer[..length], Some(from)).await.unwrap();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, at));
+        }
+        assert_eq!(bind(&stack, port).unwrap_err(), NetError::AddressInUse);
+    }
+}
