@@ -26,3 +26,14 @@ func GoGuest(t testing.TB) string {
 	}
 	return module
 }
+
+// LargeGuest is the path of a guest that the test bed builds: go-net.wasm,
+// py-net.wasm or py-http.wasm (guests/README.md says what each does).
+func LargeGuest(t testing.TB, file string) string {
+	t.Helper()
+	folder, err := toolchain.Guests(t.Context(), os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(folder, file)
+}

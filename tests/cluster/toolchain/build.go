@@ -75,7 +75,7 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	stamp, err := stamp(root)
+	stamp, err := stamp(root, inputs, steps, settings)
 	if err != nil {
 		return "", err
 	}
@@ -119,20 +119,23 @@ func Build(ctx context.Context, progress io.Writer) (string, error) {
 	if err := os.Rename(partial, made); err != nil {
 		return "", err
 	}
-	return bin, prune(cache)
+	return bin, prune(cache, "bin")
 }
 
 // kept is how long a build stays that nobody uses: 400 MB each.
 const kept = 7 * 24 * time.Hour
 
-// prune removes the builds of other versions that were not used of late.
-func prune(cache string) error {
-	builds, err := filepath.Glob(filepath.Join(cache, strings.Repeat("?", stampLength), "bin"))
+// prune removes the builds of other versions that were not used of late. A build
+// is known by its name and by what it has in it.
+func prune(cache, content string) error {
+	builds, err := filepath.Glob(filepath.Join(cache, strings.Repeat("?", stampLength)))
 	if err != nil {
 		return err
 	}
-	for _, bin := range builds {
-		made := filepath.Dir(bin)
+	for _, made := range builds {
+		if !exists(filepath.Join(made, content)) {
+			continue
+		}
 		info, err := os.Stat(made)
 		if err != nil {
 			return err
@@ -165,17 +168,18 @@ func (s step) run(ctx context.Context, root, bin string, progress io.Writer) err
 // stampLength is enough to tell builds apart.
 const stampLength = 16
 
-// stamp names a build by everything that decides its result.
-func stamp(root string) (string, error) {
+// stamp names a build by everything that decides its result: files, and what is
+// said beside them.
+func stamp(root string, files []string, beside ...any) (string, error) {
 	sum := sha256.New()
-	for _, name := range inputs {
+	for _, name := range files {
 		text, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			return "", err
 		}
 		fmt.Fprintf(sum, "%s %d\n%s", name, len(text), text)
 	}
-	fmt.Fprintln(sum, steps, settings, runtime.Version(), runtime.GOARCH)
+	fmt.Fprintln(sum, append(beside, runtime.Version(), runtime.GOARCH)...)
 	return hex.EncodeToString(sum.Sum(nil))[:stampLength], nil
 }
 

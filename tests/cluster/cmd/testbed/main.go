@@ -66,6 +66,9 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
+		if _, err := toolchain.Guests(ctx, os.Stderr); err != nil {
+			return err
+		}
 		fmt.Println(bin)
 		return nil
 	case command == "up" && flags.NArg() == 0 && *background:

@@ -1,0 +1,3 @@
+module krustlet.dev/guests/go-net
+
+go 1.24
