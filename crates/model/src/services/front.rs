@@ -45,6 +45,15 @@ pub struct Front {
     pub naming: Naming,
 }
 
+impl Front {
+    /// Whether clients of an address of this kind are kept to their own node: the
+    /// policy for clients from outside does not hold for pods.
+    #[must_use]
+    pub fn is_local_at(&self, kind: Kind) -> bool {
+        self.is_local && kind == Kind::Cluster
+    }
+}
+
 /// What an address is to a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {

@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Service;
 use krustlet_model::services::{
-    Front, Here, Kind, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
+    Front, Here, Kind, Lead, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
 };
 use krustlet_protocol::{
     Destinations, NamedAddress, ServiceAddress, ServiceName, ServicePort,
@@ -181,11 +181,8 @@ impl Table {
 }
 
 /// What a Service says of each of its addresses.
-fn shares(
-    front: &Front,
-    slices: &[Arc<Slice>],
-    here: &Here,
-) -> impl Iterator<Item = (IpAddr, Share)> {
+fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here) -> Vec<(IpAddr, Share)> {
+    let mut known = Leads { front, slices, here, known: BTreeMap::new() };
     let share = |(address, kind): (&IpAddr, &Kind)| {
         let (address, kind) = (*address, *kind);
         let sources = front
@@ -195,19 +192,37 @@ fn shares(
         let sources: Vec<Destinations> = sources
             .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
             .collect();
-        let ports = leads(front, slices, kind, address.is_ipv6(), here);
-        let ports = ports.into_iter().map(|lead| ServicePort {
+        let ports = known.of(kind, address.is_ipv6()).iter().map(|lead| ServicePort {
             transport: lead.transport,
             port: lead.port,
             of: format!("{}:{}", front.key, lead.name),
-            endpoints: lead.endpoints,
+            endpoints: lead.endpoints.clone(),
             is_silent: lead.otherwise == Otherwise::Dropped,
             affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
             sources: sources.clone(),
         });
         (address, Share { kind, ports: ports.collect() })
     };
-    front.addresses.iter().map(share).collect::<Vec<_>>().into_iter()
+    front.addresses.iter().map(share).collect()
+}
+
+/// Where the ports of a Service lead. Its addresses may be many, and of all of
+/// one family most lead to the same.
+struct Leads<'a> {
+    front: &'a Front,
+    slices: &'a [Arc<Slice>],
+    here: &'a Here,
+    /// By whether clients are kept to their node, and by family.
+    known: BTreeMap<(bool, bool), Vec<Lead>>,
+}
+
+impl Leads<'_> {
+    fn of(&mut self, kind: Kind, is_v6: bool) -> &[Lead] {
+        let Self { front, slices, here, known } = self;
+        known
+            .entry((front.is_local_at(kind), is_v6))
+            .or_insert_with(|| leads(front, slices, kind, is_v6, here))
+    }
 }
 
 /// What the file of one address has room for, in endpoints: less than
@@ -360,6 +375,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn endpoints_are_worked_out_once_for_all_addresses_that_lead_to_the_same() {
+        let outside = |n: u8| [format!("192.0.2.{n}"), format!("2001:db8::{n:x}")];
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {
+                "clusterIPs": ["10.96.0.7", "fd00::7"], "internalTrafficPolicy": "Local",
+                "externalIPs": (1..16).flat_map(outside).collect::<Vec<_>>(),
+                "ports": [{"port": 80}],
+            },
+        }))
+        .unwrap();
+        let slice = |kind: &str, address: &str| {
+            let slice = json!({
+                "metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "s"}},
+                "addressType": kind, "endpoints": [{"addresses": [address], "nodeName": "there"}],
+                "ports": [{"name": "", "port": 8080}],
+            });
+            Arc::new(Slice::of(&serde_json::from_value(slice).unwrap()).unwrap())
+        };
+        let slices = [slice("IPv4", "10.1.0.1"), slice("IPv6", "fd01::1")];
+        let (front, here) = (Front::of(&service).unwrap(), Here::default());
+        assert_eq!(front.addresses.len(), 32);
+        let mut known =
+            Leads { front: &front, slices: &slices, here: &here, known: BTreeMap::new() };
+        for (address, kind) in &front.addresses {
+            let expected = leads(&front, &slices, *kind, address.is_ipv6(), &here);
+            assert_eq!(known.of(*kind, address.is_ipv6()), expected, "{address}");
+        }
+        assert_eq!(known.known.len(), 4, "one for each family, near and far");
     }
 
     #[test]
