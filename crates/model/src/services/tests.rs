@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -108,8 +108,9 @@ fn nobody_is_led_to_a_service_without_an_address_or_of_another_proxy() {
             "spec": {"clusterIP": "10.96.0.7"},
         }))
     };
+    // Its own address stays its own, lest another Service take it.
     let others = labelled("service.kubernetes.io/service-proxy-name");
-    assert!(others.unwrap().addresses.is_empty());
+    assert_eq!(others.unwrap().addresses, BTreeMap::from([(ip("10.96.0.7"), Kind::Others)]));
     // Whether it is headless its address says, whatever it is labelled.
     for label in ["x", "service.kubernetes.io/headless"] {
         assert_eq!(labelled(label).unwrap().addresses.len(), 1, "{label}");
