@@ -221,6 +221,18 @@ fn slices_of_headless_services_are_for_names_alone() {
 }
 
 #[test]
+fn slices_are_followed_whichever_proxy_their_labels_name() {
+    let front = front(json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]})).unwrap();
+    let port = json!([{"name": "", "port": 8080}]);
+    let mut other = slice("IPv4", port, json!([{"addresses": ["10.1.0.2"]}]));
+    other["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("x");
+    let slices = slices(json!([other]));
+    let lead = leads(&front, &slices, Kind::Cluster, false, &here()).remove(0);
+    assert_eq!(texts(&lead), ["10.1.0.2:8080"]);
+    assert_eq!(named_endpoints(&slices).len(), 1);
+}
+
+#[test]
 fn a_headless_service_is_called_by_those_that_are_ready() {
     let slices = slices(json!([
         slice(
