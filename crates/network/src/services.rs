@@ -127,19 +127,20 @@ impl ServicesTask {
         let Self { directory, mut files, state } = self;
         let mut table = Table::default();
         let mut retry = None;
+        let mut here = Here { node: sources.node.clone(), zone: String::new() };
         loop {
-            let here = Here {
-                node: sources.node.clone(),
-                zone: zone(sources.seen.borrow_and_update().as_deref()),
-            };
-            let before = here.zone.clone();
+            // While the Node is not known it is where it was.
+            if let Some(node) = sources.seen.borrow_and_update().as_deref() {
+                here.zone = zone(node);
+            }
+            let from = here.clone();
             let services = sources.services.borrow_and_update().clone();
             let slices = sources.slices.borrow_and_update().clone();
             if let (Some(services), Some(slices)) = (services, slices) {
                 let written;
                 // Given and taken back: it is at work elsewhere meanwhile.
                 (table, files, written) = match spawn_blocking(move || {
-                    table.update(&services, &slices, &here);
+                    table.update(&services, &slices, &from);
                     let written = files.write(&mut table);
                     (table, files, written)
                 })
@@ -181,7 +182,7 @@ impl ServicesTask {
                 () = stop.cancelled() => return,
                 Ok(()) = sources.services.changed() => {}
                 Ok(()) = sources.slices.changed() => {}
-                Ok(()) = zone_changed(&mut sources.seen, &before) => {}
+                Ok(()) = zone_changed(&mut sources.seen, &here.zone) => {}
                 () = again => {}
                 else => return stop.cancelled().await,
             }
@@ -199,11 +200,11 @@ async fn zone_changed(
     seen: &mut watch::Receiver<Option<Arc<Node>>>,
     before: &str,
 ) -> Result<(), watch::error::RecvError> {
-    seen.wait_for(|node| zone(node.as_deref()) != before).await.map(drop)
+    seen.wait_for(|node| node.as_ref().is_some_and(|node| zone(node) != before)).await.map(drop)
 }
 
-fn zone(node: Option<&Node>) -> String {
-    let labels = node.and_then(|node| node.metadata.labels.as_ref());
+fn zone(node: &Node) -> String {
+    let labels = node.metadata.labels.as_ref();
     labels.and_then(|labels| labels.get(ZONE)).cloned().unwrap_or_default()
 }
 
@@ -318,6 +319,10 @@ mod tests {
             bed.until(&["10.1.0.1:8080", "10.1.0.2:8080"]).await;
             bed.node.send_replace(Some(node("b")));
             bed.until(&["10.1.0.2:8080"]).await;
+            // A Node that is not known is where it was.
+            bed.node.send_replace(None);
+            bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.3", "b")])));
+            bed.until(&["10.1.0.3:8080"]).await;
             bed.slices.send_replace(Some(slices(&[])));
             bed.until(&[]).await;
             bed.services.send_replace(Some(Arc::default()));

@@ -31,7 +31,8 @@ const PORTS: usize = 256;
 pub struct Front {
     /// Whose it is.
     pub key: ServiceKey,
-    /// Where it is reached; empty if nobody is to be led to it.
+    /// Its addresses, and what each is to it; none where nobody is to be led to
+    /// it, but for those that the cluster gave it.
     pub addresses: BTreeMap<IpAddr, Kind>,
     /// Its ports, at most 256.
     pub ports: Vec<FrontPort>,
@@ -45,11 +46,22 @@ pub struct Front {
     pub naming: Naming,
 }
 
+impl Front {
+    /// Whether clients of an address of this kind are kept to their own node: the
+    /// policy for clients from outside does not hold for pods.
+    #[must_use]
+    pub fn is_local_at(&self, kind: Kind) -> bool {
+        self.is_local && kind == Kind::Cluster
+    }
+}
+
 /// What an address is to a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The cluster gave it to this Service alone.
     Cluster,
+    /// So it did, but another proxy leads there.
+    Others,
     /// The Service names it (`externalIPs`); others may too.
     External,
     /// A load balancer's.
@@ -102,8 +114,13 @@ impl Front {
             _ => Naming::Addresses(own.clone()),
         };
         let is_others = metadata.labels.as_ref().is_some_and(|all| all.contains_key(OTHER_PROXY));
-        let is_led_to = matches!(naming, Naming::Addresses(_)) && !is_others;
-        let addresses = if is_led_to { addresses(service, spec, &own) } else { BTreeMap::new() };
+        let addresses = match naming {
+            Naming::Addresses(_) if is_others => {
+                own.iter().map(|address| (*address, Kind::Others)).collect()
+            }
+            Naming::Addresses(_) => addresses(service, spec, &own),
+            Naming::Endpoints | Naming::Elsewhere(_) => BTreeMap::new(),
+        };
         let ports = spec.ports.iter().flatten().filter_map(|port| {
             Some(FrontPort {
                 name: port.name.clone().unwrap_or_default(),

@@ -46,7 +46,8 @@ pub enum Otherwise {
     Dropped,
 }
 
-/// Where the ports of one kind of a Service's addresses lead for IPv4 or IPv6.
+/// Where the ports of one kind of a Service's addresses lead for IPv4 or IPv6: the
+/// same for all kinds of which [`Front::is_local_at`] says the same.
 ///
 /// The traffic policy for clients from outside does not hold for pods, which
 /// are led to all endpoints by addresses of load balancers too (kube-proxy,
@@ -59,7 +60,7 @@ pub fn leads(
     is_v6: bool,
     here: &Here,
 ) -> Vec<Lead> {
-    let is_local = front.is_local && kind == Kind::Cluster;
+    let is_local = front.is_local_at(kind);
     let share = (ENDPOINTS / front.ports.len().max(1)).min(OF_PORT);
     let mut leads: Vec<Lead> = Vec::new();
     for port in &front.ports {

@@ -11,8 +11,10 @@ use super::{ServiceKey, Transport, front::address};
 const OF: &str = "kubernetes.io/service-name";
 
 /// Nobody is led to the endpoints of a slice with this label, which the cluster
-/// gives to those of headless Services; names may stand for them. Source:
-/// kube-proxy, `Run` in `cmd/kube-proxy/app/server.go` (`noHeadlessEndpoints`).
+/// gives to those of headless Services; names may stand for them. That of another
+/// proxy (`service-proxy-name`), which slices get from their Services, counts for
+/// Services alone. Source: kube-proxy, `Run` in `cmd/kube-proxy/app/server.go`
+/// (`labelSelectorNoHeadlessEndpoints`, `labelSelectorNoProxyName`).
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Endpoints that a name stands for, at most; more are left out.

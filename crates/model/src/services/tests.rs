@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -108,8 +108,9 @@ fn nobody_is_led_to_a_service_without_an_address_or_of_another_proxy() {
             "spec": {"clusterIP": "10.96.0.7"},
         }))
     };
+    // Its own address stays its own, lest another Service take it.
     let others = labelled("service.kubernetes.io/service-proxy-name");
-    assert!(others.unwrap().addresses.is_empty());
+    assert_eq!(others.unwrap().addresses, BTreeMap::from([(ip("10.96.0.7"), Kind::Others)]));
     // Whether it is headless its address says, whatever it is labelled.
     for label in ["x", "service.kubernetes.io/headless"] {
         assert_eq!(labelled(label).unwrap().addresses.len(), 1, "{label}");
@@ -217,6 +218,18 @@ fn slices_of_headless_services_are_for_names_alone() {
     let lead = leads(&front, &slices, Kind::Cluster, false, &here()).remove(0);
     assert_eq!(texts(&lead), ["10.1.0.3:8080"]);
     assert_eq!(named_endpoints(&slices).len(), 2);
+}
+
+#[test]
+fn slices_are_followed_whichever_proxy_their_labels_name() {
+    let front = front(json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]})).unwrap();
+    let port = json!([{"name": "", "port": 8080}]);
+    let mut other = slice("IPv4", port, json!([{"addresses": ["10.1.0.2"]}]));
+    other["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("x");
+    let slices = slices(json!([other]));
+    let lead = leads(&front, &slices, Kind::Cluster, false, &here()).remove(0);
+    assert_eq!(texts(&lead), ["10.1.0.2:8080"]);
+    assert_eq!(named_endpoints(&slices).len(), 1);
 }
 
 #[test]

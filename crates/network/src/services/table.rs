@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Service;
 use krustlet_model::services::{
-    Front, Here, Kind, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
+    Front, Here, Kind, Lead, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
 };
 use krustlet_protocol::{
     Destinations, NamedAddress, ServiceAddress, ServiceName, ServicePort,
@@ -160,7 +160,8 @@ impl Table {
 
     /// All files that there should be.
     pub(super) fn paths(&self) -> BTreeSet<String> {
-        let addresses = self.addresses.keys().map(|address| address_file(*address));
+        let led = self.addresses.iter().filter(|(_, all)| !is_others(all));
+        let addresses = led.map(|(address, _)| address_file(*address));
         addresses.chain(self.names.keys().filter_map(name_file)).collect()
     }
 
@@ -172,7 +173,7 @@ impl Table {
     pub(super) fn contents(&self, file: &File) -> Result<Option<Vec<u8>>, serde_json::Error> {
         match file {
             File::Address(address) => {
-                let merged = self.addresses.get(address).map(merge);
+                let merged = self.addresses.get(address).and_then(merge);
                 merged.map(|merged| serde_json::to_vec(&merged)).transpose()
             }
             File::Name(key) => self.names.get(key).map(serde_json::to_vec).transpose(),
@@ -181,13 +182,13 @@ impl Table {
 }
 
 /// What a Service says of each of its addresses.
-fn shares(
-    front: &Front,
-    slices: &[Arc<Slice>],
-    here: &Here,
-) -> impl Iterator<Item = (IpAddr, Share)> {
+fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here) -> Vec<(IpAddr, Share)> {
+    let mut known = Leads { front, slices, here, known: BTreeMap::new() };
     let share = |(address, kind): (&IpAddr, &Kind)| {
         let (address, kind) = (*address, *kind);
+        if kind == Kind::Others {
+            return (address, Share { kind, ports: Vec::new() });
+        }
         let sources = front
             .sources
             .iter()
@@ -195,19 +196,37 @@ fn shares(
         let sources: Vec<Destinations> = sources
             .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
             .collect();
-        let ports = leads(front, slices, kind, address.is_ipv6(), here);
-        let ports = ports.into_iter().map(|lead| ServicePort {
+        let ports = known.of(kind, address.is_ipv6()).iter().map(|lead| ServicePort {
             transport: lead.transport,
             port: lead.port,
             of: format!("{}:{}", front.key, lead.name),
-            endpoints: lead.endpoints,
+            endpoints: lead.endpoints.clone(),
             is_silent: lead.otherwise == Otherwise::Dropped,
             affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
             sources: sources.clone(),
         });
         (address, Share { kind, ports: ports.collect() })
     };
-    front.addresses.iter().map(share).collect::<Vec<_>>().into_iter()
+    front.addresses.iter().map(share).collect()
+}
+
+/// Where the ports of a Service lead. Its addresses may be many, and of all of
+/// one family most lead to the same.
+struct Leads<'a> {
+    front: &'a Front,
+    slices: &'a [Arc<Slice>],
+    here: &'a Here,
+    /// By whether clients are kept to their node, and by family.
+    known: BTreeMap<(bool, bool), Vec<Lead>>,
+}
+
+impl Leads<'_> {
+    fn of(&mut self, kind: Kind, is_v6: bool) -> &[Lead] {
+        let Self { front, slices, here, known } = self;
+        known
+            .entry((front.is_local_at(kind), is_v6))
+            .or_insert_with(|| leads(front, slices, kind, is_v6, here))
+    }
 }
 
 /// What the file of one address has room for, in endpoints: less than
@@ -223,8 +242,11 @@ const SOURCE: usize = 2;
 /// What an address is, of all Services that have it. Where the cluster gave it to
 /// one, others that name it too have no say; else the first in the order of their
 /// names has a port that several want. Beyond [`MOST`] a port has fewer endpoints,
-/// and then none.
-fn merge(all: &BTreeMap<ServiceKey, Share>) -> ServiceAddress {
+/// and then none. None for what another proxy leads to.
+fn merge(all: &BTreeMap<ServiceKey, Share>) -> Option<ServiceAddress> {
+    if is_others(all) {
+        return None;
+    }
     let is_only = all.values().any(|share| share.kind == Kind::Cluster);
     let mut ports: Vec<ServicePort> = Vec::new();
     let mut left = MOST;
@@ -242,7 +264,13 @@ fn merge(all: &BTreeMap<ServiceKey, Share>) -> ServiceAddress {
             }
         }
     }
-    ServiceAddress { is_only, ports }
+    Some(ServiceAddress { is_only, ports })
+}
+
+/// Whether the cluster gave the address to a Service of another proxy: who goes
+/// there goes where the network leads.
+fn is_others(all: &BTreeMap<ServiceKey, Share>) -> bool {
+    all.values().any(|share| share.kind == Kind::Others)
 }
 
 fn name(front: Front, slices: &[Arc<Slice>]) -> ServiceName {
@@ -274,14 +302,20 @@ mod tests {
         address: Option<u8>,
         external: Option<u8>,
         port: u16,
+        is_others: bool,
     }
 
     fn service(one: &One) -> Service {
         let external: Vec<_> = one.external.iter().map(|n| format!("192.0.2.{n}")).collect();
+        let labels = if one.is_others {
+            json!({"service.kubernetes.io/service-proxy-name": "x"})
+        } else {
+            json!({})
+        };
         serde_json::from_value(json!({
             "metadata": {
                 "namespace": "n", "name": format!("s{}", one.name),
-                "resourceVersion": format!("{one:?}"),
+                "resourceVersion": format!("{one:?}"), "labels": labels,
             },
             "spec": {
                 "clusterIP": one.address.map_or("None".to_owned(), |n| format!("192.0.2.{n}")),
@@ -294,13 +328,15 @@ mod tests {
 
     fn services() -> impl Strategy<Value = Vec<One>> {
         let some = || prop::option::weighted(0.6, 1_u8..5);
-        let one = (0_u8..4, 0_u8..2, some(), some(), 80_u16..83);
-        let one = one.prop_map(|(name, version, address, external, port)| One {
+        let is_others = prop::bool::weighted(0.2);
+        let one = (0_u8..4, 0_u8..2, some(), some(), 80_u16..83, is_others);
+        let one = one.prop_map(|(name, version, address, external, port, is_others)| One {
             name,
             version,
             address,
             external,
             port,
+            is_others,
         });
         prop::collection::vec(one, 0..6).prop_map(|mut all| {
             all.sort_by_key(|one| one.name);
@@ -350,7 +386,12 @@ mod tests {
             let objects: Vec<Service> = all.iter().map(service).collect();
             table.update(&objects, &Slices::new(), &Here::default());
             for (address, shares) in &table.addresses {
-                let merged = merge(shares);
+                let is_of_others = shares.values().any(|share| share.kind == Kind::Others);
+                let Some(merged) = merge(shares) else {
+                    prop_assert!(is_of_others, "{address}");
+                    continue;
+                };
+                prop_assert!(!is_of_others, "{address}");
                 let owners: Vec<&ServiceKey> =
                     shares.iter().filter(|(_, s)| s.kind == Kind::Cluster).map(|(k, _)| k).collect();
                 prop_assert_eq!(merged.is_only, !owners.is_empty(), "{}", address);
@@ -360,6 +401,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn endpoints_are_worked_out_once_for_all_addresses_that_lead_to_the_same() {
+        let outside = |n: u8| [format!("192.0.2.{n}"), format!("2001:db8::{n:x}")];
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {
+                "clusterIPs": ["10.96.0.7", "fd00::7"], "internalTrafficPolicy": "Local",
+                "externalIPs": (1..16).flat_map(outside).collect::<Vec<_>>(),
+                "ports": [{"port": 80}],
+            },
+        }))
+        .unwrap();
+        let slice = |kind: &str, address: &str| {
+            let slice = json!({
+                "metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "s"}},
+                "addressType": kind, "endpoints": [{"addresses": [address], "nodeName": "there"}],
+                "ports": [{"name": "", "port": 8080}],
+            });
+            Arc::new(Slice::of(&serde_json::from_value(slice).unwrap()).unwrap())
+        };
+        let slices = [slice("IPv4", "10.1.0.1"), slice("IPv6", "fd01::1")];
+        let (front, here) = (Front::of(&service).unwrap(), Here::default());
+        assert_eq!(front.addresses.len(), 32);
+        let mut known =
+            Leads { front: &front, slices: &slices, here: &here, known: BTreeMap::new() };
+        for (address, kind) in &front.addresses {
+            let expected = leads(&front, &slices, *kind, address.is_ipv6(), &here);
+            assert_eq!(known.of(*kind, address.is_ipv6()), expected, "{address}");
+        }
+        assert_eq!(known.known.len(), 4, "one for each family, near and far");
     }
 
     #[test]
@@ -387,7 +460,7 @@ mod tests {
                     (ServiceKey::new("n", format!("s{service:03}")), share)
                 })
                 .collect();
-            let merged = merge(&all);
+            let merged = merge(&all).unwrap();
             let length = serde_json::to_vec(&merged).unwrap().len();
             assert!(length <= krustlet_protocol::services::MAX_SERVICE, "{length}");
             // What there is room for is there.
@@ -411,7 +484,7 @@ mod tests {
         table.update(&[service], &Slices::new(), &Here::default());
         let port = |address: &str| {
             let address: IpAddr = address.parse().unwrap();
-            merge(&table.addresses[&address]).ports.remove(0)
+            merge(&table.addresses[&address]).unwrap().ports.remove(0)
         };
         assert!(port("10.96.0.7").sources.is_empty());
         let balanced = port("192.0.2.1");
