@@ -275,7 +275,7 @@ fn trap(why: &Refused) -> wasmtime::Error {
 }
 
 /// How a version tells a guest.
-type Told<T, E> = fn(Result<T, Refused>) -> wasmtime::Result<(Result<T, E>,)>;
+type Words<T, E> = fn(Result<T, Refused>) -> wasmtime::Result<(Result<T, E>,)>;
 
 /// Puts these in the place of wasmtime's, which must be there: of both versions.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
@@ -286,8 +286,8 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Re
 fn add<E>(
     linker: &mut Linker<ComponentState>,
     types: &str,
-    made: Told<Fields, E>,
-    done: Told<(), E>,
+    made: Words<Fields, E>,
+    done: Words<(), E>,
 ) -> wasmtime::Result<()>
 where
     (Result<Fields, E>,): ComponentNamedList + Lower + 'static,

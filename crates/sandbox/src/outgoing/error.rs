@@ -29,7 +29,7 @@ pub(super) fn loss(failure: &legacy::Error) -> Option<Lost> {
     if failure.is_connect() {
         return None;
     }
-    let mut causes = successors(failure.source(), |error| error.source());
+    let mut causes = successors(failure.source(), |&error| error.source());
     let error = causes.find_map(|cause| cause.downcast_ref::<hyper::Error>())?;
     let said = error.source().map(ToString::to_string).unwrap_or_default();
     // What is cancelled was not written.
