@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -17,15 +17,15 @@ use http::{StatusCode, Version};
 use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
-use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
+use krustlet_protocol::{Destinations, Host, Limits, Names, PodNetwork};
 use krustlet_testkit::Authority;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::Notify,
     task::JoinSet,
     time::sleep,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::*;
 use crate::net::{NetError, Options, Stream, tests::on_a_network};
@@ -59,6 +59,17 @@ fn full(text: &str) -> Body {
     Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
 }
 
+/// A container whose guests ask, where it does not matter whose they are.
+fn whose() -> &'static Arc<Whose> {
+    static WHOSE: LazyLock<Arc<Whose>> = LazyLock::new(|| asks(None));
+    &WHOSE
+}
+
+/// One that believes these.
+pub(super) fn asks(own: Option<Arc<OwnRoots>>) -> Arc<Whose> {
+    Arc::new(Whose { own, usage: Arc::new(Usage::new(&Limits::default())) })
+}
+
 /// A server within the pod.
 pub(super) struct Server {
     pub(super) at: SocketAddr,
@@ -72,19 +83,32 @@ impl Server {
         Self::raw(stack, move |stream: Stream| {
             let tls = tls.clone();
             async move {
-                let service = service_fn(async |request: Request<Incoming>| {
-                    let text = format!("{:?} {}", request.version(), request.uri().path());
-                    Ok::<_, Infallible>(Response::new(full(&text)))
-                });
-                let server = auto::Builder::new(TokioExecutor::new());
-                let Some(tls) = tls else {
-                    drop(server.serve_connection(TokioIo::new(stream), service).await);
-                    return;
-                };
+                let Some(tls) = tls else { return serve(stream).await };
                 // A client that does not like the certificate goes away.
                 if let Ok(stream) = tls.accept(stream).await {
-                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                    serve(stream).await;
                 }
+            }
+        })
+    }
+
+    /// Has `refuses` deal with the first connections, so many, and serves the others.
+    fn refuses<F>(
+        stack: &Stack,
+        tls: TlsAcceptor,
+        first: usize,
+        refuses: impl Fn(TlsStream<Stream>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let served = Arc::new(AtomicUsize::new(0));
+        Self::raw(stack, move |stream: Stream| {
+            let (tls, refuses) = (tls.clone(), refuses.clone());
+            let is_refused = served.fetch_add(1, SeqCst) < first;
+            async move {
+                let stream = tls.accept(stream).await.unwrap();
+                if is_refused { refuses(stream).await } else { serve(stream).await }
             }
         })
     }
@@ -120,6 +144,18 @@ impl Server {
     }
 }
 
+/// Says by what version it was asked, and what came with it.
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        let (version, path) = (request.version(), request.uri().path().to_owned());
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let text = format!("{version:?} {path}{}", String::from_utf8_lossy(&body));
+        Ok::<_, Infallible>(Response::new(full(&text)))
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
+}
+
 /// Waits for the beginning of a request: what comes before it is no answer.
 async fn hear(stream: &mut Stream) {
     let mut some = [0; 1024];
@@ -131,17 +167,26 @@ pub(super) fn request(uri: &str) -> Request<WasiBody> {
     Request::get(uri).body(body).unwrap()
 }
 
-async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
-    ask_as(None, outgoing, uri).await
+/// A body of what a guest writes.
+fn from_channel(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> WasiBody {
+    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
+    });
+    http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync()
 }
 
-/// As a guest of a container that says whom it believes.
+async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
+    ask_as(whose(), outgoing, uri).await
+}
+
+/// As a guest of a container.
 pub(super) async fn ask_as(
-    own: Option<&Arc<OwnRoots>>,
+    whose: &Arc<Whose>,
     outgoing: &Outgoing,
     uri: &str,
 ) -> Result<String, HttpError> {
-    let answer = outgoing.send(request(uri), RequestOptions::default(), own).await?;
+    let answer = outgoing.send(request(uri), RequestOptions::default(), whose).await?;
     assert_eq!(answer.status(), StatusCode::OK);
     let body = answer.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(body.to_vec()).unwrap())
@@ -175,6 +220,27 @@ async fn connections_are_used_again() {
         assert_eq!(answer.unwrap(), format!("{:?} {path}", Version::HTTP_11));
     }
     assert_eq!(server.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_requests_take_is_charged_to_the_container_that_sends_them() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let server = Server::start(&stack, Some(tls));
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let uri = format!("https://web.test:{}/", server.at.port());
+    let [one, other] = [(); 2].map(|()| asks(None));
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert!(one.usage.cpu() > 0 && other.usage.cpu() == 0);
+    // The other has a connection of its own.
+    ask_as(&other, &outgoing, &uri).await.unwrap();
+    assert!(other.usage.cpu() > 0);
+    assert_eq!(server.connections.load(SeqCst), 2);
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert_eq!(server.connections.load(SeqCst), 2, "it is kept");
+    drop(other);
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert_eq!(outgoing.callers.lock().unwrap().len(), 1, "its connections go with it");
 }
 
 #[tokio::test]
@@ -255,18 +321,18 @@ async fn who_keeps_a_guest_waiting_is_left() {
     };
     let silent = Server::says(&stack, b"");
     let uri = format!("http://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all, None).await.map(drop);
+    let left = outgoing.send(request(&uri), all, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
     let begun = Instant::now();
     let first = RequestOptions { first_byte_timeout: Some(second), ..RequestOptions::default() };
-    let left = outgoing.send(request(&uri), first, None).await.map(drop);
+    let left = outgoing.send(request(&uri), first, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
     assert!(begun.elapsed() < PATIENCE, "the time for a connection is not added to it");
 
     let stalls = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
     let uri = format!("http://web.test:{}/", stalls.at.port());
-    let answer = outgoing.send(request(&uri), all, None).await.unwrap();
+    let answer = outgoing.send(request(&uri), all, whose()).await.unwrap();
     let left = answer.into_body().collect().await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
@@ -274,7 +340,7 @@ async fn who_keeps_a_guest_waiting_is_left() {
     let (roots, _) = trusted("web.test");
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all, None).await.map(drop);
+    let left = outgoing.send(request(&uri), all, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
 }
 
@@ -300,16 +366,16 @@ async fn no_more_requests_than_allowed_are_under_way() {
     let uri = format!("http://web.test:{}/", server.at.port());
     let mut held = Vec::new();
     for _ in 0..REQUESTS {
-        held.push(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
+        held.push(outgoing.send(request(&uri), RequestOptions::default(), whose()).await.unwrap());
     }
     let soon = RequestOptions {
         connect_timeout: Some(Duration::from_secs(1)),
         ..RequestOptions::default()
     };
-    let refused = outgoing.send(request(&uri), soon, None).await.map(drop);
+    let refused = outgoing.send(request(&uri), soon, whose()).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     held.pop();
-    assert!(outgoing.send(request(&uri), soon, None).await.is_ok());
+    assert!(outgoing.send(request(&uri), soon, whose()).await.is_ok());
 }
 
 #[tokio::test]
@@ -387,7 +453,7 @@ async fn one_of_version_2_makes_room_when_no_stream_of_it_is_open() {
         assert_eq!(ask(&outgoing, uri).await.unwrap(), format!("{:?} /", Version::HTTP_2));
     }
     // As long as somebody has a body in his hands it is in use, and others share it.
-    let held = outgoing.send(request(one), RequestOptions::default(), None).await.unwrap();
+    let held = outgoing.send(request(one), RequestOptions::default(), whose()).await.unwrap();
     for uri in [other, one] {
         let answer = ask(&outgoing, uri).await;
         assert_eq!(answer.is_ok(), uri == one, "{uri}: {answer:?}");
@@ -421,6 +487,128 @@ fn a_server_that_has_closed_a_connection_meanwhile_is_asked_on_another() {
     });
 }
 
+/// Types of frames of version 2 (RFC 9113, 6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+/// Takes the head of a request of version 2, and says this of its stream or of the
+/// connection; then it says nothing.
+async fn says_of_the_first(mut stream: TlsStream<Stream>, kind: u8, what: &[u8]) {
+    stream.read_exact(&mut [0; 24]).await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, &[])).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        if head[3] == HEADERS {
+            break;
+        }
+    }
+    let number = u8::from(kind == RST_STREAM);
+    stream.write_all(&frame(kind, number, what)).await.unwrap();
+    while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+}
+
+fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, 0, 0, 0, 0, stream], payload].concat()
+}
+
+/// A stream that is refused; and a server that leaves, and has begun with none.
+const REFUSALS: [(u8, &[u8]); 2] = [(RST_STREAM, &[0, 0, 0, 7]), (GOAWAY, &[0; 8])];
+
+#[tokio::test]
+async fn what_a_server_has_surely_not_begun_with_is_sent_once_more() {
+    for (kind, what) in REFUSALS {
+        for (refusals, is_answered) in [(1, true), (2, false)] {
+            let stack = stack();
+            let (roots, tls) = trusted("web.test");
+            let refuses = move |stream| says_of_the_first(stream, kind, what);
+            let server = Server::refuses(&stack, tls, refusals, refuses);
+            let outgoing = Outgoing::trusting(&stack, roots);
+            let uri = format!("https://web.test:{}/", server.at.port());
+            let mut asked = request(&uri);
+            *asked.method_mut() = http::Method::POST;
+            let answer = outgoing.send(asked, RequestOptions::default(), whose()).await;
+            assert_eq!(answer.is_ok(), is_answered, "{kind}");
+            if let Ok(answer) = answer {
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, format!("{:?} /", Version::HTTP_2));
+            }
+            assert_eq!(server.connections.load(SeqCst), 2, "{kind}");
+            while outgoing.permits.available_permits() < REQUESTS {
+                yield_now().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_goes_along_if_nothing_of_it_was_sent() {
+    for (is_ready, is_answered) in [(false, true), (true, false)] {
+        let stack = stack();
+        let (roots, tls) = trusted("web.test");
+        let (more, pieces) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let refuses = |stream| says_of_the_first(stream, RST_STREAM, &[0, 0, 0, 7]);
+        let server = Server::refuses(&stack, tls, 1, refuses);
+        let outgoing = Outgoing::trusting(&stack, roots);
+        let uri = format!("https://web.test:{}/", server.at.port());
+        let asked = Request::post(&uri).body(from_channel(pieces)).unwrap();
+        let write = async {
+            // Else not before it is on its second connection.
+            while !is_ready && server.connections.load(SeqCst) < 2 {
+                yield_now().await;
+            }
+            more.send(Bytes::from_static(b"piece")).await.unwrap();
+            drop(more);
+        };
+        let send = outgoing.send(asked, RequestOptions::default(), whose());
+        let (answer, ()) = tokio::join!(send, write);
+        assert_eq!(answer.is_ok(), is_answered);
+        if let Ok(answer) = answer {
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, format!("{:?} /piece", Version::HTTP_2));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_kept_and_is_lost_before_the_answer_is_made_anew() {
+    let stack = stack();
+    // Answers one request, and leaves when it has heard another.
+    let server = Server::raw(&stack, async |mut stream: Stream| {
+        hear(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await.unwrap();
+        hear(&mut stream).await;
+    });
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = format!("http://web.test:{}/", server.at.port());
+    for connections in [1, 2] {
+        assert_eq!(ask(&outgoing, &uri).await.unwrap(), "good");
+        assert_eq!(server.connections.load(SeqCst), connections);
+        // The client keeps it by then.
+        for _ in 0..16 {
+            yield_now().await;
+        }
+    }
+    // The second was made for one request, and is kept by nobody.
+    assert_eq!(ask(&outgoing, &uri).await.unwrap(), "good");
+    for _ in 0..16 {
+        yield_now().await;
+    }
+    let mut asked = request(&uri);
+    *asked.method_mut() = http::Method::POST;
+    let lost = outgoing.send(asked, RequestOptions::default(), whose()).await.map(drop);
+    assert!(
+        matches!(lost, Err(HttpError::ConnectionTerminated | HttpError::HttpResponseIncomplete)),
+        "it may have been heard: {lost:?}"
+    );
+    assert_eq!(server.connections.load(SeqCst), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_in_use_makes_no_room() {
     let stack = small_stack(4);
@@ -429,9 +617,9 @@ async fn a_connection_in_use_makes_no_room() {
     let outgoing = Outgoing::trusting(&stack, nobody());
     let uri = |server: &Server| format!("http://web.test:{}/", server.at.port());
     let answer =
-        outgoing.send(request(&uri(&busy)), RequestOptions::default(), None).await.unwrap();
+        outgoing.send(request(&uri(&busy)), RequestOptions::default(), whose()).await.unwrap();
     let refused =
-        outgoing.send(request(&uri(&other)), RequestOptions::default(), None).await.map(drop);
+        outgoing.send(request(&uri(&other)), RequestOptions::default(), whose()).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     // It goes on.
     let mut body = answer.into_body();
@@ -451,15 +639,10 @@ async fn a_request_is_under_way_until_its_own_body_is_sent() {
     });
     let outgoing = Outgoing::trusting(&stack, nobody());
     let (more, pieces) = tokio::sync::mpsc::channel::<Bytes>(1);
-    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
-        let piece = pieces.recv().await?;
-        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
-    });
-    let body = http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync();
     let uri = format!("http://web.test:{}/", server.at.port());
-    let request = Request::post(&uri).body(body).unwrap();
+    let request = Request::post(&uri).body(from_channel(pieces)).unwrap();
     more.send(Bytes::from_static(b"first")).await.unwrap();
-    let answer = outgoing.send(request, RequestOptions::default(), None).await.unwrap();
+    let answer = outgoing.send(request, RequestOptions::default(), whose()).await.unwrap();
     assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1);
     drop(answer);
     tokio::task::yield_now().await;
@@ -533,7 +716,7 @@ async fn a_server_of_version_2_that_is_gone_is_left() {
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", server.at.port());
     let begun = Instant::now();
-    let left = outgoing.send(request(&uri), RequestOptions::default(), None).await.map(drop);
+    let left = outgoing.send(request(&uri), RequestOptions::default(), whose()).await.map(drop);
     assert!(
         matches!(left, Err(HttpError::HttpResponseTimeout | HttpError::ConnectionTerminated)),
         "{left:?}"
@@ -566,7 +749,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
         drop((waits, accepted));
     };
     let first = async {
-        drop(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
+        drop(outgoing.send(request(&uri), RequestOptions::default(), whose()).await.unwrap());
     };
     let other = async {
         is_full.notified().await;
@@ -576,7 +759,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
             first_byte_timeout: Some(second * 10),
             between_bytes_timeout: None,
         };
-        let left = outgoing.send(request(&uri), options, None).await.map(drop);
+        let left = outgoing.send(request(&uri), options, whose()).await.map(drop);
         assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
         begun.elapsed()
     };

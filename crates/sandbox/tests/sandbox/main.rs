@@ -58,6 +58,7 @@ const TESTS: &[Test] = tests! {
         a_guest_that_exceeds_its_memory_limit_is_oom_killed,
         a_guest_that_copes_with_its_memory_limit_is_not,
         what_may_wait_in_bodies_is_memory_of_the_container,
+        fields_of_http_are_memory_of_the_container,
         objects_that_nobody_has_any_more_are_not_counted,
         a_module_is_entered_where_its_image_says,
         a_library_is_made_ready_before_it_is_entered,
@@ -78,6 +79,7 @@ const TESTS: &[Test] = tests! {
         who_comes_by_the_nodes_port_is_let_in_by_the_containers,
         a_pod_that_shares_an_address_hears_its_own_port_and_the_nodes;
     http:
+        an_idle_server_has_few_threads_and_descriptors,
         requests_are_answered_each_by_its_own_instance,
         an_instance_answers_as_many_requests_as_it_may,
         an_instance_that_is_not_asked_ends,
