@@ -643,21 +643,22 @@ fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
 fn an_agent_that_can_no_longer_give_pods_addresses_gives_none_the_nodes() {
     in_a_room(async || {
         let ranges = ["10.244.1.0/24"];
+        let of_mode = |mode| Setup { mode, ..Setup::default() };
         let fresh = Home::new();
         fs::create_dir(namespace(fresh.path())).unwrap();
-        let node = Node::unsettled(Mode::Auto, fresh, &ranges, None, None);
+        let node = Node::unsettled(fresh, &ranges, of_mode(Mode::Auto));
         node.wait_for(|state| matches!(state, NetworkState::Host { why: Some(_) })).await;
 
         let home = Node::start(&ranges).await.leave().await;
         obstruct(home.path());
-        let node = Node::unsettled(Mode::Auto, home, &ranges, None, None);
+        let node = Node::unsettled(home, &ranges, of_mode(Mode::Auto));
         node.wait_for(|state| {
             assert!(!matches!(state, NetworkState::Host { .. }), "{state:?}");
             matches!(state, NetworkState::Waiting(why) if why.contains("--pod-network=host"))
         })
         .await;
         let home = node.leave().await;
-        let node = Node::unsettled(Mode::Host, home, &ranges, None, None);
+        let node = Node::unsettled(home, &ranges, of_mode(Mode::Host));
         node.wait_for(|state| matches!(state, NetworkState::Host { why: None })).await;
     });
 }

@@ -24,7 +24,6 @@ pub(crate) struct Claim {
     first: Option<u16>,
     owner: Option<Arc<()>>,
     home: Handed,
-    #[expect(dead_code, reason = "held")]
     datagrams: Option<Kept>,
 }
 

@@ -54,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use krustlet_model::policy::PodPolicy;
+use krustlet_model::{policy::PodPolicy, services::Transport};
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
 use tokio::{
