@@ -9,14 +9,26 @@
 //! for what at least one of them lets through. Answers to what was let through
 //! are nobody's business here.
 //!
+//! Who may write the policies of a namespace may not hold up those of others:
+//! what is worked out is bounded (`size.rs`), and is cheap by how pods are looked
+//! up (`index.rs`). Beyond the bound the namespace's pods are closed.
+//!
 //! Source: Kubernetes, `NetworkPolicySpec` in `staging/src/k8s.io/api/networking/v1/types.go`
 //! and the concept page "Network Policies".
 
+mod bits;
 mod book;
+#[cfg(test)]
+mod cost;
+mod index;
+mod peer;
 mod ranges;
+mod resolve;
 mod select;
+mod size;
 #[cfg(test)]
 mod tests;
+mod whom;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -25,8 +37,10 @@ use serde::{Deserialize, Serialize};
 use crate::services::Transport;
 
 pub use self::{
-    book::{Book, Labels, NamedPort, PeerPod, Policies, PolicyKey, Verdict, named_ports},
+    book::{Book, Excess, Policies, Verdict},
+    peer::{Labels, NamedPort, PeerPod, PolicyKey},
     ranges::{AddressRange, merge},
+    size::{MOST_PARTS, MOST_PARTS_OF_ALL},
 };
 
 /// Ranges of addresses that one pod's policy may have. A sandbox looks through
@@ -50,7 +64,7 @@ pub struct PodPolicy {
 }
 
 /// Lets through what fits both.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PolicyRule {
     /// The other side, in order and without overlap; any if none.
     pub peers: Option<Vec<AddressRange>>,
@@ -59,7 +73,7 @@ pub struct PolicyRule {
 }
 
 /// Ports of a protocol, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     /// The protocol.
     pub protocol: Transport,

@@ -125,6 +125,9 @@ pub(crate) struct Context {
     pub(crate) views: Arc<Views>,
     /// One pod's files are looked through at a time.
     pub(crate) storage_looks: Semaphore,
+    /// What policies say of one pod is worked out at a time: whoever writes them
+    /// decides how long that takes, and other work waits for the same processors.
+    pub(crate) policy_looks: Semaphore,
 }
 
 impl Context {

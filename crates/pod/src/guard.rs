@@ -1,11 +1,17 @@
 //! What the cluster's policies and the pod's own list let its sockets do.
 //!
-//! Pure but for what the network knows of the node's addresses.
+//! Pure but for what the network knows of the node's addresses. What policies come
+//! to for a pod is worked out by whoever may take the time ([`Looked::ToWorkOut`]).
+
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     outbound::{Outbound, OutboundError},
-    policy::{MOST_RANGES, MOST_RULES, PodPolicy, Policies, Verdict},
+    policy::{
+        Book, Excess, MOST_PARTS, MOST_PARTS_OF_ALL, MOST_RANGES, MOST_RULES, PodPolicy, Policies,
+        Verdict,
+    },
 };
 use krustlet_network::Network;
 
@@ -26,43 +32,63 @@ pub(crate) struct Guard {
 pub(crate) enum Trouble {
     /// The policies are not known, for this reason.
     Unknown(String),
-    /// They have more addresses, ports or rules for the pod than it may have.
-    TooLarge,
+    /// They have more than is let through.
+    TooLarge(Excess),
     /// The list makes no sense any more.
     List(OutboundError),
 }
 
-/// What holds for a pod now, and what is wrong with it.
+/// What came of a look.
+#[derive(Debug)]
+pub(crate) enum Looked {
+    /// What holds for the pod, and what is wrong with it.
+    Known {
+        guard: Guard,
+        trouble: Option<Trouble>,
+        /// What the policies say, to be held as long as it is gone by.
+        verdict: Option<Arc<Verdict>>,
+    },
+    /// What the policies say has to be worked out of these first.
+    ToWorkOut(Arc<Book>),
+}
+
+/// What holds for a pod now, as far as it is known. Takes no time.
 ///
 /// A pod of the host's network is subject to no policy, as with most plugins:
 /// what it sends cannot be told from what the node does.
-pub(crate) fn look(network: &Network, policies: &Policies, pod: &Pod) -> (Guard, Option<Trouble>) {
+pub(crate) fn look(network: &Network, policies: &Policies, pod: &Pod) -> Looked {
     let mut trouble = None;
     let outbound = Outbound::of(pod).unwrap_or_else(|error| {
         trouble = Some(Trouble::List(error));
         Some(Vec::new())
     });
-    if is_host_network(pod) {
-        return (Guard { policy: Some(PodPolicy::default()), outbound }, trouble);
-    }
-    let policy = match policies {
-        Policies::Off => Some(PodPolicy::default()),
-        Policies::Unknown(why) => {
-            trouble = Some(Trouble::Unknown(why.clone()));
-            None
-        }
-        Policies::Known(book) => {
-            let Verdict { mut policy, is_too_large } = book.of(pod);
-            if is_too_large {
-                trouble = Some(Trouble::TooLarge);
+    let mut verdict = None;
+    let policy = if is_host_network(pod) {
+        Some(PodPolicy::default())
+    } else {
+        match policies {
+            Policies::Off => Some(PodPolicy::default()),
+            Policies::Unknown(why) => {
+                trouble = Some(Trouble::Unknown(why.clone()));
+                None
             }
-            if policy.ingress.is_some() {
-                policy.node = network.node_speaks_from();
+            Policies::Known(book) => {
+                let Some(known) = book.known(pod) else {
+                    return Looked::ToWorkOut(Arc::clone(book));
+                };
+                if let Some(excess) = known.excess {
+                    trouble = Some(Trouble::TooLarge(excess));
+                }
+                let mut policy = known.policy.clone();
+                if policy.ingress.is_some() {
+                    policy.node = network.node_speaks_from();
+                }
+                verdict = Some(known);
+                Some(policy)
             }
-            Some(policy)
         }
     };
-    (Guard { policy, outbound }, trouble)
+    Looked::Known { guard: Guard { policy, outbound }, trouble, verdict }
 }
 
 impl Trouble {
@@ -70,10 +96,14 @@ impl Trouble {
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Unknown(why) => format!("network is not ready: {why}"),
-            Self::TooLarge => format!(
+            Self::TooLarge(Excess::Pod) => format!(
                 "the NetworkPolicies that select the pod come to more than {MOST_RANGES} ranges of \
-                 addresses or {MOST_RULES} rules or ports; what is beyond is not let through: use \
-                 ipBlocks or fewer policies"
+                 addresses or {MOST_RULES} rules or ports, or one of them has more than {MOST_PARTS} \
+                 parts; what is beyond is not let through: use ipBlocks or fewer policies"
+            ),
+            Self::TooLarge(Excess::Namespace) => format!(
+                "the NetworkPolicies of the pod's namespace have more than {MOST_PARTS_OF_ALL} parts \
+                 together; nothing is let through to or from its pods until they have fewer"
             ),
             Self::List(error) => error.to_string(),
         }

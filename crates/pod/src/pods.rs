@@ -132,6 +132,7 @@ pub async fn open(
             directories,
             views,
             storage_looks: Semaphore::new(1),
+            policy_looks: Semaphore::new(1),
         }),
         wanted,
         commands: received,

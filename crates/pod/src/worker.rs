@@ -32,7 +32,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     Grace, PodKey, PodUid,
     observed::{PodFailure, PodObserved, ResizePending},
-    policy::Policies,
+    policy::{Policies, Verdict},
     resize::{is_resized, keep_resources},
     status::{EPHEMERAL_MESSAGE, EPHEMERAL_REASON, ephemeral_containers},
     time::from_api_time,
@@ -228,6 +228,11 @@ pub(crate) struct Worker {
     guard: Guard,
     /// What is wrong with that, as people were told.
     trouble: Option<Trouble>,
+    /// What the policies said last; held so that the next ones are known to be
+    /// asked for.
+    verdict: Option<Arc<Verdict>>,
+    /// Whether what they say is being worked out.
+    works_out: bool,
 
     phase: Phase,
     slots: Vec<Slot>,
@@ -298,6 +303,8 @@ impl Worker {
             policies: context.outside.policies.clone(),
             guard: Guard::default(),
             trouble: None,
+            verdict: None,
+            works_out: false,
             limits,
             phase: Phase::Starting,
             slots,

@@ -8,15 +8,30 @@ use krustlet_cluster::{
     policies::{PolicyFacts, Seen},
 };
 use krustlet_model::policy::{Book, Policies};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    task::{JoinError, spawn_blocking},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 /// The reason of the event by which a node says that it may not know policies,
 /// or whom they name.
 const FORBIDDEN: &str = "NetworkPoliciesForbidden";
 
-/// How long changes are gathered: each costs a look at all policies and pods.
+/// How long changes are gathered at least.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// And at most: whoever makes them costly may not hold up others' for longer.
+const MOST_SETTLE: Duration = Duration::from_secs(2);
+
+/// So many times what the last look took passes until the next.
+const REST: u32 = 4;
+
+/// How long changes are gathered after a look that took so long.
+fn settle(took: Duration) -> Duration {
+    took.saturating_mul(REST).clamp(SETTLE, MOST_SETTLE)
+}
 
 /// Puts the facts together, and tells the Node's readers when some may not be
 /// known.
@@ -55,9 +70,16 @@ impl PoliciesTask {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut told = BTreeSet::new();
         let mut is_news = true;
+        let mut took = Duration::ZERO;
         loop {
             if std::mem::take(&mut is_news) {
-                self.assembly.show();
+                let begun = Instant::now();
+                if let Err(error) = self.assembly.show().await {
+                    // It panicked; the agent ends in order.
+                    tracing::error!(%error, "network policies cannot be worked out");
+                    return;
+                }
+                took = begun.elapsed();
             }
             let node = self.node.borrow_and_update().clone();
             if let (Some(node), Some(why)) = (node, self.assembly.forbidden())
@@ -76,12 +98,11 @@ impl PoliciesTask {
                 Ok(()) = self.node.changed(), if told.is_empty() => {}
                 else => return stop.cancelled().await,
             }
-            // The first facts at once: pods wait for them.
-            if is_news && matches!(*self.assembly.shown.borrow(), Policies::Known(_)) {
+            if is_news && !self.assembly.is_waited_for() {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
-                    () = sleep(SETTLE) => {}
+                    () = sleep(settle(took)) => {}
                 }
             }
         }
@@ -89,35 +110,63 @@ impl PoliciesTask {
 }
 
 impl Assembly {
-    fn show(&mut self) {
+    /// Whether pods wait for what can be shown now: as soon as all is known.
+    fn is_waited_for(&self) -> bool {
+        let PolicyFacts { policies, namespaces, pods } = &self.facts;
+        let is_shown = matches!(*self.shown.borrow(), Policies::Known(_));
+        let is_known = policies.borrow().known.is_some()
+            && namespaces.borrow().known.is_some()
+            && pods.borrow().known.is_some();
+        !is_shown && is_known && self.forbidden().is_none()
+    }
+
+    /// Shows what is known. What it comes to is worked out where nobody else is
+    /// held up.
+    async fn show(&mut self) -> Result<(), JoinError> {
         let policies = self.facts.policies.borrow_and_update().known.clone();
         let namespaces = self.facts.namespaces.borrow_and_update().known.clone();
         let pods = self.facts.pods.borrow_and_update().known.clone();
         let (Some(policies), Some(namespaces), Some(pods)) = (policies, namespaces, pods) else {
             if let Some(why) = self.forbidden() {
-                self.shown.send_replace(Policies::Unknown(why));
+                self.show_unknown(why);
             }
-            return;
+            return Ok(());
         };
         // What was known goes out of date: it holds for those who were told, and
         // nobody is told anew.
         if let Some(why) = self.forbidden() {
-            self.shown.send_replace(Policies::Unknown(why));
-            return;
+            self.show_unknown(why);
+            return Ok(());
         }
-        let next = Arc::new(Book::new(&policies, namespaces, &pods));
-        // Worked out before the lock is taken. Who asks meanwhile asks the book
-        // before, and is seen to have asked below.
-        if let Policies::Known(before) = &*self.shown.borrow() {
-            next.follow(before);
-        }
+        let shown = self.shown.borrow().clone();
+        let (next, differs) = spawn_blocking(move || {
+            let mut next = Book::new(&policies, namespaces, pods);
+            let differs = match shown {
+                Policies::Known(before) => next.follow(&before),
+                Policies::Off | Policies::Unknown(_) => true,
+            };
+            (Arc::new(next), differs)
+        })
+        .await?;
+        tracing::debug!(steps = next.steps(), differs, "network policies were looked at");
         self.shown.send_if_modified(|shown| {
             let is_other = match shown {
-                Policies::Known(before) => next.differs_from(before),
+                // Whoever asked meanwhile asked the book before.
+                Policies::Known(before) => differs || !next.covers(before),
                 Policies::Off | Policies::Unknown(_) => true,
             };
             *shown = Policies::Known(next);
             is_other
+        });
+        Ok(())
+    }
+
+    /// Tells nobody twice.
+    fn show_unknown(&self, why: String) {
+        self.shown.send_if_modified(|shown| {
+            let is_same = matches!(&*shown, Policies::Unknown(old) if *old == why);
+            *shown = Policies::Unknown(why);
+            !is_same
         });
     }
 
@@ -199,7 +248,7 @@ mod tests {
             Policies::Known(book) => Arc::clone(book),
             other => panic!("{other:?}"),
         };
-        book.of(&web).policy.ingress.unwrap()[0].peers.clone().unwrap()
+        book.of(&web).policy.ingress.as_ref().unwrap()[0].peers.clone().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
@@ -237,19 +286,19 @@ mod tests {
         timeout(Duration::from_mins(1), both).await.expect("it ends");
     }
 
-    #[test]
-    fn nobody_is_woken_for_what_no_policy_names() {
+    #[tokio::test]
+    async fn nobody_is_woken_for_what_no_policy_names() {
         let (policies, all_specs) = watch::channel(Seen::default());
         let (namespaces, labels) = watch::channel(known(BTreeMap::new()));
         let (pods, peers) = watch::channel(known(BTreeMap::new()));
         let facts = PolicyFacts { policies: all_specs, namespaces: labels, pods: peers };
         let (mut shown, mut assembly) = assembly(facts);
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(matches!(&*shown.borrow_and_update(), Policies::Unknown(_)));
 
         let forbidden = Some("no".to_owned());
         policies.send_replace(Seen { known: None, forbidden });
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(shown.has_changed().unwrap());
         let why = match &*shown.borrow_and_update() {
             Policies::Unknown(why) => why.clone(),
@@ -258,22 +307,22 @@ mod tests {
         assert!(why.contains("no; apply deploy/network-rbac.yaml"), "{why}");
 
         policies.send_replace(known(specs()));
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(shown.has_changed().unwrap());
         assert!(guests(&mut shown).is_empty());
         let mut all = BTreeMap::from([(("n".to_owned(), "a".to_owned()), peer("other", 1))]);
         pods.send_replace(known(all.clone()));
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(!shown.has_changed().unwrap());
         all.insert(("n".to_owned(), "b".to_owned()), peer("friend", 2));
         pods.send_replace(known(all));
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(shown.has_changed().unwrap());
         assert_eq!(guests(&mut shown).len(), 1);
 
         // A right that is lost: what was known is no more said of new pods.
         pods.send_modify(|seen| seen.forbidden = Some("no more".to_owned()));
-        assembly.show();
+        assembly.show().await.unwrap();
         assert!(matches!(&*shown.borrow_and_update(), Policies::Unknown(_)));
         drop(namespaces);
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 /// Addresses of one family, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AddressRange {
     /// The lowest.
     pub first: IpAddr,
@@ -106,7 +106,7 @@ pub(super) fn contain(merged: &[AddressRange], address: IpAddr) -> bool {
 }
 
 /// The next address of the family.
-fn after(address: IpAddr) -> Option<IpAddr> {
+pub(super) fn after(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => {
             address.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into())

@@ -4,32 +4,55 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
-/// Whether a selector selects what has these labels; an empty one selects all.
-/// None if it is one that the API server would refuse.
+/// What a selector wants of labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish<'a> {
+    /// That one is there and has one of these values.
+    In(&'a String, &'a [String]),
+    /// That it has none of them; also where there is no such label.
+    NotIn(&'a String, &'a [String]),
+    /// That one is there.
+    Exists(&'a String),
+    /// That it is not.
+    DoesNotExist(&'a String),
+}
+
+/// All that a selector wants; an empty one wants nothing, and selects all. None
+/// for what the API server would refuse.
 ///
 /// Source: `LabelSelectorAsSelector` in
 /// `k8s.io/apimachinery/pkg/apis/meta/v1/helpers.go`, `Requirement.Matches` in
 /// `k8s.io/apimachinery/pkg/labels/selector.go`.
-pub(super) fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Option<bool> {
-    let mut is_selected =
-        selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
-    for wanted in selector.match_expressions.iter().flatten() {
-        is_selected &= holds(wanted, labels.get(&wanted.key))?;
-    }
-    Some(is_selected)
+pub(super) fn wishes(selector: &LabelSelector) -> impl Iterator<Item = Option<Wish<'_>>> {
+    let labels = selector.match_labels.iter().flatten();
+    let labels = labels.map(|(key, value)| Some(Wish::In(key, std::slice::from_ref(value))));
+    labels.chain(selector.match_expressions.iter().flatten().map(wish))
 }
 
-fn holds(wanted: &LabelSelectorRequirement, value: Option<&String>) -> Option<bool> {
-    let values = wanted.values.as_deref().unwrap_or_default();
-    let is_listed = value.is_some_and(|value| values.contains(value));
+fn wish(wanted: &LabelSelectorRequirement) -> Option<Wish<'_>> {
+    let (key, values) = (&wanted.key, wanted.values.as_deref().unwrap_or_default());
     match (wanted.operator.as_str(), values.is_empty()) {
-        ("In", false) => Some(is_listed),
-        // Also where there is no such label.
-        ("NotIn", false) => Some(!is_listed),
-        ("Exists", true) => Some(value.is_some()),
-        ("DoesNotExist", true) => Some(value.is_none()),
+        ("In", false) => Some(Wish::In(key, values)),
+        ("NotIn", false) => Some(Wish::NotIn(key, values)),
+        ("Exists", true) => Some(Wish::Exists(key)),
+        ("DoesNotExist", true) => Some(Wish::DoesNotExist(key)),
         _ => None,
     }
+}
+
+/// Whether a selector selects what has these labels. None if it is one that the
+/// API server would refuse.
+pub(super) fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Option<bool> {
+    let mut is_selected = true;
+    for wish in wishes(selector) {
+        is_selected &= match wish? {
+            Wish::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Wish::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Wish::Exists(key) => labels.contains_key(key),
+            Wish::DoesNotExist(key) => !labels.contains_key(key),
+        };
+    }
+    Some(is_selected)
 }
 
 #[cfg(test)]

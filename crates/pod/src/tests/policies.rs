@@ -1,10 +1,10 @@
 //! What policies and a pod's own list do to its sandbox.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use krustlet_model::{
     outbound::{Outbound, OutboundTo},
-    policy::{Book, PodPolicy, Policies},
+    policy::{Book, MOST_PARTS_OF_ALL, PodPolicy, Policies},
     services::Transport,
 };
 use krustlet_network::{NetworkState, PodRanges};
@@ -24,7 +24,7 @@ fn known(specs: &[Value]) -> Policies {
         let spec = serde_json::from_value(spec.clone()).unwrap();
         (("n".to_owned(), format!("policy-{number}")), Arc::new(spec))
     });
-    Policies::Known(Arc::new(Book::new(&specs.collect(), Arc::default(), &BTreeMap::new())))
+    Policies::Known(Arc::new(Book::new(&specs.collect(), Arc::default(), Arc::default())))
 }
 
 fn unknown() -> Policies {
@@ -151,6 +151,30 @@ async fn a_policy_that_is_too_large_holds_a_pod_up_and_closes_one_that_lives() {
     assert_eq!(bed.shared.with(|world| world.count(&Call::Sandbox)), 1, "it waits");
     bed.shared.policies.send_replace(known(&[deny(None)]));
     bed.until("another sandbox is made", |world| world.count(&Call::Sandbox) == 2).await;
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_whose_policies_say_too_much_closes_its_pods_and_says_so() {
+    let mut bed = Bed::with_network(own()).await;
+    bed.shared.policies.send_replace(known(&[]));
+    bed.put(one("Always"));
+    bed.until_status("u", "it is Ready", is_ready).await;
+    let peers = vec![json!({"podSelector": {}}); MOST_PARTS_OF_ALL / 10];
+    let many = vec![json!({"podSelector": {}, "ingress": [{"from": peers}]}); 10];
+    bed.shared.policies.send_replace(known(&many));
+    bed.until("it is told", |world| !world.rules.is_empty()).await;
+    bed.shared.with(|world| {
+        let mut told = world.events.iter().filter(|(reason, _)| reason == "NetworkPolicyTooLarge");
+        assert!(told.next().unwrap().1.contains("the NetworkPolicies of the pod's namespace"));
+        let policy = world.rules[0].policy.as_ref();
+        assert!(!lets_in(policy, "10.244.1.9"));
+        assert!(lets_in(policy, "192.0.2.1"), "the node probes it");
+        let out = "10.244.1.9:80".parse().unwrap();
+        assert!(!policy.unwrap().lets_out(Transport::Tcp, out));
+    });
+    bed.shared.policies.send_replace(known(&many[..9]));
+    bed.until("it is told again", |world| world.rules.len() == 2).await;
     bed.stop().await;
 }
 

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
     ContainerId,
     observed::{ContainerKind, ContainerState},
+    policy::Verdict,
     probes::ProbeKind,
     resize::ContainerResources,
     restarts,
@@ -42,6 +43,8 @@ pub(super) enum Done {
     /// What runs left is read before their ends are taken note of.
     Read(Said),
     SandboxStopped(Result<(), Refused>, Said),
+    /// What policies say of the pod; none if the agent stops.
+    WorkedOut(Option<Arc<Verdict>>),
     /// Whether the sandbox took what its sockets may do.
     Rules(Result<(), Refused>),
     Files(Result<(), SetUpError>),
@@ -154,6 +157,7 @@ impl Worker {
                 self.tell(EventType::Warning, words::FAILED_KILL_POD, message);
                 self.sandbox = Sandbox::Stuck { from: Self::retry(3) };
             }
+            Done::WorkedOut(verdict) => self.worked_out(verdict),
             Done::Rules(result) => self.rules_were_told(result),
             Done::Files(Ok(())) => {
                 self.files_failures = 0;

@@ -16,14 +16,18 @@
 //!
 //! Policies that are not known yet are not waited for by a sandbox that lives: it
 //! is told the rest, and goes on by those that it was told last.
+//!
+//! What policies come to takes a while to work out, as long as those want who write
+//! them: it is done elsewhere, and the pod waits for it.
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use krustlet_model::policy::{Book, Verdict};
+use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Done, Sandbox, Worker, observe::later, start::add_names};
 use crate::{
-    guard::{self, Guard, Trouble},
+    guard::{self, Guard, Looked, Trouble},
     outside::{EventType, Refused, Why},
     place, words,
 };
@@ -98,7 +102,8 @@ impl Worker {
 
     /// Policies, labels or the pod's own list may be others now.
     pub(super) fn look_at_guard(&mut self) {
-        let (guard, trouble) = self.guard_now();
+        // Else it is looked at again when it is worked out.
+        let Some((guard, trouble)) = self.guard_now() else { return };
         // Who waits is told when it is to be started.
         if matches!(self.sandbox, Sandbox::Up | Sandbox::Making) {
             self.tell_trouble(trouble.filter(|trouble| !matches!(trouble, Trouble::Unknown(_))));
@@ -111,14 +116,56 @@ impl Worker {
     /// Whether all is known that a sandbox has to be told. Otherwise it is clear
     /// what the pod waits for.
     pub(super) fn is_guarded(&mut self) -> bool {
-        let (_, trouble) = self.guard_now();
+        let Some((_, trouble)) = self.guard_now() else { return false };
         let is_guarded = trouble.is_none();
         self.tell_trouble(trouble);
         is_guarded
     }
 
-    fn guard_now(&self) -> (Guard, Option<Trouble>) {
-        guard::look(&self.context.outside.network, &self.policies.borrow(), &self.pod)
+    /// What holds now. None while it is worked out what the policies say: all is
+    /// looked at again afterwards.
+    fn guard_now(&mut self) -> Option<(Guard, Option<Trouble>)> {
+        // Whoever shows other policies waits as long as these are borrowed.
+        let policies = self.policies.borrow().clone();
+        match guard::look(&self.context.outside.network, &policies, &self.pod) {
+            Looked::Known { guard, trouble, verdict } => {
+                self.verdict = verdict;
+                Some((guard, trouble))
+            }
+            Looked::ToWorkOut(book) => {
+                self.work_out(book);
+                None
+            }
+        }
+    }
+
+    /// Has worked out what policies say of the pod, once at a time. It may be out
+    /// of date by then, for the pod or for the policies: it is looked at again.
+    fn work_out(&mut self, book: Arc<Book>) {
+        if std::mem::replace(&mut self.works_out, true) {
+            return;
+        }
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+        self.jobs.spawn(async move {
+            // Never closed, so that there is always one in the end.
+            let _alone = context.policy_looks.acquire().await.ok();
+            match spawn_blocking(move || book.of(&pod)).await {
+                Ok(verdict) => Done::WorkedOut(Some(verdict)),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The agent stops.
+                Err(_) => Done::WorkedOut(None),
+            }
+        });
+    }
+
+    /// Something is known that was worked out.
+    pub(super) fn worked_out(&mut self, verdict: Option<Arc<Verdict>>) {
+        self.works_out = false;
+        if verdict.is_some() {
+            // The policies that follow these know it too, as long as it is held.
+            self.verdict = verdict;
+            self.look_at_guard();
+        }
     }
 
     /// Once for each.
@@ -130,18 +177,20 @@ impl Worker {
         let Some(trouble) = &self.trouble else { return };
         let reason = match trouble {
             Trouble::Unknown(_) => words::NETWORK_NOT_READY,
-            Trouble::TooLarge => words::POLICY_TOO_LARGE,
+            Trouble::TooLarge(_) => words::POLICY_TOO_LARGE,
             Trouble::List(_) => words::INVALID_NETWORK_ANNOTATION,
         };
         self.tell(EventType::Warning, reason, trouble.text());
     }
 
-    /// Takes the newest of everything that a sandbox is told.
-    pub(super) fn newest_guard(&mut self) {
+    /// Takes the newest of everything that a sandbox is told. Whether it is known.
+    pub(super) fn newest_guard(&mut self) -> bool {
         // What changes from now on is told after this.
         self.reached_at.borrow_and_update();
         self.policies.borrow_and_update();
-        self.guard = self.guard_now().0;
+        let Some((guard, _)) = self.guard_now() else { return false };
+        self.guard = guard;
+        true
     }
 
     /// Tells the sandbox, if that is due.
@@ -158,7 +207,10 @@ impl Worker {
         if from > now {
             return;
         }
-        self.newest_guard();
+        // Else it is told when that is worked out.
+        if !self.newest_guard() {
+            return;
+        }
         let Some(place) = &self.place else { return };
         let mut network = place::rules(
             &self.context.outside.network,

@@ -135,9 +135,12 @@ impl Worker {
         if self.place.is_none() {
             return;
         }
+        // It is made with the newest; what changes from now on, it is told. If that
+        // has to be worked out first, this is called again.
+        if !self.newest_guard() {
+            return;
+        }
         self.sandbox = Sandbox::Making;
-        // It is made with the newest; what changes from now on, it is told.
-        self.newest_guard();
         self.rules.made();
         let Some(place) = &self.place else { return };
         let sandbox = PodSandbox {
