@@ -194,7 +194,7 @@ mod tests {
         ConnectOptions, EventRate, connect::connect, events::events as events_of,
         policies::PolicySpecs,
     };
-    use krustlet_model::policy::{AddressRange, Labels, PeerPod};
+    use krustlet_model::policy::{AddressRange, Labels, PeerPod, Verdict};
     use serde_json::json;
     use tokio::time::{Instant, timeout};
 
@@ -231,7 +231,7 @@ mod tests {
     }
 
     /// Lets only friends come to the web.
-    fn specs() -> PolicySpecs {
+    fn specs_of_web() -> PolicySpecs {
         let spec = json!({
             "podSelector": {"matchLabels": {"app": "web"}},
             "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}],
@@ -240,20 +240,25 @@ mod tests {
         [(("n".to_owned(), "p".to_owned()), spec)].into()
     }
 
-    /// Who may come to the web, by what is shown.
-    fn guests(shown: &mut watch::Receiver<Policies>) -> Vec<AddressRange> {
+    /// What is shown of the web, which goes by it as long as it holds that.
+    fn web(shown: &mut watch::Receiver<Policies>) -> Arc<Verdict> {
         let web = json!({"metadata": {"namespace": "n", "labels": {"app": "web"}}});
         let web: Pod = serde_json::from_value(web).unwrap();
         let book = match &*shown.borrow_and_update() {
             Policies::Known(book) => Arc::clone(book),
             other => panic!("{other:?}"),
         };
-        book.of(&web).policy.ingress.as_ref().unwrap()[0].peers.clone().unwrap()
+        book.of(&web)
+    }
+
+    /// Who may come to it.
+    fn guests(web: &Verdict) -> Vec<AddressRange> {
+        web.policy.ingress.as_ref().unwrap()[0].peers.clone().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
     async fn changes_that_follow_each_other_are_gathered() {
-        let (_policies, specs) = watch::channel(known(specs()));
+        let (_policies, specs) = watch::channel(known(specs_of_web()));
         let (_namespaces, labels) = watch::channel(known(BTreeMap::new()));
         let (pods, peers) = watch::channel(known(BTreeMap::new()));
         let facts = PolicyFacts { policies: specs, namespaces: labels, pods: peers };
@@ -264,7 +269,8 @@ mod tests {
             let begun = Instant::now();
             shown.changed().await.unwrap();
             assert_eq!(begun.elapsed(), Duration::ZERO, "pods wait for the first");
-            assert!(guests(&mut shown).is_empty());
+            let alone = web(&mut shown);
+            assert!(guests(&alone).is_empty());
             let begun = Instant::now();
             let mut all = BTreeMap::new();
             for last in 1..=5 {
@@ -275,7 +281,7 @@ mod tests {
             }
             shown.changed().await.unwrap();
             assert!((SETTLE..SETTLE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-            let guests = guests(&mut shown);
+            let guests = guests(&web(&mut shown));
             for last in 1..=5 {
                 let friend = [10, 0, 0, last].into();
                 assert!(guests.iter().any(|range| range.contains(friend)), "{friend}");
@@ -284,6 +290,41 @@ mod tests {
         };
         let both = async { tokio::join!(task.run(stop.clone()), work) };
         timeout(Duration::from_mins(1), both).await.expect("it ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_gathered_too_while_something_may_not_be_known() {
+        let forbidden = |why: &str| Seen { known: None, forbidden: Some(why.to_owned()) };
+        let (policies_of, specs) = watch::channel(forbidden("one"));
+        let (_namespaces, labels) = watch::channel(known(BTreeMap::new()));
+        let (_pods, peers) = watch::channel(known(BTreeMap::new()));
+        let facts = PolicyFacts { policies: specs, namespaces: labels, pods: peers };
+        let (_node, node) = watch::channel(None);
+        let (mut shown, task) = policies(facts, node, events().await);
+        let stop = CancellationToken::new();
+        let work = async {
+            shown.changed().await.unwrap();
+            let begun = Instant::now();
+            policies_of.send_replace(forbidden("two"));
+            shown.changed().await.unwrap();
+            assert!((SETTLE..SETTLE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+            assert!(matches!(&*shown.borrow(), Policies::Unknown(why) if why.contains("two")));
+            let begun = Instant::now();
+            policies_of.send_replace(known(specs_of_web()));
+            shown.changed().await.unwrap();
+            assert_eq!(begun.elapsed(), Duration::ZERO, "pods wait for them");
+            stop.cancel();
+        };
+        let both = async { tokio::join!(task.run(stop.clone()), work) };
+        timeout(Duration::from_mins(1), both).await.expect("it ends");
+    }
+
+    #[test]
+    fn what_costs_more_is_looked_at_less_often() {
+        let ms = Duration::from_millis;
+        let after = [0, 10, 100, 10_000].map(|took| settle(ms(took)));
+        assert_eq!(after, [SETTLE, SETTLE, ms(400), MOST_SETTLE]);
+        assert_eq!(settle(Duration::MAX), MOST_SETTLE);
     }
 
     #[tokio::test]
@@ -306,10 +347,11 @@ mod tests {
         };
         assert!(why.contains("no; apply deploy/network-rbac.yaml"), "{why}");
 
-        policies.send_replace(known(specs()));
+        policies.send_replace(known(specs_of_web()));
         assembly.show().await.unwrap();
         assert!(shown.has_changed().unwrap());
-        assert!(guests(&mut shown).is_empty());
+        let alone = web(&mut shown);
+        assert!(guests(&alone).is_empty());
         let mut all = BTreeMap::from([(("n".to_owned(), "a".to_owned()), peer("other", 1))]);
         pods.send_replace(known(all.clone()));
         assembly.show().await.unwrap();
@@ -318,7 +360,12 @@ mod tests {
         pods.send_replace(known(all));
         assembly.show().await.unwrap();
         assert!(shown.has_changed().unwrap());
-        assert_eq!(guests(&mut shown).len(), 1);
+        let web = web(&mut shown);
+        assert_eq!(guests(&web).len(), 1);
+        drop(web);
+        pods.send_replace(known(BTreeMap::new()));
+        assembly.show().await.unwrap();
+        assert!(!shown.has_changed().unwrap(), "nobody goes by it any more");
 
         // A right that is lost: what was known is no more said of new pods.
         pods.send_modify(|seen| seen.forbidden = Some("no more".to_owned()));
