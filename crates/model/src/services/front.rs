@@ -55,17 +55,18 @@ impl Front {
     }
 }
 
-/// What an address is to a Service.
+/// What an address is to a Service: the more others' word it is, the less it
+/// counts where several Services have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The cluster gave it to this Service alone.
     Cluster,
     /// So it did, but another proxy leads there.
     Others,
+    /// A load balancer's, by the word of whoever keeps that.
+    Balanced,
     /// The Service names it (`externalIPs`); others may too.
     External,
-    /// A load balancer's.
-    Balanced,
 }
 
 /// A port of a Service.

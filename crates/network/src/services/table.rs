@@ -240,8 +240,9 @@ const PORT: usize = 6;
 const SOURCE: usize = 2;
 
 /// What an address is, of all Services that have it. Where the cluster gave it to
-/// one, others that name it too have no say; else the first in the order of their
-/// names has a port that several want. Beyond [`MOST`] a port has fewer endpoints,
+/// one, others that name it too have no say; else of several that want a port one
+/// whose balancer has the address goes before those that name it, and then the first
+/// in the order of their names. Beyond [`MOST`] a port has fewer endpoints,
 /// and then none. None for what another proxy leads to.
 fn merge(all: &BTreeMap<ServiceKey, Share>) -> Option<ServiceAddress> {
     if is_others(all) {
@@ -250,7 +251,10 @@ fn merge(all: &BTreeMap<ServiceKey, Share>) -> Option<ServiceAddress> {
     let is_only = all.values().any(|share| share.kind == Kind::Cluster);
     let mut ports: Vec<ServicePort> = Vec::new();
     let mut left = MOST;
-    for share in all.values().filter(|share| !is_only || share.kind == Kind::Cluster) {
+    let mut shares: Vec<&Share> = all.values().collect();
+    // Those that are alike stay in the order of names.
+    shares.sort_by_key(|share| share.kind);
+    for share in shares.into_iter().filter(|share| !is_only || share.kind == Kind::Cluster) {
         for port in &share.ports {
             if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
                 let mut port = port.clone();
@@ -401,6 +405,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_address_that_a_balancer_has_is_not_taken_by_who_names_it() {
+        let service = |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Service {
+            let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
+            let mut service = json!({
+                "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
+                "status": {"loadBalancer": {"ingress": ingress}},
+            });
+            service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
+            serde_json::from_value(service).unwrap()
+        };
+        let named = json!({"clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
+        let other = json!({"clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.2"]});
+        let mut table = Table::default();
+        let services = [service("aaa", named, &[]), service("shop", other, &["192.0.2.1"])];
+        table.update(&services, &Slices::new(), &Here::default());
+        let of = |address: &str| {
+            let shares = &table.addresses[&address.parse::<IpAddr>().unwrap()];
+            merge(shares).unwrap().ports.remove(0).of
+        };
+        assert_eq!(of("192.0.2.1"), "shop/s:web");
+        assert_eq!(of("192.0.2.2"), "aaa/s:web");
     }
 
     #[test]
