@@ -140,6 +140,7 @@ async fn wire(
         endpoints_forbidden = Some(endpoints.forbidden);
         let sources = ServiceSources {
             node: settings.name.clone(),
+            addresses: settings.addresses.clone(),
             seen: node.clone(),
             services: services.clone(),
             slices: endpoints.known,
