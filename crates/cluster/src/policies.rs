@@ -5,7 +5,7 @@
 //! (`deploy/network-rbac.yaml`), and tells when they are missing. What follows
 //! from all of it is `krustlet_model::policy`'s.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     Resource as _,
@@ -189,13 +189,20 @@ struct SlimPod {
     is_host_network: bool,
     is_over: bool,
     addresses: Vec<String>,
+    host_addresses: Vec<String>,
     ports: Vec<NamedPort>,
 }
 
 impl SlimPod {
     fn peer(self) -> Option<PeerPod> {
-        let addresses: Vec<_> =
-            self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let read = |all: &[String]| -> Vec<IpAddr> {
+            all.iter().filter_map(|address| address.parse().ok()).collect()
+        };
+        // One that its node has too is no pod's: whoever is let in by it is the
+        // whole node with all that share it.
+        let hosts = read(&self.host_addresses);
+        let mut addresses = read(&self.addresses);
+        addresses.retain(|address| !hosts.contains(address));
         if self.is_host_network || self.is_over || addresses.is_empty() {
             return None;
         }
@@ -288,6 +295,16 @@ struct StatusText {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<AddressText>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<AddressText>>,
+}
+
+/// All addresses; the one alone where only that is told.
+fn addresses(all: Option<Vec<AddressText>>, one: Option<String>) -> Vec<String> {
+    let all: Vec<_> = all.into_iter().flatten().filter_map(|address| address.ip).collect();
+    if all.is_empty() { one.into_iter().collect() } else { all }
 }
 
 #[derive(Deserialize)]
@@ -307,14 +324,14 @@ impl From<PodText> for SlimPod {
         let ports = ports.flatten().filter_map(|port| {
             NamedPort::new(port.name.as_deref(), port.protocol.as_deref(), port.container_port)
         });
-        let StatusText { phase, pod_ip, pod_ips } = text.status;
-        let all: Vec<_> = pod_ips.into_iter().flatten().filter_map(|address| address.ip).collect();
+        let StatusText { phase, pod_ip, pod_ips, host_ip, host_ips } = text.status;
         Self {
             metadata,
             is_host_network: host_network.unwrap_or_default(),
             is_over: matches!(phase.as_deref(), Some("Succeeded" | "Failed")),
             ports: ports.collect(),
-            addresses: if all.is_empty() { pod_ip.into_iter().collect() } else { all },
+            addresses: addresses(pod_ips, pod_ip),
+            host_addresses: addresses(host_ips, host_ip),
         }
     }
 }
@@ -395,5 +412,12 @@ mod tests {
             assert!(!is_peer(json!({}), json!({"phase": phase, "podIP": "10.0.0.1"})));
         }
         assert!(!is_peer(json!({}), json!({"phase": "Pending"})));
+        // An address that is its node's is not its own.
+        let at = |host: Value| json!({"phase": "Running", "podIP": "10.0.0.1", "hostIPs": host});
+        let host = json!([{"ip": "192.0.2.1"}, {"ip": "10.0.0.1"}]);
+        assert!(!is_peer(json!({}), at(host)));
+        assert!(is_peer(json!({}), at(json!([{"ip": "192.0.2.1"}]))));
+        let alone = json!({"phase": "Running", "podIP": "10.0.0.1", "hostIP": "10.0.0.1"});
+        assert!(!is_peer(json!({}), alone));
     }
 }

@@ -18,6 +18,7 @@ mod table;
 
 use std::{
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -52,6 +53,8 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 pub struct ServiceSources {
     /// The node's name.
     pub node: String,
+    /// Its addresses, for the ports that Services have at nodes.
+    pub addresses: Vec<IpAddr>,
     /// The Node, for its zone.
     pub seen: watch::Receiver<Option<Arc<Node>>>,
     /// All Services; None until they were read once.
@@ -127,7 +130,8 @@ impl ServicesTask {
         let Self { directory, mut files, state } = self;
         let mut table = Table::default();
         let mut retry = None;
-        let mut here = Here { node: sources.node.clone(), zone: String::new() };
+        let (node, addresses) = (sources.node.clone(), sources.addresses.clone());
+        let mut here = Here { node, addresses, zone: String::new() };
         loop {
             // While the Node is not known it is where it was.
             if let Some(node) = sources.seen.borrow_and_update().as_deref() {
@@ -284,6 +288,7 @@ mod tests {
         fn sources(&self) -> ServiceSources {
             ServiceSources {
                 node: "here".into(),
+                addresses: Vec::new(),
                 seen: self.node.subscribe(),
                 services: self.services.subscribe(),
                 slices: self.slices.subscribe(),

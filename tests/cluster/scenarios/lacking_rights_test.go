@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"krustlet.dev/tests/cluster/bed"
@@ -41,8 +42,23 @@ func TestANodeSaysWhatItLacks(t *testing.T) {
 	for _, reason := range []string{"NodeRoutesForbidden", "ServiceEndpointsForbidden", "NetworkPoliciesForbidden"} {
 		told(reason, "deploy/network-rbac.yaml")
 	}
+	// One that lacks only what policies need gets no pods either, for they would wait.
+	unsure := b.StartNodeLacking(t, "unsure", nil, "--network-policy")
+	b.WaitFor(t, "node "+unsure.Name+" says why it is not Ready", limit, func() error {
+		seen, err := b.Client.CoreV1().Nodes().Get(t.Context(), unsure.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		ready := bed.NodeCondition(seen, corev1.NodeReady)
+		if ready.Status == corev1.ConditionFalse &&
+			strings.Contains(ready.Message, "network is not ready: Network policies cannot be enforced") {
+			return nil
+		}
+		return fmt.Errorf("Ready is %s: %s", ready.Status, ready.Message)
+	})
 	b.NetworkRights(t)
 	node.WaitReady(t)
+	unsure.WaitReady(t)
 	ns := b.Namespace(t)
 	pod := web(t, b, ns, webPodOn(t, b, node, "web"))
 	same(t, "podIP", bed.PodAddress(t, pod), node.Address)

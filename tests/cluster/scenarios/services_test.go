@@ -286,6 +286,26 @@ var cases = []serviceCase{
 			c.until(t, "one\n", "tcp-get", address, "80", "x")
 		}
 	}},
+	{"a Service is reached by its port at the node's address, and that keeps to one endpoint where asked", func(t *testing.T, c *client) {
+		one, two := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")
+		local := corev1.ServiceExternalTrafficPolicyLocal
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.Type, spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, local
+		})
+		ask := []string{"tcp-get", c.node.Address.String(), fmt.Sprint(service.Spec.Ports[0].NodePort), "x"}
+		// As by its other addresses, pods go to others' endpoints too.
+		c.lead(t, service, []end{end{Answerer: one}.in("elsewhere"), end{Answerer: two}.in("elsewhere")})
+		c.until(t, "one\n", ask...)
+		c.until(t, "two\n", ask...)
+		c.only(t, ask, "one", "two")
+		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
+		c.b.WaitFor(t, "one pod hears one of them", limit, func() error {
+			if said := c.said(t, 24, ask...); len(said) != 1 {
+				return fmt.Errorf("one pod heard %v", said)
+			}
+			return nil
+		})
+	}},
 	{"the API server is reached by its Service", func(t *testing.T, c *client) {
 		kubernetes, err := c.b.Client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
 		if err != nil {

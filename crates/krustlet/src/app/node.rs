@@ -104,6 +104,7 @@ async fn wire(
     core.supervisor.start("events", |stop| task.run(stop));
 
     let (health, is_healthy) = watch::channel(NodeHealth::default());
+    let service_state = service_files.as_ref().map(|(state, _)| state.clone());
     let (peers, peer_states) = if settings.node_routes {
         let (states, task) = cluster::nodes::nodes(&cluster);
         core.supervisor.start("nodes", |stop| task.run(stop));
@@ -127,15 +128,6 @@ async fn wire(
             by_node: settings.service_proxy == ServiceProxy::None,
         })
         .await?;
-    let watcher = HealthTask {
-        runtime: core.runtime.clone(),
-        network: network.state(),
-        services: service_files.as_ref().map(|(state, _)| state.clone()),
-        images: core.images.clone(),
-        health,
-    };
-    core.supervisor.start("health", |stop| watcher.run(stop));
-
     let machine = facts::machine(root.path())?;
     let config = node_config(settings, root)?;
     let (node, task) = cluster::node::node(&cluster, config, machine, is_healthy, events.clone());
@@ -151,6 +143,7 @@ async fn wire(
         endpoints_forbidden = Some(endpoints.forbidden);
         let sources = ServiceSources {
             node: settings.name.clone(),
+            addresses: settings.addresses.clone(),
             seen: node.clone(),
             services: services.clone(),
             slices: endpoints.known,
@@ -178,6 +171,16 @@ async fn wire(
     } else {
         watch::channel(Policies::Off).1
     };
+
+    let watcher = HealthTask {
+        runtime: core.runtime.clone(),
+        network: network.state(),
+        services: service_state,
+        policies: policies.clone(),
+        images: core.images.clone(),
+        health,
+    };
+    core.supervisor.start("health", |stop| watcher.run(stop));
 
     let (objects, task) = cluster::objects::objects(&cluster);
     core.supervisor.start("objects", |stop| task.run(stop));
@@ -303,11 +306,38 @@ fn reserved(maps: &[BTreeMap<String, Quantity>]) -> Result<Reserved> {
     Ok(sum)
 }
 
-/// Tells the Node whether sandboxes can be made and which images are here.
+/// Why no pod can be run, if that is so.
+fn not_ready(
+    is_well: bool,
+    network: &NetworkState,
+    services: Option<&ServicesState>,
+    policies: &Policies,
+) -> Option<String> {
+    if !is_well {
+        return Some("no sandbox can be made: the zygote does not answer".to_owned());
+    }
+    let network = match network {
+        NetworkState::Waiting(why) => Some(why),
+        NetworkState::Host { .. } | NetworkState::Own(_) => None,
+    };
+    let services = match services {
+        Some(ServicesState::Waiting(why)) => Some(why),
+        Some(ServicesState::Written) | None => None,
+    };
+    let policies = match policies {
+        Policies::Unknown(why) => Some(why),
+        Policies::Off | Policies::Known(_) => None,
+    };
+    let why = network.or(services).or(policies)?;
+    Some(format!("network is not ready: {why}"))
+}
+
+/// Tells the Node whether pods can be run and which images are here.
 struct HealthTask {
     runtime: Runtime,
     network: watch::Receiver<NetworkState>,
     services: Option<watch::Receiver<ServicesState>>,
+    policies: watch::Receiver<Policies>,
     images: Images,
     health: watch::Sender<NodeHealth>,
 }
@@ -318,22 +348,21 @@ impl HealthTask {
 
     async fn run(mut self, stop: CancellationToken) {
         let mut healthy = self.runtime.healthy();
+        // Policies that are lost later are gone on by, and one need not look each
+        // time they change.
+        let mut wants_policies = true;
         let mut turn = tokio::time::interval(Self::IMAGES);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let images = self.images.list().await.into_iter().map(container_image).collect();
-            let well = *healthy.borrow_and_update();
-            let no_network = match &*self.network.borrow_and_update() {
-                NetworkState::Waiting(why) => Some(why.clone()),
-                NetworkState::Host { .. } | NetworkState::Own(_) => None,
-            };
+            let is_well = *healthy.borrow_and_update();
             let services = self.services.as_mut().map(|state| state.borrow_and_update().clone());
-            let not_ready = match (services, no_network) {
-                _ if !well => Some("no sandbox can be made: the zygote does not answer".to_owned()),
-                (_, Some(why)) | (Some(ServicesState::Waiting(why)), None) => {
-                    Some(format!("network is not ready: {why}"))
-                }
-                (None | Some(ServicesState::Written), None) => None,
+            let not_ready = {
+                let network = self.network.borrow_and_update();
+                let known = self.policies.borrow_and_update();
+                wants_policies &= !matches!(*known, Policies::Known(_));
+                let policies = if wants_policies { &*known } else { &Policies::Off };
+                not_ready(is_well, &network, services.as_ref(), policies)
             };
             let next = NodeHealth { not_ready, images: Arc::new(images) };
             // Nothing is woken when nothing changed.
@@ -356,6 +385,7 @@ impl HealthTask {
                 // The network lives as long as this task.
                 Ok(()) = self.network.changed() => {}
                 Ok(()) = network::changed(self.services.as_mut()) => {}
+                Ok(()) = self.policies.changed(), if wants_policies => {}
                 _ = turn.tick() => {}
             }
         }
@@ -364,4 +394,26 @@ impl HealthTask {
 
 fn container_image(image: ImageSummary) -> ContainerImage {
     ContainerImage { names: Some(image.names), size_bytes: i64::try_from(image.bytes).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_when_all_is_known_that_pods_wait_for() {
+        let network = NetworkState::Waiting("no range".to_owned());
+        let host = NetworkState::Host { why: None };
+        let services = ServicesState::Waiting("no Services".to_owned());
+        let unknown = Policies::Unknown("no policies".to_owned());
+        let why = |network, services, policies| not_ready(true, network, services, policies);
+        assert_eq!(why(&host, Some(&ServicesState::Written), &Policies::Off), None);
+        assert_eq!(why(&host, None, &Policies::Known(Arc::default())), None);
+        let said = |what: &str| Some(format!("network is not ready: {what}"));
+        assert_eq!(why(&host, None, &unknown), said("no policies"));
+        assert_eq!(why(&host, Some(&services), &unknown), said("no Services"));
+        assert_eq!(why(&network, None, &unknown), said("no range"));
+        let sandbox = not_ready(false, &network, None, &unknown).unwrap();
+        assert!(sandbox.contains("the zygote does not answer"), "{sandbox}");
+    }
 }

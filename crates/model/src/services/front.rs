@@ -47,6 +47,18 @@ pub struct Front {
 }
 
 impl Front {
+    /// Whether its ports of nodes are at this address of one: at those of the kinds
+    /// that its cluster IPs are of.
+    ///
+    /// Source: kube-proxy, `NodePort` in `pkg/proxy/serviceport.go`, which it reads
+    /// for each family that a Service has.
+    #[must_use]
+    pub fn is_at_node(&self, address: IpAddr) -> bool {
+        let mut own = self.addresses.iter().filter(|(_, kind)| **kind == Kind::Cluster);
+        own.any(|(own, _)| own.is_ipv6() == address.is_ipv6())
+            && self.ports.iter().any(|port| port.node_port.is_some())
+    }
+
     /// Whether clients of an address of this kind are kept to their own node: the
     /// policy for clients from outside does not hold for pods.
     #[must_use]
@@ -55,17 +67,20 @@ impl Front {
     }
 }
 
-/// What an address is to a Service.
+/// What an address is to a Service: the more others' word it is, the less it
+/// counts where several Services have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The cluster gave it to this Service alone.
     Cluster,
     /// So it did, but another proxy leads there.
     Others,
+    /// A node's: the cluster gave the Service some ports there alone.
+    Node,
+    /// A load balancer's, by the word of whoever keeps that.
+    Balanced,
     /// The Service names it (`externalIPs`); others may too.
     External,
-    /// A load balancer's.
-    Balanced,
 }
 
 /// A port of a Service.
@@ -77,6 +92,8 @@ pub struct FrontPort {
     pub transport: Transport,
     /// Its number.
     pub port: u16,
+    /// Its number at the addresses of nodes, if it has one.
+    pub node_port: Option<u16>,
 }
 
 /// A range of addresses.
@@ -121,11 +138,13 @@ impl Front {
             Naming::Addresses(_) => addresses(service, spec, &own),
             Naming::Endpoints | Naming::Elsewhere(_) => BTreeMap::new(),
         };
+        let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
         let ports = spec.ports.iter().flatten().filter_map(|port| {
             Some(FrontPort {
                 name: port.name.clone().unwrap_or_default(),
                 transport: Transport::parse(port.protocol.as_deref())?,
-                port: u16::try_from(port.port).ok().filter(|port| *port > 0)?,
+                port: number(port.port)?,
+                node_port: port.node_port.and_then(number),
             })
         });
         Some(Self {

@@ -1,6 +1,10 @@
 //! Which endpoints the ports of a Service lead to from one node.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{Endpoint, Front, Kind, Slice, Transport};
 
@@ -19,6 +23,8 @@ pub struct Here {
     pub node: String,
     /// Its zone, `topology.kubernetes.io/zone`; may be empty.
     pub zone: String,
+    /// Its addresses: ports of nodes are there.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Where a port leads.
@@ -30,6 +36,8 @@ pub struct Lead {
     pub transport: Transport,
     /// Its number.
     pub port: u16,
+    /// Its number at the addresses of nodes, if it has one.
+    pub node_port: Option<u16>,
     /// Any of these, sorted.
     pub endpoints: Vec<SocketAddr>,
     /// What becomes of clients when there is none.
@@ -79,6 +87,7 @@ pub fn leads(
             name: port.name.clone(),
             transport: port.transport,
             port: port.port,
+            node_port: port.node_port,
             endpoints,
             otherwise,
         });

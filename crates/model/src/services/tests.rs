@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn here() -> Here {
-    Here { node: "here".into(), zone: "a".into() }
+    Here { node: "here".into(), zone: "a".into(), ..Here::default() }
 }
 
 fn front(spec: Value) -> Option<Front> {
@@ -260,7 +260,7 @@ fn of_too_many_endpoints_each_node_takes_some() {
     let slices =
         slices(json!([slice("IPv4", json!([{"name": "", "port": 80}]), json!(endpoints))]));
     let at = |node: &str| {
-        let here = Here { node: node.into(), zone: String::new() };
+        let here = Here { node: node.into(), ..Here::default() };
         leads(&front, &slices, Kind::Cluster, false, &here).remove(0).endpoints
     };
     assert_eq!(at("one").len(), 1024);

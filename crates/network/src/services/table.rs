@@ -11,7 +11,8 @@ use std::{
 
 use k8s_openapi::api::core::v1::Service;
 use krustlet_model::services::{
-    Front, Here, Kind, Lead, Naming, Otherwise, ServiceKey, Slice, Slices, leads, named_endpoints,
+    Front, Here, Kind, Lead, Naming, Otherwise, Range, ServiceKey, Slice, Slices, leads,
+    named_endpoints,
 };
 use krustlet_protocol::{
     Destinations, NamedAddress, ServiceAddress, ServiceName, ServicePort,
@@ -24,7 +25,7 @@ pub(super) struct Table {
     here: Here,
     known: BTreeMap<ServiceKey, Known>,
     /// What each Service says of an address.
-    addresses: BTreeMap<IpAddr, BTreeMap<ServiceKey, Share>>,
+    addresses: BTreeMap<IpAddr, Shares>,
     names: BTreeMap<ServiceKey, ServiceName>,
     /// What is to be written anew.
     due: BTreeSet<File>,
@@ -52,15 +53,14 @@ impl File {
 struct Known {
     version: Option<String>,
     slices: Vec<Arc<Slice>>,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<At>,
 }
 
-/// What one Service says of an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Share {
-    kind: Kind,
-    ports: Vec<ServicePort>,
-}
+/// An address of a Service, and what it is to it.
+type At = (IpAddr, Kind);
+
+/// The ports that Services have at an address, in the order in which they count.
+type Shares = BTreeMap<(Kind, ServiceKey), Vec<ServicePort>>;
 
 impl Known {
     fn is(&self, service: &Service, slices: &[Arc<Slice>]) -> bool {
@@ -98,20 +98,21 @@ impl Table {
     fn put(&mut self, key: ServiceKey, service: &Service, slices: &[Arc<Slice>]) {
         let front = Front::of(service);
         let shares = front.iter().flat_map(|front| shares(front, slices, &self.here));
-        let shares: BTreeMap<IpAddr, Share> = shares.collect();
+        let shares: BTreeMap<At, Vec<ServicePort>> = shares.collect();
         let known = Known {
             version: service.metadata.resource_version.clone(),
             slices: slices.to_vec(),
             addresses: shares.keys().copied().collect(),
         };
         let before = self.known.insert(key.clone(), known).map(|known| known.addresses);
-        for address in before.into_iter().flatten().filter(|one| !shares.contains_key(one)) {
-            self.let_go(address, &key);
+        for at in before.into_iter().flatten().filter(|one| !shares.contains_key(one)) {
+            self.let_go(at, &key);
         }
-        for (address, share) in shares {
+        for ((address, kind), ports) in shares {
             let all = self.addresses.entry(address).or_default();
-            if all.get(&key) != Some(&share) {
-                all.insert(key.clone(), share);
+            let key = (kind, key.clone());
+            if all.get(&key) != Some(&ports) {
+                all.insert(key, ports);
                 self.due.insert(File::Address(address));
             }
         }
@@ -126,15 +127,15 @@ impl Table {
     }
 
     fn remove(&mut self, key: &ServiceKey) {
-        for address in self.known.remove(key).into_iter().flat_map(|known| known.addresses) {
-            self.let_go(address, key);
+        for at in self.known.remove(key).into_iter().flat_map(|known| known.addresses) {
+            self.let_go(at, key);
         }
         self.forget_name(key.clone());
     }
 
-    fn let_go(&mut self, address: IpAddr, key: &ServiceKey) {
+    fn let_go(&mut self, (address, kind): At, key: &ServiceKey) {
         if let Some(all) = self.addresses.get_mut(&address) {
-            all.remove(key);
+            all.remove(&(kind, key.clone()));
             if all.is_empty() {
                 self.addresses.remove(&address);
             }
@@ -182,32 +183,13 @@ impl Table {
 }
 
 /// What a Service says of each of its addresses.
-fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here) -> Vec<(IpAddr, Share)> {
+fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here) -> Vec<(At, Vec<ServicePort>)> {
     let mut known = Leads { front, slices, here, known: BTreeMap::new() };
-    let share = |(address, kind): (&IpAddr, &Kind)| {
-        let (address, kind) = (*address, *kind);
-        if kind == Kind::Others {
-            return (address, Share { kind, ports: Vec::new() });
-        }
-        let sources = front
-            .sources
-            .iter()
-            .filter(|range| kind == Kind::Balanced && range.address.is_ipv6() == address.is_ipv6());
-        let sources: Vec<Destinations> = sources
-            .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
-            .collect();
-        let ports = known.of(kind, address.is_ipv6()).iter().map(|lead| ServicePort {
-            transport: lead.transport,
-            port: lead.port,
-            of: format!("{}:{}", front.key, lead.name),
-            endpoints: lead.endpoints.clone(),
-            is_silent: lead.otherwise == Otherwise::Dropped,
-            affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
-            sources: sources.clone(),
-        });
-        (address, Share { kind, ports: ports.collect() })
-    };
-    front.addresses.iter().map(share).collect()
+    let own = front.addresses.iter().map(|(address, kind)| (*address, *kind));
+    let nodes = here.addresses.iter().filter(|address| front.is_at_node(**address));
+    let nodes = nodes.map(|address| (*address, Kind::Node));
+    let share = |at: At| (at, known.ports(at));
+    own.chain(nodes).map(share).collect()
 }
 
 /// Where the ports of a Service lead. Its addresses may be many, and of all of
@@ -227,6 +209,34 @@ impl Leads<'_> {
             .entry((front.is_local_at(kind), is_v6))
             .or_insert_with(|| leads(front, slices, kind, is_v6, here))
     }
+
+    /// The ports at an address.
+    fn ports(&mut self, (address, kind): At) -> Vec<ServicePort> {
+        if kind == Kind::Others {
+            return Vec::new();
+        }
+        let front = self.front;
+        let is_for =
+            |range: &&Range| kind == Kind::Balanced && range.address.is_ipv6() == address.is_ipv6();
+        let sources: Vec<Destinations> = front
+            .sources
+            .iter()
+            .filter(is_for)
+            .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
+            .collect();
+        let port = |lead: &Lead| {
+            Some(ServicePort {
+                transport: lead.transport,
+                port: if kind == Kind::Node { lead.node_port? } else { lead.port },
+                of: format!("{}:{}", front.key, lead.name),
+                endpoints: lead.endpoints.clone(),
+                is_silent: lead.otherwise == Otherwise::Dropped,
+                affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
+                sources: sources.clone(),
+            })
+        };
+        self.of(kind, address.is_ipv6()).iter().filter_map(port).collect()
+    }
 }
 
 /// What the file of one address has room for, in endpoints: less than
@@ -240,18 +250,22 @@ const PORT: usize = 6;
 const SOURCE: usize = 2;
 
 /// What an address is, of all Services that have it. Where the cluster gave it to
-/// one, others that name it too have no say; else the first in the order of their
-/// names has a port that several want. Beyond [`MOST`] a port has fewer endpoints,
-/// and then none. None for what another proxy leads to.
-fn merge(all: &BTreeMap<ServiceKey, Share>) -> Option<ServiceAddress> {
+/// one, others that name it too have no say; else of several that want a port the
+/// one has it to which the address is more than a name, and then the first in the
+/// order of their names. Beyond [`MOST`] a port has fewer endpoints, and then none.
+/// None for what another proxy leads to.
+fn merge(all: &Shares) -> Option<ServiceAddress> {
     if is_others(all) {
         return None;
     }
-    let is_only = all.values().any(|share| share.kind == Kind::Cluster);
+    let is_only = all.keys().any(|(kind, _)| *kind == Kind::Cluster);
     let mut ports: Vec<ServicePort> = Vec::new();
     let mut left = MOST;
-    for share in all.values().filter(|share| !is_only || share.kind == Kind::Cluster) {
-        for port in &share.ports {
+    for ((kind, _), share) in all {
+        if is_only && *kind != Kind::Cluster {
+            continue;
+        }
+        for port in share {
             if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
                 let mut port = port.clone();
                 // One without its ranges would be for everybody.
@@ -269,8 +283,8 @@ fn merge(all: &BTreeMap<ServiceKey, Share>) -> Option<ServiceAddress> {
 
 /// Whether the cluster gave the address to a Service of another proxy: who goes
 /// there goes where the network leads.
-fn is_others(all: &BTreeMap<ServiceKey, Share>) -> bool {
-    all.values().any(|share| share.kind == Kind::Others)
+fn is_others(all: &Shares) -> bool {
+    all.keys().any(|(kind, _)| *kind == Kind::Others)
 }
 
 fn name(front: Front, slices: &[Arc<Slice>]) -> ServiceName {
@@ -320,7 +334,7 @@ mod tests {
             "spec": {
                 "clusterIP": one.address.map_or("None".to_owned(), |n| format!("192.0.2.{n}")),
                 "externalIPs": external,
-                "ports": [{"port": one.port}],
+                "ports": [{"port": one.port, "nodePort": 80 + one.version}],
             },
         }))
         .unwrap()
@@ -366,7 +380,11 @@ mod tests {
             let mut files = HashMap::new();
             for (all, is_here) in steps {
                 let all: Vec<Service> = all.iter().map(service).collect();
-                let here = Here { node: "n".into(), zone: if is_here { "a" } else { "b" }.into() };
+                let here = Here {
+                    node: "n".into(),
+                    zone: if is_here { "a" } else { "b" }.into(),
+                    addresses: if is_here { vec!["192.0.2.1".parse().unwrap()] } else { Vec::new() },
+                };
                 table.update(&all, &Slices::new(), &here);
                 follow(&mut table, &mut files);
                 let (mut fresh, mut expected) = (Table::default(), HashMap::new());
@@ -386,14 +404,14 @@ mod tests {
             let objects: Vec<Service> = all.iter().map(service).collect();
             table.update(&objects, &Slices::new(), &Here::default());
             for (address, shares) in &table.addresses {
-                let is_of_others = shares.values().any(|share| share.kind == Kind::Others);
+                let is_of_others = shares.keys().any(|(kind, _)| *kind == Kind::Others);
                 let Some(merged) = merge(shares) else {
                     prop_assert!(is_of_others, "{address}");
                     continue;
                 };
                 prop_assert!(!is_of_others, "{address}");
                 let owners: Vec<&ServiceKey> =
-                    shares.iter().filter(|(_, s)| s.kind == Kind::Cluster).map(|(k, _)| k).collect();
+                    shares.keys().filter(|(kind, _)| *kind == Kind::Cluster).map(|(_, key)| key).collect();
                 prop_assert_eq!(merged.is_only, !owners.is_empty(), "{}", address);
                 for port in merged.ports {
                     let is_owners = owners.iter().any(|key| port.of.starts_with(&format!("{key}:")));
@@ -401,6 +419,78 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ports_of_nodes_are_at_the_addresses_of_this_one() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {
+                "clusterIP": "10.96.0.7", "internalTrafficPolicy": "Local",
+                "externalTrafficPolicy": "Local",
+                "ports": [
+                    {"name": "web", "port": 80, "nodePort": 30080}, {"name": "other", "port": 81},
+                ],
+            },
+        }))
+        .unwrap();
+        // Who names the address does not get what the cluster gave to another.
+        let named: Service = serde_json::from_value(json!({
+            "metadata": {"namespace": "a", "name": "s"},
+            "spec": {
+                "clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.1"],
+                "ports": [{"name": "web", "port": 30080}, {"name": "own", "port": 82}],
+            },
+        }))
+        .unwrap();
+        let slice = Slice::of(
+            &serde_json::from_value(json!({
+                "metadata": {"namespace": "n", "labels": {"kubernetes.io/service-name": "s"}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.1.0.1"], "nodeName": "there"}],
+                "ports": [{"name": "web", "port": 8080}],
+            }))
+            .unwrap(),
+        )
+        .unwrap();
+        let slices = Slices::from([(slice.service.clone(), vec![Arc::new(slice)])]);
+        let (v4, v6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        let here = Here { node: "here".into(), zone: String::new(), addresses: vec![v4, v6] };
+        let mut table = Table::default();
+        table.update(&[service, named], &slices, &here);
+        let at = merge(&table.addresses[&v4]).unwrap();
+        assert!(!at.is_only, "the node itself answers at its others");
+        let ports: Vec<_> = at.ports.iter().map(|port| (port.port, &*port.of)).collect();
+        assert_eq!(ports, [(30080, "n/s:web"), (82, "a/s:own")]);
+        // Pods go where they go by its other addresses, whatever its policies say.
+        assert_eq!(at.ports[0].endpoints, ["10.1.0.1:8080".parse().unwrap()]);
+        assert!(!table.addresses.contains_key(&v6), "it has no cluster IP of that kind");
+        table.update(&[], &slices, &here);
+        assert!(table.addresses.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_a_balancer_has_is_not_taken_by_who_names_it() {
+        let service = |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Service {
+            let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
+            let mut service = json!({
+                "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
+                "status": {"loadBalancer": {"ingress": ingress}},
+            });
+            service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
+            serde_json::from_value(service).unwrap()
+        };
+        let named = json!({"clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
+        let other = json!({"clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.2"]});
+        let mut table = Table::default();
+        let services = [service("aaa", named, &[]), service("shop", other, &["192.0.2.1"])];
+        table.update(&services, &Slices::new(), &Here::default());
+        let of = |address: &str| {
+            let shares = &table.addresses[&address.parse::<IpAddr>().unwrap()];
+            merge(shares).unwrap().ports.remove(0).of
+        };
+        assert_eq!(of("192.0.2.1"), "shop/s:web");
+        assert_eq!(of("192.0.2.2"), "aaa/s:web");
     }
 
     #[test]
@@ -453,11 +543,11 @@ mod tests {
                 affinity_s: 86_400,
                 sources: vec![source.clone(); sources],
             };
-            let all: BTreeMap<ServiceKey, Share> = (0..services)
+            let all: Shares = (0..services)
                 .map(|service| {
+                    let key = ServiceKey::new("n", format!("s{service:03}"));
                     let ports = (0..ports).map(|n| port(service * ports + n)).collect();
-                    let share = Share { kind: Kind::External, ports };
-                    (ServiceKey::new("n", format!("s{service:03}")), share)
+                    ((Kind::External, key), ports)
                 })
                 .collect();
             let merged = merge(&all).unwrap();
