@@ -34,7 +34,11 @@ pub(crate) struct Kept {
 
 /// A request that is under way on a connection, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Asking(Arc<Kept>);
+pub(crate) struct Asking {
+    kept: Arc<Kept>,
+    /// The connection was made for it.
+    is_first: bool,
+}
 
 impl Idle {
     pub(super) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
@@ -66,10 +70,11 @@ impl Idle {
 impl Kept {
     /// A request takes it.
     pub(crate) fn asked(self: &Arc<Self>) -> Asking {
-        if !self.is_awaited.swap(false, Relaxed) {
+        let is_first = self.is_awaited.swap(false, Relaxed);
+        if !is_first {
             self.requests.fetch_add(1, Relaxed);
         }
-        Asking(Arc::clone(self))
+        Asking { kept: Arc::clone(self), is_first }
     }
 
     fn is_idle(&self) -> bool {
@@ -80,13 +85,18 @@ impl Kept {
 impl Asking {
     /// Whether it is under way on this one.
     pub(crate) fn is_by(&self, kept: &Arc<Kept>) -> bool {
-        Arc::ptr_eq(&self.0, kept)
+        Arc::ptr_eq(&self.kept, kept)
+    }
+
+    /// Whether no other request was under way on it before.
+    pub(crate) fn is_first(&self) -> bool {
+        self.is_first
     }
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Relaxed);
+        self.kept.requests.fetch_sub(1, Relaxed);
     }
 }
 
@@ -101,8 +111,10 @@ mod tests {
         let kept = idle.add(&connection);
         assert!(!idle.close_one(), "it was made for a request");
         let first = kept.asked();
+        assert!(first.is_first());
         // One more, before the answer to the first is let go of.
         let second = kept.asked();
+        assert!(!second.is_first());
         drop(first);
         assert!(!idle.close_one(), "the next is under way");
         drop(second);

@@ -1,6 +1,6 @@
 //! Why a request failed, in the words of `wasi:http/types.error-code`.
 
-use std::{error::Error, io};
+use std::{error::Error, io, iter::successors};
 
 use hyper_util::client::legacy;
 use krustlet_resolver::LookupError;
@@ -8,6 +8,40 @@ use wasmtime_wasi_http::Error as HttpError;
 
 use super::connect::ConnectError;
 use crate::net::NetError;
+
+/// How a request was lost with its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// The server has not begun with it.
+    Unheard,
+    /// There was no answer, but the server may have begun.
+    Unanswered,
+}
+
+/// What h2 says of a stream that its server refuses (RFC 9113, 8.7), and of those
+/// beyond the last one that a server which leaves has begun with (6.8). The text is
+/// all that hyper shows of h2's errors.
+const REFUSED: &str = "stream error received: refused stream before processing";
+const LEAVES: &str = "connection error received: ";
+
+/// Whether a request got no answer for want of a connection, and not for what it is.
+pub(super) fn loss(failure: &legacy::Error) -> Option<Lost> {
+    if failure.is_connect() {
+        return None;
+    }
+    let mut causes = successors(failure.source(), |&error| error.source());
+    let error = causes.find_map(|cause| cause.downcast_ref::<hyper::Error>())?;
+    let said = error.source().map(ToString::to_string).unwrap_or_default();
+    // What is cancelled was not written.
+    if error.is_canceled() || said.starts_with(REFUSED) || said.starts_with(LEAVES) {
+        return Some(Lost::Unheard);
+    }
+    let is_lost = matches!(
+        of_hyper(error),
+        HttpError::ConnectionTerminated | HttpError::HttpResponseIncomplete
+    );
+    is_lost.then_some(Lost::Unanswered)
+}
 
 /// Why the client failed: the first cause that says something.
 pub(super) fn of_client(failure: &legacy::Error) -> HttpError {

@@ -5,6 +5,7 @@
 //!             │                  └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
 //!             └ https, by whose word: roots.rs, own.rs
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
+//!                                        again.rs: lost, and sent a second time
 //! ```
 //!
 //! What guests of WASI 0.2 write to bodies, of requests and answers, is counted
@@ -14,6 +15,7 @@
 //! address that is connected to: a name that changes its mind after it was
 //! looked up gains nothing. Nothing is made before the first request.
 
+mod again;
 mod body;
 mod connect;
 mod error;
@@ -35,9 +37,10 @@ use http::{
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{
-        Client,
+        self, Client,
         connect::{CaptureConnection, capture_connection},
     },
     rt::{TokioExecutor, TokioTimer},
@@ -98,17 +101,24 @@ type Sender = Client<Connector, WasiBody>;
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     stack: WeakStack,
-    client: Sender,
+    caller: Caller,
     /// Those for https of containers that say whom they believe: a connection is
     /// as good as the word of who vouched for it, and used by nobody else.
     own: Mutex<Vec<Own>>,
     permits: Arc<Semaphore>,
 }
 
-/// The client of one container, and whom it believes.
+/// The caller of one container.
 #[derive(Debug)]
 struct Own {
     of: Weak<OwnRoots>,
+    caller: Caller,
+}
+
+/// A client, and whom it believes.
+#[derive(Clone, Debug)]
+struct Caller {
+    stack: WeakStack,
     roots: Arc<Roots>,
     client: Sender,
 }
@@ -160,6 +170,12 @@ impl UnderWay {
             *by = Some(kept.asked());
         }
     }
+
+    /// Whether that had served others before.
+    fn was_kept(&self) -> bool {
+        let by = self.by.lock().unwrap_or_else(PoisonError::into_inner);
+        by.as_ref().is_some_and(|by| !by.is_first())
+    }
 }
 
 impl Outgoing {
@@ -170,16 +186,16 @@ impl Outgoing {
 
     fn trusting(stack: &Stack, roots: Roots) -> Self {
         let stack = stack.downgrade();
-        let client = client(stack.clone(), Arc::new(roots));
+        let caller = Caller::new(stack.clone(), Arc::new(roots));
         let permits = Arc::new(Semaphore::new(REQUESTS));
-        Self { stack, client, own: Mutex::default(), permits }
+        Self { stack, caller, own: Mutex::default(), permits }
     }
 
     /// What sends to a server for a container. None if it is not known whom that
     /// believes.
-    async fn client(&self, uri: &Uri, own: Option<&Arc<OwnRoots>>) -> Option<Sender> {
+    async fn caller(&self, uri: &Uri, own: Option<&Arc<OwnRoots>>) -> Option<Caller> {
         let Some(own) = own.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
-            return Some(self.client.clone());
+            return Some(self.caller.clone());
         };
         let roots = own.roots().await;
         let is_its = |one: &Own| one.of.as_ptr() == Arc::as_ptr(own);
@@ -187,18 +203,18 @@ impl Outgoing {
         // With a client go the connections that it keeps.
         all.retain(|one| {
             if is_its(one) {
-                roots.as_ref().is_some_and(|roots| Arc::ptr_eq(&one.roots, roots))
+                roots.as_ref().is_some_and(|roots| Arc::ptr_eq(&one.caller.roots, roots))
             } else {
                 one.of.strong_count() > 0
             }
         });
         let roots = roots?;
         if let Some(known) = all.iter().find(|one| is_its(one)) {
-            return Some(known.client.clone());
+            return Some(known.caller.clone());
         }
-        let client = client(self.stack.clone(), Arc::clone(&roots));
-        all.push(Own { of: Arc::downgrade(own), roots, client: client.clone() });
-        Some(client)
+        let caller = Caller::new(self.stack.clone(), roots);
+        all.push(Own { of: Arc::downgrade(own), caller: caller.clone() });
+        Some(caller)
     }
 
     /// Sends a request and waits for the head of its answer. `own` is whom the
@@ -220,41 +236,28 @@ impl Outgoing {
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
         let begun = Instant::now();
-        let client = timeout(connect, self.client(request.uri(), own)).await;
-        let client = client.map_err(|_| HttpError::ConnectionTimeout)?;
-        let client = client.ok_or(HttpError::ConfigurationError)?;
+        let caller = timeout(connect, self.caller(request.uri(), own)).await;
+        let caller = caller.map_err(|_| HttpError::ConnectionTimeout)?;
+        let caller = caller.ok_or(HttpError::ConfigurationError)?;
         let connect = connect.saturating_sub(begun.elapsed());
         let server = request.uri().authority().cloned();
         let under_way = Arc::new(UnderWay::new(permit));
-        let mut request =
-            request.map(|body| Held::new(body, Arc::clone(&under_way)).boxed_unsync());
-        let connection = capture_connection(&mut request);
-        // So that the client sees first which connections have been closed: what it
-        // has written to one of these might have been heard, and is not sent again.
+        // So that the client sees first which connections have been closed: not every
+        // request that was written to one of these may be sent again.
         yield_now().await;
-        let stage = watch::Sender::new(Stage::Answer(Instant::now()));
-        let mut told = stage.subscribe();
-        let connecting = Connecting { time: connect, stage };
-        let mut sent = pin!(CONNECTING.scope(connecting, client.request(request)));
-        let mut sent = pin!(poll_fn(|context| {
-            let answer = sent.as_mut().poll(context);
-            // Before others run, who may close what is idle.
-            under_way.goes_by(&connection);
-            answer
-        }));
-        let answer = loop {
-            let end = match *told.borrow_and_update() {
-                // Until then the connector gives up by itself.
-                Stage::Connection(since) => since + connect + first,
-                Stage::Answer(since) => since + first,
-            };
-            tokio::select! {
-                biased;
-                answer = sent.as_mut() => break answer,
-                Ok(()) = told.changed() => {}
-                () = sleep_until(end) => return Err(HttpError::ConnectionReadTimeout),
-            }
-        };
+        let (lent, again) = again::lend(request);
+        let begun = Instant::now();
+        let mut answer = caller.attempt(lent, &under_way, connect, first).await;
+        if let Some(Err(failure)) = &answer
+            && let Some(lost) = error::loss(failure)
+            && let Some(request) = again.after(lost, under_way.was_kept())
+        {
+            // What is kept may be as dead as the one that was lost.
+            let caller = Caller::new(caller.stack, caller.roots);
+            let first = first.saturating_sub(begun.elapsed());
+            answer = caller.attempt(request, &under_way, connect, first).await;
+        }
+        let answer = answer.ok_or(HttpError::ConnectionReadTimeout)?;
         let mut answer = answer.map_err(|failure| {
             let error = error::of_client(&failure);
             if matches!(error, HttpError::TlsCertificateError)
@@ -269,22 +272,62 @@ impl Outgoing {
     }
 }
 
-/// A client whose connections are all made to servers that these vouch for.
-fn client(stack: WeakStack, roots: Arc<Roots>) -> Sender {
-    let mut builder = Client::builder(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIME)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .http1_max_buf_size(HEAD)
-        .http2_initial_stream_window_size(WINDOW)
-        .http2_initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_send_buf_size(WINDOW as usize)
-        .http2_keep_alive_interval(PING_AFTER)
-        .http2_keep_alive_timeout(PING_TIME)
-        .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
-    builder.build(Connector::new(stack, roots))
+impl Caller {
+    /// One without connections. All that it makes are to servers that these vouch
+    /// for.
+    fn new(stack: WeakStack, roots: Arc<Roots>) -> Self {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIME)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(HEAD)
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_send_buf_size(WINDOW as usize)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PING_TIME)
+            .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
+        let client = builder.build(Connector::new(stack.clone(), Arc::clone(&roots)));
+        Self { stack, roots, client }
+    }
+
+    /// Sends a request once. None if it takes longer than `connect` to have a
+    /// connection and `first` to have an answer then.
+    async fn attempt(
+        &self,
+        request: Request<WasiBody>,
+        under_way: &Arc<UnderWay>,
+        connect: Duration,
+        first: Duration,
+    ) -> Option<Result<Response<Incoming>, legacy::Error>> {
+        let mut request = request.map(|body| Held::new(body, Arc::clone(under_way)).boxed_unsync());
+        let connection = capture_connection(&mut request);
+        let stage = watch::Sender::new(Stage::Answer(Instant::now()));
+        let mut told = stage.subscribe();
+        let connecting = Connecting { time: connect, stage };
+        let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
+        let mut sent = pin!(poll_fn(|context| {
+            let answer = sent.as_mut().poll(context);
+            // Before others run, who may close what is idle.
+            under_way.goes_by(&connection);
+            answer
+        }));
+        loop {
+            let end = match *told.borrow_and_update() {
+                // Until then the connector gives up by itself.
+                Stage::Connection(since) => since + connect + first,
+                Stage::Answer(since) => since + first,
+            };
+            tokio::select! {
+                biased;
+                answer = sent.as_mut() => return Some(answer),
+                Ok(()) = told.changed() => {}
+                () = sleep_until(end) => return None,
+            }
+        }
+    }
 }
 
 /// What wasmtime asks when a guest sends a request.

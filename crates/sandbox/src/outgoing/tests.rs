@@ -20,12 +20,12 @@ use hyper_util::{rt::TokioIo, server::conn::auto};
 use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
 use krustlet_testkit::Authority;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::Notify,
     task::JoinSet,
     time::sleep,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::*;
 use crate::net::{NetError, Options, Stream, tests::on_a_network};
@@ -72,19 +72,32 @@ impl Server {
         Self::raw(stack, move |stream: Stream| {
             let tls = tls.clone();
             async move {
-                let service = service_fn(async |request: Request<Incoming>| {
-                    let text = format!("{:?} {}", request.version(), request.uri().path());
-                    Ok::<_, Infallible>(Response::new(full(&text)))
-                });
-                let server = auto::Builder::new(TokioExecutor::new());
-                let Some(tls) = tls else {
-                    drop(server.serve_connection(TokioIo::new(stream), service).await);
-                    return;
-                };
+                let Some(tls) = tls else { return serve(stream).await };
                 // A client that does not like the certificate goes away.
                 if let Ok(stream) = tls.accept(stream).await {
-                    drop(server.serve_connection(TokioIo::new(stream), service).await);
+                    serve(stream).await;
                 }
+            }
+        })
+    }
+
+    /// Has `refuses` deal with the first connections, so many, and serves the others.
+    fn refuses<F>(
+        stack: &Stack,
+        tls: TlsAcceptor,
+        first: usize,
+        refuses: impl Fn(TlsStream<Stream>) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let served = Arc::new(AtomicUsize::new(0));
+        Self::raw(stack, move |stream: Stream| {
+            let (tls, refuses) = (tls.clone(), refuses.clone());
+            let is_refused = served.fetch_add(1, SeqCst) < first;
+            async move {
+                let stream = tls.accept(stream).await.unwrap();
+                if is_refused { refuses(stream).await } else { serve(stream).await }
             }
         })
     }
@@ -120,6 +133,18 @@ impl Server {
     }
 }
 
+/// Says by what version it was asked, and what came with it.
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        let (version, path) = (request.version(), request.uri().path().to_owned());
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let text = format!("{version:?} {path}{}", String::from_utf8_lossy(&body));
+        Ok::<_, Infallible>(Response::new(full(&text)))
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
+}
+
 /// Waits for the beginning of a request: what comes before it is no answer.
 async fn hear(stream: &mut Stream) {
     let mut some = [0; 1024];
@@ -129,6 +154,15 @@ async fn hear(stream: &mut Stream) {
 pub(super) fn request(uri: &str) -> Request<WasiBody> {
     let body = Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync();
     Request::get(uri).body(body).unwrap()
+}
+
+/// A body of what a guest writes.
+fn from_channel(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> WasiBody {
+    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
+    });
+    http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync()
 }
 
 async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
@@ -421,6 +455,128 @@ fn a_server_that_has_closed_a_connection_meanwhile_is_asked_on_another() {
     });
 }
 
+/// Types of frames of version 2 (RFC 9113, 6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+/// Takes the head of a request of version 2, and says this of its stream or of the
+/// connection; then it says nothing.
+async fn says_of_the_first(mut stream: TlsStream<Stream>, kind: u8, what: &[u8]) {
+    stream.read_exact(&mut [0; 24]).await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, &[])).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        if head[3] == HEADERS {
+            break;
+        }
+    }
+    let number = u8::from(kind == RST_STREAM);
+    stream.write_all(&frame(kind, number, what)).await.unwrap();
+    while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+}
+
+fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, 0, 0, 0, 0, stream], payload].concat()
+}
+
+/// A stream that is refused; and a server that leaves, and has begun with none.
+const REFUSALS: [(u8, &[u8]); 2] = [(RST_STREAM, &[0, 0, 0, 7]), (GOAWAY, &[0; 8])];
+
+#[tokio::test]
+async fn what_a_server_has_surely_not_begun_with_is_sent_once_more() {
+    for (kind, what) in REFUSALS {
+        for (refusals, is_answered) in [(1, true), (2, false)] {
+            let stack = stack();
+            let (roots, tls) = trusted("web.test");
+            let refuses = move |stream| says_of_the_first(stream, kind, what);
+            let server = Server::refuses(&stack, tls, refusals, refuses);
+            let outgoing = Outgoing::trusting(&stack, roots);
+            let uri = format!("https://web.test:{}/", server.at.port());
+            let mut asked = request(&uri);
+            *asked.method_mut() = http::Method::POST;
+            let answer = outgoing.send(asked, RequestOptions::default(), None).await;
+            assert_eq!(answer.is_ok(), is_answered, "{kind}");
+            if let Ok(answer) = answer {
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, format!("{:?} /", Version::HTTP_2));
+            }
+            assert_eq!(server.connections.load(SeqCst), 2, "{kind}");
+            while outgoing.permits.available_permits() < REQUESTS {
+                yield_now().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_goes_along_if_nothing_of_it_was_sent() {
+    for (is_ready, is_answered) in [(false, true), (true, false)] {
+        let stack = stack();
+        let (roots, tls) = trusted("web.test");
+        let (more, pieces) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let refuses = |stream| says_of_the_first(stream, RST_STREAM, &[0, 0, 0, 7]);
+        let server = Server::refuses(&stack, tls, 1, refuses);
+        let outgoing = Outgoing::trusting(&stack, roots);
+        let uri = format!("https://web.test:{}/", server.at.port());
+        let asked = Request::post(&uri).body(from_channel(pieces)).unwrap();
+        let write = async {
+            // Else not before it is on its second connection.
+            while !is_ready && server.connections.load(SeqCst) < 2 {
+                yield_now().await;
+            }
+            more.send(Bytes::from_static(b"piece")).await.unwrap();
+            drop(more);
+        };
+        let send = outgoing.send(asked, RequestOptions::default(), None);
+        let (answer, ()) = tokio::join!(send, write);
+        assert_eq!(answer.is_ok(), is_answered);
+        if let Ok(answer) = answer {
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, format!("{:?} /piece", Version::HTTP_2));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_was_kept_and_is_lost_before_the_answer_is_made_anew() {
+    let stack = stack();
+    // Answers one request, and leaves when it has heard another.
+    let server = Server::raw(&stack, async |mut stream: Stream| {
+        hear(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await.unwrap();
+        hear(&mut stream).await;
+    });
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = format!("http://web.test:{}/", server.at.port());
+    for connections in [1, 2] {
+        assert_eq!(ask(&outgoing, &uri).await.unwrap(), "good");
+        assert_eq!(server.connections.load(SeqCst), connections);
+        // The client keeps it by then.
+        for _ in 0..16 {
+            yield_now().await;
+        }
+    }
+    // The second was made for one request, and is kept by nobody.
+    assert_eq!(ask(&outgoing, &uri).await.unwrap(), "good");
+    for _ in 0..16 {
+        yield_now().await;
+    }
+    let mut asked = request(&uri);
+    *asked.method_mut() = http::Method::POST;
+    let lost = outgoing.send(asked, RequestOptions::default(), None).await.map(drop);
+    assert!(
+        matches!(lost, Err(HttpError::ConnectionTerminated | HttpError::HttpResponseIncomplete)),
+        "it may have been heard: {lost:?}"
+    );
+    assert_eq!(server.connections.load(SeqCst), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_in_use_makes_no_room() {
     let stack = small_stack(4);
@@ -451,13 +607,8 @@ async fn a_request_is_under_way_until_its_own_body_is_sent() {
     });
     let outgoing = Outgoing::trusting(&stack, nobody());
     let (more, pieces) = tokio::sync::mpsc::channel::<Bytes>(1);
-    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
-        let piece = pieces.recv().await?;
-        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
-    });
-    let body = http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync();
     let uri = format!("http://web.test:{}/", server.at.port());
-    let request = Request::post(&uri).body(body).unwrap();
+    let request = Request::post(&uri).body(from_channel(pieces)).unwrap();
     more.send(Bytes::from_static(b"first")).await.unwrap();
     let answer = outgoing.send(request, RequestOptions::default(), None).await.unwrap();
     assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1);
