@@ -89,6 +89,7 @@ enum Reply {
     /// The guest gave an error for an answer.
     Refused,
     BadRequest,
+    NoMemory,
 }
 
 struct Server {
@@ -307,6 +308,9 @@ impl Server {
             }
             Ok(Ok(Reply::BadRequest)) => {
                 failed(StatusCode::BAD_REQUEST, "the request names no host\n")
+            }
+            Ok(Ok(Reply::NoMemory)) => {
+                failed(StatusCode::SERVICE_UNAVAILABLE, "no memory is left for the request\n")
             }
             // Its end of the channel went with the guest.
             Ok(Err(_)) if Instant::now() < end => {

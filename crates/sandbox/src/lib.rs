@@ -25,6 +25,7 @@ mod directories;
 mod door;
 mod exec;
 mod exit;
+mod fields;
 mod guests;
 mod heap;
 mod held;

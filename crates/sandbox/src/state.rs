@@ -37,9 +37,8 @@ pub(crate) const REQUEST_HANDLES: usize = 1024;
 /// million.
 const NUMBERS: usize = 100_000;
 
-/// Bytes of a request's or an answer's fields, with what they take in memory. No
-/// memory limit counts them, and each handle may be some.
-const FIELDS: usize = 16 << 10;
+/// Bytes of fields that a guest makes, with what they take in memory.
+pub(crate) const FIELDS: usize = 16 << 10;
 
 /// Tasks, threads and ends of streams and futures one instance may have. A
 /// connection of WASI 0.3 takes some 12 of them. wasmtime's default is a million,
@@ -49,7 +48,7 @@ const CONCURRENT: usize = 65_536;
 /// What all instances of a container use together.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    /// Bytes of linear memory, tables and bodies now.
+    /// Bytes of linear memory, tables, bodies and fields now.
     memory: AtomicU64,
     /// Processor time of its guests, in nanoseconds.
     cpu: AtomicU64,
@@ -106,6 +105,23 @@ impl Usage {
     /// Bytes that it may have; `None` for any number.
     fn most_memory(&self) -> Option<u64> {
         Some(self.most_memory.load(Ordering::Relaxed)).filter(|&most| most != NO_LIMIT)
+    }
+
+    /// Takes bytes that are kept for a guest in the sandbox's own memory, and maybe
+    /// for longer than it lives. None if that were more than it may have.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
+        self.take(bytes).ok()?;
+        Some(Charge { usage: Arc::clone(self), bytes })
+    }
+
+    fn take(&self, more: u64) -> Result<(), Denied> {
+        let before = self.memory.fetch_add(more, Ordering::Relaxed);
+        let wanted = before.saturating_add(more);
+        if let Some(limit) = self.most_memory().filter(|&limit| wanted > limit) {
+            self.memory.fetch_sub(more, Ordering::Relaxed);
+            return Err(Denied { wanted, limit, more });
+        }
+        Ok(())
     }
 
     pub(crate) fn memory(&self) -> u64 {
@@ -171,9 +187,7 @@ impl Budget {
         self.denied
     }
 
-    /// Takes bytes of the container's that are kept for this instance in the
-    /// sandbox's own memory, and maybe for longer than it lives. None if that were
-    /// more than it may have.
+    /// As [`Usage::charge`]; what is refused is known to be.
     pub(crate) fn charge(&mut self, bytes: u64) -> Option<Charge> {
         self.take(bytes).then(|| Charge { usage: Arc::clone(&self.usage), bytes })
     }
@@ -188,11 +202,8 @@ impl Budget {
     }
 
     fn take(&mut self, more: u64) -> bool {
-        let before = self.usage.memory.fetch_add(more, Ordering::Relaxed);
-        let wanted = before.saturating_add(more);
-        if let Some(limit) = self.usage.most_memory().filter(|&limit| wanted > limit) {
-            self.usage.memory.fetch_sub(more, Ordering::Relaxed);
-            self.denied = Some(Denied { wanted, limit, more });
+        if let Err(denied) = self.usage.take(more) {
+            self.denied = Some(denied);
             return false;
         }
         self.denied = self.denied.filter(|denied| more < denied.more);
@@ -319,7 +330,8 @@ impl ComponentState {
     /// One of a container's, which may hold `most` handles; if none, so many as its
     /// pod's sockets need.
     pub(crate) fn of(wasi: WasiCtx, container: &Container, most: Option<usize>) -> Self {
-        let outgoing = Hooks::new(container.stack.clone(), container.own_roots.clone());
+        let usage = Arc::clone(&container.usage);
+        let outgoing = Hooks::new(container.stack.clone(), container.own_roots.clone(), usage);
         Self::new(wasi, container.budget(), outgoing, most)
     }
 
@@ -333,6 +345,11 @@ impl ComponentState {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
         Self { wasi, table, http, outgoing, budget, stack, most_handles: most }
+    }
+
+    /// What all instances of its container use.
+    pub(crate) fn usage(&self) -> Arc<Usage> {
+        Arc::clone(&self.budget.usage)
     }
 
     /// What calls of `wasi:sockets` work with.
@@ -410,14 +427,10 @@ mod tests {
     #[test]
     fn an_instance_of_one_request_has_few_handles_and_tasks() {
         let state = || {
-            let budget = Budget::new(Arc::new(Usage::new(&Limits::default())));
+            let usage = Arc::new(Usage::new(&Limits::default()));
             let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
-            ComponentState::new(
-                wasi,
-                budget,
-                Hooks::new(Stack::default(), None),
-                Some(REQUEST_HANDLES),
-            )
+            let hooks = Hooks::new(Stack::default(), None, Arc::clone(&usage));
+            ComponentState::new(wasi, Budget::new(usage), hooks, Some(REQUEST_HANDLES))
         };
         let fits = |table: &mut ResourceTable| {
             (0..=REQUEST_HANDLES).take_while(|_| table.push(()).is_ok()).count()

@@ -9,7 +9,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
 use crate::{
-    outgoing, p3, preview1, sockets,
+    fields, outgoing, p3, preview1, sockets,
     state::{ComponentState, ModuleState},
 };
 
@@ -56,6 +56,7 @@ impl Warm {
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut components)?;
         outgoing::written::add_to_linker(&mut components)?;
         p3::add_to_linker(&mut components)?;
+        fields::add_to_linker(&mut components)?;
         Ok(Self { engine, modules, components })
     }
 }

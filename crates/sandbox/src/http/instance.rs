@@ -30,6 +30,7 @@ use wasmtime_wasi_http::{
 use super::{Received, Reply, Server, places::Place, together::together};
 use crate::{
     exit::Ending,
+    fields::{Trailed, count_all},
     held::Held,
     log,
     log::LogStream,
@@ -206,6 +207,17 @@ impl Server {
     }
 }
 
+/// A request whose fields are counted, which a guest may keep. None if its container
+/// has no memory left for them.
+pub(super) fn counted(
+    state: &mut ComponentState,
+    mut request: Request<WasiBody>,
+) -> Option<Request<WasiBody>> {
+    let usage = state.usage();
+    count_all(request.headers_mut(), |bytes| usage.charge(bytes))?;
+    Some(request.map(|body| Trailed::new(body, usage).boxed_unsync()))
+}
+
 /// Calls `wasi:http/incoming-handler`.
 async fn answer(
     store: &mut Store<ComponentState>,
@@ -214,6 +226,10 @@ async fn answer(
     reply: oneshot::Sender<Reply>,
     kept: Kept,
 ) -> wasmtime::Result<()> {
+    let Some(request) = counted(store.data_mut(), request) else {
+        let _ = reply.send(Reply::NoMemory);
+        return Ok(());
+    };
     let Ok(request) = store.data_mut().http().new_incoming_request(Scheme::Http, request) else {
         let _ = reply.send(Reply::BadRequest);
         return Ok(());

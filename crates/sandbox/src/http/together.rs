@@ -42,7 +42,7 @@ use wasmtime_wasi_http::{
 
 use super::{
     Reply, Server,
-    instance::{Asked, Until},
+    instance::{Asked, Until, counted},
     places::Place,
     watched::{Told as _, Watched},
 };
@@ -202,6 +202,10 @@ async fn answer(
     let Asked { request, reply, permit, end } = asked;
     let is_head = request.method() == Method::HEAD;
     let request = server.bounded(request);
+    let Some(request) = accessor.with(|mut store| counted(store.data_mut(), request)) else {
+        let _ = reply.send(Reply::NoMemory);
+        return Ok(Answered { permit, is_in_time: true });
+    };
     let Some(request) = accessor.with(|mut store| guests(store.data_mut(), request)) else {
         let _ = reply.send(Reply::BadRequest);
         return Ok(Answered { permit, is_in_time: true });

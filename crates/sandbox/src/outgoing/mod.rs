@@ -59,8 +59,10 @@ use self::{
 };
 pub(crate) use self::{own::OwnRoots, roots::remember};
 use crate::{
+    fields::{self, Trailed, count_all},
     held::Held,
     net::{Asking, Stack, WeakStack},
+    state::Usage,
 };
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -91,8 +93,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 /// wait for whoever reads it.
 const CHUNK: usize = 64 << 10;
 
-/// Bytes of an answer's head. What holds it is bounded by wasmtime (128 KiB of
-/// fields, counted with what they take in memory).
+/// Bytes of an answer's head. What holds it is counted as the container's.
 const HEAD: usize = 64 << 10;
 
 type Sender = Client<Connector, WasiBody>;
@@ -335,12 +336,13 @@ impl Caller {
 pub(crate) struct Hooks {
     stack: Stack,
     own: Option<Arc<OwnRoots>>,
+    usage: Arc<Usage>,
 }
 
 impl Hooks {
     /// Those of a container in a pod, which may say itself whom it believes.
-    pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>) -> Self {
-        Self { stack, own }
+    pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>, usage: Arc<Usage>) -> Self {
+        Self { stack, own, usage }
     }
 
     pub(crate) fn stack(&self) -> &Stack {
@@ -370,10 +372,13 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Done,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let (stack, own) = (self.stack.clone(), self.own.clone());
+        let (stack, own, usage) = (self.stack.clone(), self.own.clone(), Arc::clone(&self.usage));
         Box::new(async move {
             let options = options.unwrap_or_default();
-            let answer = stack.outgoing().send(request, options, own.as_ref()).await?;
+            let mut answer = stack.outgoing().send(request, options, own.as_ref()).await?;
+            let counted = count_all(answer.headers_mut(), |bytes| usage.charge(bytes));
+            counted.ok_or_else(fields::no_memory)?;
+            let answer = answer.map(|body| Trailed::new(body, usage).boxed_unsync());
             // The client looks after the connection; nothing is left to do.
             Ok((answer, Box::new(std::future::ready(Ok(()))) as Done))
         })

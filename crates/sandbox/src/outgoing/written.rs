@@ -120,8 +120,8 @@ mod tests {
         let memory_bytes = Some(BODY * ENOUGH as u64);
         let usage = Arc::new(Usage::new(&Limits { memory_bytes, cpu_millis: None }));
         let budget = Budget::new(Arc::clone(&usage));
-        let wasi = WasiCtxBuilder::new().build();
-        (usage, ComponentState::new(wasi, budget, Hooks::new(Stack::default(), None), None))
+        let hooks = Hooks::new(Stack::default(), None, Arc::clone(&usage));
+        (usage, ComponentState::new(WasiCtxBuilder::new().build(), budget, hooks, None))
     }
 
     /// The number of a new request or answer.

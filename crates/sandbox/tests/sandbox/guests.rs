@@ -170,6 +170,69 @@ pub(crate) fn what_may_wait_in_bodies_is_memory_of_the_container() {
     assert_eq!((exit.exit_code, exit.reason.as_str()), (0, "Completed"), "{exit:?}");
 }
 
+/// Makes fields of 8000 bytes until it is told that it may have no more, and ends with 0
+/// if the word was that for their size and it had 246 of them.
+const FIELDS: &str = r#"(component
+    (import "wasi:http/types@VERSION" (instance $types
+        (export "fields" (type $fields (sub resource)))
+        (type $error (variant CASES))
+        (export "header-error" (type $told (eq $error)))
+        (export "[constructor]fields" (func (result (own $fields))))
+        (export "[method]fields.append" (func
+            (param "self" (borrow $fields)) (param "name" string) (param "value" (list u8))
+            (result (result (error $told)))))))
+    (core module $memory
+        (memory (export "memory") 1)
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) (unreachable)))
+    (core instance $memory (instantiate $memory))
+    (alias core export $memory "memory" (core memory $memory))
+    (alias core export $memory "realloc" (core func $realloc))
+    (alias export $types "[constructor]fields" (func $new_fields))
+    (alias export $types "[method]fields.append" (func $append_to))
+    (core func $fields (canon lower (func $new_fields)))
+    (core func $append
+        (canon lower (func $append_to) (memory $memory) (realloc (func $realloc))))
+    (core module $code
+        (import "host" "memory" (memory 1))
+        (import "host" "fields" (func $fields (result i32)))
+        (import "host" "append" (func $append (param i32 i32 i32 i32 i32 i32)))
+        (func (export "run") (result i32)
+            (local $made i32)
+            (memory.fill (i32.const 1024) (i32.const 120) (i32.const 8000))
+            (loop $again
+                (call $append (call $fields)
+                    (i32.const 1024) (i32.const 1) (i32.const 1024) (i32.const 8000) (i32.const 0))
+                (if (i32.load8_u (i32.const 0)) (then (return (i32.or
+                    (i32.ne (local.get $made) (i32.const 246))
+                    (i32.ne (i32.load8_u (i32.const 4)) (i32.const 3))))))
+                (local.set $made (i32.add (local.get $made) (i32.const 1)))
+                (br_if $again (i32.lt_u (local.get $made) (i32.const 1000))))
+            (i32.const 1)))
+    (core instance $run (instantiate $code (with "host" (instance
+        (export "memory" (memory $memory))
+        (export "fields" (func $fields))
+        (export "append" (func $append))))))
+    (func $run (result (result)) (canon lift (core func $run "run")))
+    (instance $entry (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $entry)))"#;
+
+pub(crate) fn fields_of_http_are_memory_of_the_container() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let cases = r#"(case "invalid-syntax") (case "forbidden") (case "immutable")"#;
+    let more = r#"(case "size-exceeded") (case "other" (option string))"#;
+    for (version, cases, ends) in [
+        // It has no word for size.
+        ("0.2.0", cases.to_owned(), (137, "OOMKilled")),
+        ("0.3.0", format!("{cases} {more}"), (0, "Completed")),
+    ] {
+        let text = FIELDS.replace("VERSION", version).replace("CASES", &cases);
+        let make = Make::command("hello.p2.wasm", &["x"]).code(compiled_text(&text));
+        let (_, exit) = sandbox.run(Make { memory: Some(2 << 20), ..make });
+        assert_eq!((exit.exit_code, exit.reason.as_str()), ends, "{exit:?}");
+    }
+}
+
 /// Makes four million objects, and keeps the last or all of them.
 const OBJECTS: &str = r#"(module
     (type $node (struct (field i32) (field (ref null $node))))

@@ -57,6 +57,7 @@ const TESTS: &[Test] = tests! {
         a_guest_that_exceeds_its_memory_limit_is_oom_killed,
         a_guest_that_copes_with_its_memory_limit_is_not,
         what_may_wait_in_bodies_is_memory_of_the_container,
+        fields_of_http_are_memory_of_the_container,
         objects_that_nobody_has_any_more_are_not_counted,
         a_module_is_entered_where_its_image_says,
         a_library_is_made_ready_before_it_is_entered,
