@@ -24,7 +24,7 @@ use crate::{
     log::Log,
     net::{Claim, Stack},
     news::{News, Teller},
-    outgoing::OwnRoots,
+    outgoing::{OwnRoots, Whose},
     program::Program,
     state::{Budget, Usage},
 };
@@ -64,8 +64,8 @@ pub(crate) struct Container {
     pub(crate) usage: Arc<Usage>,
     /// In the order of the spec's preopens.
     directories: Arc<Directories>,
-    /// Whose certificates its guests believe, if it says so itself.
-    pub(crate) own_roots: Option<Arc<OwnRoots>>,
+    /// What is known of it where its guests' requests are sent.
+    pub(crate) whose: Arc<Whose>,
     /// The network of its pod.
     pub(crate) stack: Stack,
     /// Sockets that were handed over for it, until it ends.
@@ -91,9 +91,11 @@ impl Container {
         let log = Arc::new(parts.log);
         let paths = parts.spec.preopens.iter().map(|preopen| preopen.guest_path.as_str());
         let directories = Arc::new(Directories::new(paths.zip(parts.preopens)));
+        let usage = Arc::new(Usage::new(&parts.spec.limits));
+        let own = OwnRoots::of(&parts.spec, &directories, &log);
         Self {
-            usage: Arc::new(Usage::new(&parts.spec.limits)),
-            own_roots: OwnRoots::of(&parts.spec, &directories, &log),
+            whose: Arc::new(Whose { own, usage: Arc::clone(&usage) }),
+            usage,
             spec: parts.spec,
             program: parts.program,
             log,

@@ -330,8 +330,7 @@ impl ComponentState {
     /// One of a container's, which may hold `most` handles; if none, so many as its
     /// pod's sockets need.
     pub(crate) fn of(wasi: WasiCtx, container: &Container, most: Option<usize>) -> Self {
-        let usage = Arc::clone(&container.usage);
-        let outgoing = Hooks::new(container.stack.clone(), container.own_roots.clone(), usage);
+        let outgoing = Hooks::new(container.stack.clone(), Arc::clone(&container.whose));
         Self::new(wasi, container.budget(), outgoing, most)
     }
 
@@ -389,6 +388,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::outgoing::Whose;
 
     fn memory(bytes: u64) -> Limits {
         Limits { memory_bytes: Some(bytes), cpu_millis: None }
@@ -429,7 +429,8 @@ mod tests {
         let state = || {
             let usage = Arc::new(Usage::new(&Limits::default()));
             let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
-            let hooks = Hooks::new(Stack::default(), None, Arc::clone(&usage));
+            let whose = Whose { own: None, usage: Arc::clone(&usage) };
+            let hooks = Hooks::new(Stack::default(), Arc::new(whose));
             ComponentState::new(wasi, Budget::new(usage), hooks, Some(REQUEST_HANDLES))
         };
         let fits = |table: &mut ResourceTable| {

@@ -7,6 +7,7 @@
 //! [`Metered`] is what holds its guests back.
 
 use std::{
+    cell::Cell,
     future::Future,
     pin::Pin,
     sync::{
@@ -132,9 +133,9 @@ impl Ticks {
 }
 
 /// A guest's future, or one of the sandbox that works for it: while it is polled
-/// epochs tick, and its container is charged for the time. File operations run
-/// elsewhere and are not counted, nor is what sends a pod's requests, which all its
-/// containers share.
+/// epochs tick, and its container is charged for the time. Of one that is polled
+/// within another each pays for what the other does not. File operations run
+/// elsewhere and are not counted.
 ///
 /// A guest whose container has used more than its CPU limit is not polled until
 /// that is made good: others have the thread, and whoever polls this can still
@@ -184,11 +185,18 @@ impl<F: Future> Future for Metered<F> {
         let this = &mut *self;
         ready!(this.poll_limit(context));
         let _inside = this.ticker.as_deref().map(Ticker::enter);
-        let before = thread_time();
+        let (before, within) = (thread_time(), WITHIN.replace(0));
         let polled = this.guest.as_mut().poll(context);
-        this.usage.charge_cpu(thread_time().saturating_sub(before));
+        let took = thread_time().saturating_sub(before);
+        this.usage.charge_cpu(took.saturating_sub(WITHIN.get()));
+        WITHIN.set(within + took);
         polled
     }
+}
+
+thread_local! {
+    /// Nanoseconds that those have paid for who were polled within the one at hand.
+    static WITHIN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Processor time of this thread in nanoseconds.
@@ -202,7 +210,28 @@ fn thread_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_protocol::Limits;
+
     use super::*;
+
+    #[tokio::test]
+    async fn nobody_pays_for_what_another_pays_for() {
+        const SOME: u64 = 20_000_000;
+        let [inner, outer] = [(); 2].map(|()| Arc::new(Usage::new(&Limits::default())));
+        let work = |many| {
+            let end = thread_time() + many * SOME;
+            while thread_time() < end {}
+        };
+        let before = thread_time();
+        let works = async {
+            work(1);
+            Metered::of_host(async { work(3) }, Arc::clone(&inner)).await;
+        };
+        Metered::of_host(works, Arc::clone(&outer)).await;
+        let took = thread_time() - before;
+        assert!(inner.cpu() >= 3 * SOME && outer.cpu() >= SOME);
+        assert!(inner.cpu() + outer.cpu() <= took);
+    }
 
     fn engine() -> Engine {
         let mut config = krustlet_compiler::engine_config();

@@ -7,7 +7,11 @@ use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::p2::bindings::http::types::{HostFields, HostOutgoingRequest as Requests};
 
 use super::*;
-use crate::{net::Stack, outgoing::Hooks, state::Budget};
+use crate::{
+    net::Stack,
+    outgoing::{Hooks, Whose},
+    state::Budget,
+};
 
 /// Bytes of the value that is used below, and what is taken for it by the name of
 /// one letter.
@@ -18,7 +22,8 @@ const TAKEN: u64 = (VALUE + 1 + BYTES) as u64;
 fn guest(values: u64) -> (Arc<Usage>, ComponentState) {
     let limits = Limits { memory_bytes: Some(TAKEN * values), cpu_millis: None };
     let usage = Arc::new(Usage::new(&limits));
-    let hooks = Hooks::new(Stack::default(), None, Arc::clone(&usage));
+    let hooks =
+        Hooks::new(Stack::default(), Arc::new(Whose { own: None, usage: Arc::clone(&usage) }));
     let budget = Budget::new(Arc::clone(&usage));
     let state = ComponentState::new(WasiCtxBuilder::new().build(), budget, hooks, None);
     (usage, state)

@@ -37,7 +37,7 @@ use http::{
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, rt::Executor};
 use hyper_util::{
     client::legacy::{
         self, Client,
@@ -63,6 +63,7 @@ use crate::{
     held::Held,
     net::{Asking, Stack, WeakStack},
     state::Usage,
+    ticker::Metered,
 };
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -102,26 +103,53 @@ type Sender = Client<Connector, WasiBody>;
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     stack: WeakStack,
-    caller: Caller,
+    /// Whom the system believes.
+    roots: Arc<Roots>,
+    /// One for each container: what a connection takes is charged to who uses it.
+    callers: Mutex<Vec<(Weak<Whose>, Caller)>>,
     /// Those for https of containers that say whom they believe: a connection is
     /// as good as the word of who vouched for it, and used by nobody else.
     own: Mutex<Vec<Own>>,
     permits: Arc<Semaphore>,
 }
 
-/// The caller of one container.
+/// The caller of a container that says whom it believes.
 #[derive(Debug)]
 struct Own {
     of: Weak<OwnRoots>,
     caller: Caller,
 }
 
-/// A client, and whom it believes.
+/// A client of one container, and whom it believes.
 #[derive(Clone, Debug)]
 struct Caller {
     stack: WeakStack,
     roots: Arc<Roots>,
+    usage: Arc<Usage>,
     client: Sender,
+}
+
+/// Whose guests ask.
+#[derive(Debug)]
+pub(crate) struct Whose {
+    /// Whom its container believes, if it says so itself.
+    pub(crate) own: Option<Arc<OwnRoots>>,
+    /// What is charged.
+    pub(crate) usage: Arc<Usage>,
+}
+
+/// Runs what a client does beside its requests, charged to its container.
+#[derive(Clone, Debug)]
+struct Charged(Arc<Usage>);
+
+impl<F> Executor<F> for Charged
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, work: F) {
+        TokioExecutor::new().execute(Metered::of_host(work, Arc::clone(&self.0)));
+    }
 }
 
 tokio::task_local! {
@@ -187,16 +215,30 @@ impl Outgoing {
 
     fn trusting(stack: &Stack, roots: Roots) -> Self {
         let stack = stack.downgrade();
-        let caller = Caller::new(stack.clone(), Arc::new(roots));
         let permits = Arc::new(Semaphore::new(REQUESTS));
-        Self { stack, caller, own: Mutex::default(), permits }
+        let (callers, own) = Default::default();
+        Self { stack, roots: Arc::new(roots), callers, own, permits }
+    }
+
+    /// What sends for a container to those whom the system believes, and to those of
+    /// whom nothing has to be believed.
+    fn usual_caller(&self, whose: &Arc<Whose>) -> Caller {
+        let mut all = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(of, _)| of.strong_count() > 0);
+        if let Some((_, known)) = all.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(whose)) {
+            return known.clone();
+        }
+        let (roots, usage) = (Arc::clone(&self.roots), Arc::clone(&whose.usage));
+        let caller = Caller::new(self.stack.clone(), roots, usage);
+        all.push((Arc::downgrade(whose), caller.clone()));
+        caller
     }
 
     /// What sends to a server for a container. None if it is not known whom that
     /// believes.
-    async fn caller(&self, uri: &Uri, own: Option<&Arc<OwnRoots>>) -> Option<Caller> {
-        let Some(own) = own.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
-            return Some(self.caller.clone());
+    async fn caller(&self, uri: &Uri, whose: &Arc<Whose>) -> Option<Caller> {
+        let Some(own) = whose.own.as_ref().filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
+            return Some(self.usual_caller(whose));
         };
         let roots = own.roots().await;
         let is_its = |one: &Own| one.of.as_ptr() == Arc::as_ptr(own);
@@ -213,13 +255,12 @@ impl Outgoing {
         if let Some(known) = all.iter().find(|one| is_its(one)) {
             return Some(known.caller.clone());
         }
-        let caller = Caller::new(self.stack.clone(), roots);
+        let caller = Caller::new(self.stack.clone(), roots, Arc::clone(&whose.usage));
         all.push(Own { of: Arc::downgrade(own), caller: caller.clone() });
         Some(caller)
     }
 
-    /// Sends a request and waits for the head of its answer. `own` is whom the
-    /// container believes, if it says so itself.
+    /// Sends a request and waits for the head of its answer.
     ///
     /// # Errors
     ///
@@ -228,7 +269,7 @@ impl Outgoing {
         &self,
         request: Request<WasiBody>,
         options: RequestOptions,
-        own: Option<&Arc<OwnRoots>>,
+        whose: &Arc<Whose>,
     ) -> Result<Response<WasiBody>, HttpError> {
         let connect = options.connect_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let first = options.first_byte_timeout.unwrap_or(PATIENCE).min(LONGEST);
@@ -237,7 +278,7 @@ impl Outgoing {
         let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
         let begun = Instant::now();
-        let caller = timeout(connect, self.caller(request.uri(), own)).await;
+        let caller = timeout(connect, self.caller(request.uri(), whose)).await;
         let caller = caller.map_err(|_| HttpError::ConnectionTimeout)?;
         let caller = caller.ok_or(HttpError::ConfigurationError)?;
         let connect = connect.saturating_sub(begun.elapsed());
@@ -254,7 +295,7 @@ impl Outgoing {
             && let Some(request) = again.after(lost, under_way.was_kept())
         {
             // What is kept may be as dead as the one that was lost.
-            let caller = Caller::new(caller.stack, caller.roots);
+            let caller = Caller::new(caller.stack, caller.roots, caller.usage);
             let first = first.saturating_sub(begun.elapsed());
             answer = caller.attempt(request, &under_way, connect, first).await;
         }
@@ -262,7 +303,7 @@ impl Outgoing {
         let mut answer = answer.map_err(|failure| {
             let error = error::of_client(&failure);
             if matches!(error, HttpError::TlsCertificateError)
-                && let Some(own) = own
+                && let Some(own) = &whose.own
             {
                 own.refused(server.as_ref().map_or("", Authority::as_str), &failure);
             }
@@ -276,8 +317,8 @@ impl Outgoing {
 impl Caller {
     /// One without connections. All that it makes are to servers that these vouch
     /// for.
-    fn new(stack: WeakStack, roots: Arc<Roots>) -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
+    fn new(stack: WeakStack, roots: Arc<Roots>, usage: Arc<Usage>) -> Self {
+        let mut builder = Client::builder(Charged(Arc::clone(&usage)));
         builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -291,7 +332,7 @@ impl Caller {
             .http2_keep_alive_timeout(PING_TIME)
             .http2_max_header_list_size(u32::try_from(HEAD).unwrap_or(u32::MAX));
         let client = builder.build(Connector::new(stack.clone(), Arc::clone(&roots)));
-        Self { stack, roots, client }
+        Self { stack, roots, usage, client }
     }
 
     /// Sends a request once. None if it takes longer than `connect` to have a
@@ -335,14 +376,13 @@ impl Caller {
 #[derive(Debug)]
 pub(crate) struct Hooks {
     stack: Stack,
-    own: Option<Arc<OwnRoots>>,
-    usage: Arc<Usage>,
+    whose: Arc<Whose>,
 }
 
 impl Hooks {
-    /// Those of a container in a pod, which may say itself whom it believes.
-    pub(crate) fn new(stack: Stack, own: Option<Arc<OwnRoots>>, usage: Arc<Usage>) -> Self {
-        Self { stack, own, usage }
+    /// Those of a container in a pod.
+    pub(crate) fn new(stack: Stack, whose: Arc<Whose>) -> Self {
+        Self { stack, whose }
     }
 
     pub(crate) fn stack(&self) -> &Stack {
@@ -372,15 +412,18 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _: Done,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let (stack, own, usage) = (self.stack.clone(), self.own.clone(), Arc::clone(&self.usage));
-        Box::new(async move {
+        let (stack, whose) = (self.stack.clone(), Arc::clone(&self.whose));
+        let usage = Arc::clone(&whose.usage);
+        let sends = async move {
             let options = options.unwrap_or_default();
-            let mut answer = stack.outgoing().send(request, options, own.as_ref()).await?;
+            let mut answer = stack.outgoing().send(request, options, &whose).await?;
+            let usage = Arc::clone(&whose.usage);
             let counted = count_all(answer.headers_mut(), |bytes| usage.charge(bytes));
             counted.ok_or_else(fields::no_memory)?;
             let answer = answer.map(|body| Trailed::new(body, usage).boxed_unsync());
             // The client looks after the connection; nothing is left to do.
             Ok((answer, Box::new(std::future::ready(Ok(()))) as Done))
-        })
+        };
+        Box::new(Metered::of_host(sends, usage))
     }
 }

@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -17,7 +17,7 @@ use http::{StatusCode, Version};
 use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
-use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
+use krustlet_protocol::{Destinations, Host, Limits, Names, PodNetwork};
 use krustlet_testkit::Authority;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -57,6 +57,17 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 fn full(text: &str) -> Body {
     Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync()
+}
+
+/// A container whose guests ask, where it does not matter whose they are.
+fn whose() -> &'static Arc<Whose> {
+    static WHOSE: LazyLock<Arc<Whose>> = LazyLock::new(|| asks(None));
+    &WHOSE
+}
+
+/// One that believes these.
+pub(super) fn asks(own: Option<Arc<OwnRoots>>) -> Arc<Whose> {
+    Arc::new(Whose { own, usage: Arc::new(Usage::new(&Limits::default())) })
 }
 
 /// A server within the pod.
@@ -166,16 +177,16 @@ fn from_channel(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> WasiBody {
 }
 
 async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
-    ask_as(None, outgoing, uri).await
+    ask_as(whose(), outgoing, uri).await
 }
 
-/// As a guest of a container that says whom it believes.
+/// As a guest of a container.
 pub(super) async fn ask_as(
-    own: Option<&Arc<OwnRoots>>,
+    whose: &Arc<Whose>,
     outgoing: &Outgoing,
     uri: &str,
 ) -> Result<String, HttpError> {
-    let answer = outgoing.send(request(uri), RequestOptions::default(), own).await?;
+    let answer = outgoing.send(request(uri), RequestOptions::default(), whose).await?;
     assert_eq!(answer.status(), StatusCode::OK);
     let body = answer.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(body.to_vec()).unwrap())
@@ -209,6 +220,27 @@ async fn connections_are_used_again() {
         assert_eq!(answer.unwrap(), format!("{:?} {path}", Version::HTTP_11));
     }
     assert_eq!(server.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_requests_take_is_charged_to_the_container_that_sends_them() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let server = Server::start(&stack, Some(tls));
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let uri = format!("https://web.test:{}/", server.at.port());
+    let [one, other] = [(); 2].map(|()| asks(None));
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert!(one.usage.cpu() > 0 && other.usage.cpu() == 0);
+    // The other has a connection of its own.
+    ask_as(&other, &outgoing, &uri).await.unwrap();
+    assert!(other.usage.cpu() > 0);
+    assert_eq!(server.connections.load(SeqCst), 2);
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert_eq!(server.connections.load(SeqCst), 2, "it is kept");
+    drop(other);
+    ask_as(&one, &outgoing, &uri).await.unwrap();
+    assert_eq!(outgoing.callers.lock().unwrap().len(), 1, "its connections go with it");
 }
 
 #[tokio::test]
@@ -289,18 +321,18 @@ async fn who_keeps_a_guest_waiting_is_left() {
     };
     let silent = Server::says(&stack, b"");
     let uri = format!("http://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all, None).await.map(drop);
+    let left = outgoing.send(request(&uri), all, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
     let begun = Instant::now();
     let first = RequestOptions { first_byte_timeout: Some(second), ..RequestOptions::default() };
-    let left = outgoing.send(request(&uri), first, None).await.map(drop);
+    let left = outgoing.send(request(&uri), first, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
     assert!(begun.elapsed() < PATIENCE, "the time for a connection is not added to it");
 
     let stalls = Server::says(&stack, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
     let uri = format!("http://web.test:{}/", stalls.at.port());
-    let answer = outgoing.send(request(&uri), all, None).await.unwrap();
+    let answer = outgoing.send(request(&uri), all, whose()).await.unwrap();
     let left = answer.into_body().collect().await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
 
@@ -308,7 +340,7 @@ async fn who_keeps_a_guest_waiting_is_left() {
     let (roots, _) = trusted("web.test");
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", silent.at.port());
-    let left = outgoing.send(request(&uri), all, None).await.map(drop);
+    let left = outgoing.send(request(&uri), all, whose()).await.map(drop);
     assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
 }
 
@@ -334,16 +366,16 @@ async fn no_more_requests_than_allowed_are_under_way() {
     let uri = format!("http://web.test:{}/", server.at.port());
     let mut held = Vec::new();
     for _ in 0..REQUESTS {
-        held.push(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
+        held.push(outgoing.send(request(&uri), RequestOptions::default(), whose()).await.unwrap());
     }
     let soon = RequestOptions {
         connect_timeout: Some(Duration::from_secs(1)),
         ..RequestOptions::default()
     };
-    let refused = outgoing.send(request(&uri), soon, None).await.map(drop);
+    let refused = outgoing.send(request(&uri), soon, whose()).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     held.pop();
-    assert!(outgoing.send(request(&uri), soon, None).await.is_ok());
+    assert!(outgoing.send(request(&uri), soon, whose()).await.is_ok());
 }
 
 #[tokio::test]
@@ -421,7 +453,7 @@ async fn one_of_version_2_makes_room_when_no_stream_of_it_is_open() {
         assert_eq!(ask(&outgoing, uri).await.unwrap(), format!("{:?} /", Version::HTTP_2));
     }
     // As long as somebody has a body in his hands it is in use, and others share it.
-    let held = outgoing.send(request(one), RequestOptions::default(), None).await.unwrap();
+    let held = outgoing.send(request(one), RequestOptions::default(), whose()).await.unwrap();
     for uri in [other, one] {
         let answer = ask(&outgoing, uri).await;
         assert_eq!(answer.is_ok(), uri == one, "{uri}: {answer:?}");
@@ -500,7 +532,7 @@ async fn what_a_server_has_surely_not_begun_with_is_sent_once_more() {
             let uri = format!("https://web.test:{}/", server.at.port());
             let mut asked = request(&uri);
             *asked.method_mut() = http::Method::POST;
-            let answer = outgoing.send(asked, RequestOptions::default(), None).await;
+            let answer = outgoing.send(asked, RequestOptions::default(), whose()).await;
             assert_eq!(answer.is_ok(), is_answered, "{kind}");
             if let Ok(answer) = answer {
                 let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -533,7 +565,7 @@ async fn a_body_goes_along_if_nothing_of_it_was_sent() {
             more.send(Bytes::from_static(b"piece")).await.unwrap();
             drop(more);
         };
-        let send = outgoing.send(asked, RequestOptions::default(), None);
+        let send = outgoing.send(asked, RequestOptions::default(), whose());
         let (answer, ()) = tokio::join!(send, write);
         assert_eq!(answer.is_ok(), is_answered);
         if let Ok(answer) = answer {
@@ -569,7 +601,7 @@ async fn a_connection_that_was_kept_and_is_lost_before_the_answer_is_made_anew()
     }
     let mut asked = request(&uri);
     *asked.method_mut() = http::Method::POST;
-    let lost = outgoing.send(asked, RequestOptions::default(), None).await.map(drop);
+    let lost = outgoing.send(asked, RequestOptions::default(), whose()).await.map(drop);
     assert!(
         matches!(lost, Err(HttpError::ConnectionTerminated | HttpError::HttpResponseIncomplete)),
         "it may have been heard: {lost:?}"
@@ -585,9 +617,9 @@ async fn a_connection_in_use_makes_no_room() {
     let outgoing = Outgoing::trusting(&stack, nobody());
     let uri = |server: &Server| format!("http://web.test:{}/", server.at.port());
     let answer =
-        outgoing.send(request(&uri(&busy)), RequestOptions::default(), None).await.unwrap();
+        outgoing.send(request(&uri(&busy)), RequestOptions::default(), whose()).await.unwrap();
     let refused =
-        outgoing.send(request(&uri(&other)), RequestOptions::default(), None).await.map(drop);
+        outgoing.send(request(&uri(&other)), RequestOptions::default(), whose()).await.map(drop);
     assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
     // It goes on.
     let mut body = answer.into_body();
@@ -610,7 +642,7 @@ async fn a_request_is_under_way_until_its_own_body_is_sent() {
     let uri = format!("http://web.test:{}/", server.at.port());
     let request = Request::post(&uri).body(from_channel(pieces)).unwrap();
     more.send(Bytes::from_static(b"first")).await.unwrap();
-    let answer = outgoing.send(request, RequestOptions::default(), None).await.unwrap();
+    let answer = outgoing.send(request, RequestOptions::default(), whose()).await.unwrap();
     assert_eq!(outgoing.permits.available_permits(), REQUESTS - 1);
     drop(answer);
     tokio::task::yield_now().await;
@@ -684,7 +716,7 @@ async fn a_server_of_version_2_that_is_gone_is_left() {
     let outgoing = Outgoing::trusting(&stack, roots);
     let uri = format!("https://web.test:{}/", server.at.port());
     let begun = Instant::now();
-    let left = outgoing.send(request(&uri), RequestOptions::default(), None).await.map(drop);
+    let left = outgoing.send(request(&uri), RequestOptions::default(), whose()).await.map(drop);
     assert!(
         matches!(left, Err(HttpError::HttpResponseTimeout | HttpError::ConnectionTerminated)),
         "{left:?}"
@@ -717,7 +749,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
         drop((waits, accepted));
     };
     let first = async {
-        drop(outgoing.send(request(&uri), RequestOptions::default(), None).await.unwrap());
+        drop(outgoing.send(request(&uri), RequestOptions::default(), whose()).await.unwrap());
     };
     let other = async {
         is_full.notified().await;
@@ -727,7 +759,7 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
             first_byte_timeout: Some(second * 10),
             between_bytes_timeout: None,
         };
-        let left = outgoing.send(request(&uri), options, None).await.map(drop);
+        let left = outgoing.send(request(&uri), options, whose()).await.map(drop);
         assert!(matches!(left, Err(HttpError::ConnectionReadTimeout)), "{left:?}");
         begun.elapsed()
     };

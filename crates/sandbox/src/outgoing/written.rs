@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::{
         net::Stack,
-        outgoing::Hooks,
+        outgoing::{Hooks, Whose},
         state::{Budget, Usage},
     };
 
@@ -120,7 +120,8 @@ mod tests {
         let memory_bytes = Some(BODY * ENOUGH as u64);
         let usage = Arc::new(Usage::new(&Limits { memory_bytes, cpu_millis: None }));
         let budget = Budget::new(Arc::clone(&usage));
-        let hooks = Hooks::new(Stack::default(), None, Arc::clone(&usage));
+        let hooks =
+            Hooks::new(Stack::default(), Arc::new(Whose { own: None, usage: Arc::clone(&usage) }));
         (usage, ComponentState::new(WasiCtxBuilder::new().build(), budget, hooks, None))
     }
 

@@ -17,14 +17,15 @@ use crate::{
     net::Stack,
     news::{Teller, Wake},
     outgoing::{
-        Outgoing,
-        tests::{Server, ask_as, nobody, request, speaker, stack},
+        Outgoing, Whose,
+        tests::{Server, ask_as, asks, nobody, request, speaker, stack},
     },
 };
 
 /// A container with a volume at `/ca`, and its log.
 struct Container {
     own: Arc<OwnRoots>,
+    whose: Arc<Whose>,
     volume: TempDir,
     log: TempDir,
 }
@@ -39,7 +40,7 @@ impl Container {
         let id = ContainerId::from_bytes([7; 32]);
         let log = Arc::new(Log::new(id, teller, file, None, u64::MAX).unwrap());
         let own = Arc::new(OwnRoots::new(named(env, None).unwrap(), &directories, &log));
-        Self { own, volume, log: folder }
+        Self { whose: asks(Some(Arc::clone(&own))), own, volume, log: folder }
     }
 
     fn write(&self, name: &str, text: impl AsRef<[u8]>) {
@@ -59,7 +60,7 @@ impl Container {
     }
 
     async fn ask(&self, outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
-        ask_as(Some(&self.own), outgoing, uri).await
+        ask_as(&self.whose, outgoing, uri).await
     }
 
     /// The lines that the log was told.
@@ -285,7 +286,7 @@ fn where_a_volume_stalls_requests_time_out_and_one_look_waits_for_it() {
         for _ in 0..3 {
             let options = RequestOptions { connect_timeout: time, ..RequestOptions::default() };
             let request = request("https://web.test/");
-            let left = outgoing.send(request, options, Some(&container.own)).await.map(drop);
+            let left = outgoing.send(request, options, &container.whose).await.map(drop);
             assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
         }
         let looking = |state: &State| state.looking.as_ref().map(JoinHandle::id);
