@@ -26,12 +26,16 @@ func BenchmarkMemory(b *testing.B) {
 	pod := field.sayPods(n, system, "all pods")
 	b.ReportMetric(pod.pss, "pod-pss-KiB")
 	b.ReportMetric(pod.pageTables, "pod-tables-KiB")
+	b.ReportMetric(pod.threads, "pod-threads")
+	b.ReportMetric(pod.descriptors, "pod-descriptors")
 	if *guestKind == "http" {
 		field.askEach(n)
 		time.Sleep(*rest)
 		pod := field.sayPods(n, system, "all pods, each asked once and idle again")
 		b.ReportMetric(pod.pss, "asked-pod-pss-KiB")
 		b.ReportMetric(pod.pageTables, "asked-pod-tables-KiB")
+		b.ReportMetric(pod.threads, "asked-pod-threads")
+		b.ReportMetric(pod.descriptors, "asked-pod-descriptors")
 	}
 	field.removeMany(made.names)
 }
@@ -53,8 +57,11 @@ func (f *field) askEach(n int) {
 	}
 }
 
+// podCost is what one sandbox takes.
+type podCost struct{ pss, pageTables, threads, descriptors float64 }
+
 // sayPods prints what n pods cost, and returns the medians of their sandboxes.
-func (f *field) sayPods(n int, before map[string]string, when string) memory {
+func (f *field) sayPods(n int, before map[string]string, when string) podCost {
 	f.b.Helper()
 	b := f.b
 	full, later := look(b, f.bed), machine(b)
@@ -62,20 +69,26 @@ func (f *field) sayPods(n int, before map[string]string, when string) memory {
 		b.Fatalf("%d sandboxes for %d pods", len(full.sandboxes), n)
 	}
 	sayAgents(b, full, when)
-	var pss, dirty, tables []float64
+	var pss, dirty, tables, threads, descriptors []float64
 	for _, pid := range full.sandboxes {
 		m := remember(b, pid)
 		pss, dirty, tables = append(pss, m.pss), append(dirty, m.privateDirty), append(tables, m.pageTables)
+		running, open := counts(b, pid)
+		threads, descriptors = append(threads, running), append(descriptors, open)
 	}
 	say("each of %d sandboxes, KiB:", n)
 	say("  PSS:           %s", summarize(pss))
 	say("  Private_Dirty: %s", summarize(dirty))
 	say("  page tables:   %s", summarize(tables))
+	say("  threads: %s; descriptors: %s (numbers, not KiB)", summarize(threads), summarize(descriptors))
 	say("the whole machine, per pod, KiB (the control plane's part and all noise included):")
 	for _, kind := range []string{"MemAvailable", "Slab", "KernelStack", "PageTables"} {
 		say("  %s: %+.1f", kind, (kibibytes(b, later, kind)-kibibytes(b, before, kind))/float64(n))
 	}
-	return memory{pss: summarize(pss).p50, pageTables: summarize(tables).p50}
+	return podCost{
+		pss: summarize(pss).p50, pageTables: summarize(tables).p50,
+		threads: summarize(threads).p50, descriptors: summarize(descriptors).p50,
+	}
 }
 
 // sayAgents returns the RSS of agent and zygote together.

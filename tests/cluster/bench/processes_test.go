@@ -63,6 +63,19 @@ func remember(b *testing.B, pid int) memory {
 	}
 }
 
+// counts are a process's threads and open descriptors.
+func counts(b *testing.B, pid int) (threads, descriptors float64) {
+	b.Helper()
+	number := func(what string) float64 {
+		entries, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), what))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return float64(len(entries))
+	}
+	return number("task"), number("fd")
+}
+
 // machine is /proc/meminfo: what no process is charged with is in it.
 func machine(b *testing.B) map[string]string { b.Helper(); return parse(b, "/proc/meminfo") }
 

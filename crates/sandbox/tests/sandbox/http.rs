@@ -21,6 +21,11 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
 }
 
+/// Those of a sandbox with one http server, when nobody asks it: the agent's connection
+/// and the socket where agents connect, two that wake its threads, what each of these
+/// waits by, its status file, the listener, and the log's file.
+const DESCRIPTORS: usize = 13;
+
 /// Each does the same.
 const PROGRAMS: [&str; 2] = ["http.wasm", "http3.wasm"];
 
@@ -106,6 +111,26 @@ fn read(mut stream: TcpStream) -> (u16, String) {
     let text = String::from_utf8_lossy(&text).into_owned();
     let code = text.split(' ').nth(1).and_then(|code| code.parse().ok());
     (code.unwrap_or_else(|| panic!("no answer: {text:?}")), text)
+}
+
+pub(crate) fn an_idle_server_has_few_threads_and_descriptors() {
+    let zygote = Zygote::start();
+    for program in PROGRAMS {
+        let sandbox = zygote.sandbox();
+        let server = serve(&sandbox, program, 10_000, None);
+        let counts = || {
+            let of = |what| fs::read_dir(format!("/proc/{}/{what}", sandbox.pid)).unwrap().count();
+            (of("task"), of("fd"))
+        };
+        // The control thread, and that of the guests.
+        assert_eq!(counts(), (2, DESCRIPTORS), "{program}");
+        // However many have asked.
+        let open: Vec<_> = (0..20).map(|_| server.send("/env")).collect();
+        for stream in open {
+            assert_eq!(read(stream).0, 200);
+        }
+        wait_until(|| counts() == (2, DESCRIPTORS));
+    }
 }
 
 pub(crate) fn requests_are_answered_each_by_its_own_instance() {

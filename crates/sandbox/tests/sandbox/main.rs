@@ -74,6 +74,7 @@ const TESTS: &[Test] = tests! {
         an_exec_ends_with_those_who_read_it,
         statistics_tell_memory_and_processor_time;
     http:
+        an_idle_server_has_few_threads_and_descriptors,
         requests_are_answered_each_by_its_own_instance,
         an_instance_answers_as_many_requests_as_it_may,
         an_instance_that_is_not_asked_ends,
