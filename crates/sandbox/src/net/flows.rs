@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{place::is_same, route::Route};
+use super::{place::is_same, recent::push, route::Route};
 
 /// How long a flow without datagrams is remembered. Source: Linux's
 /// `nf_conntrack_udp_timeout_stream`.
@@ -55,13 +55,7 @@ impl Flows {
         if !route.is_led() {
             return;
         }
-        if self.0.len() >= FLOWS {
-            let oldest = self.0.iter().enumerate().min_by_key(|(_, flow)| flow.used);
-            if let Some((oldest, _)) = oldest {
-                self.0.swap_remove(oldest);
-            }
-        }
-        self.0.push(Flow { route, used: now, looked: now });
+        push(&mut self.0, FLOWS, Flow { route, used: now, looked: now }, |flow| flow.used);
     }
 
     /// As if this time had passed.

@@ -32,6 +32,7 @@ mod pipe;
 mod place;
 mod policy;
 mod private;
+mod recent;
 mod route;
 mod sending;
 mod services;

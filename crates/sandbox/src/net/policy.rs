@@ -16,7 +16,7 @@ use krustlet_model::{policy::PodPolicy, services::Transport};
 use krustlet_protocol::{Names, PodNetwork};
 use tokio::time::Instant;
 
-use super::{place::is_same, route::Route};
+use super::{place::is_same, recent::push, route::Route};
 
 /// For whom something is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,13 +226,7 @@ impl Answers {
         flows.retain(|(known, by, last)| {
             !(is_same(*known, peer) && *by == begun) && now.duration_since(*last) < ANSWER_TIME
         });
-        if flows.len() >= MOST_ANSWERS {
-            let oldest = flows.iter().enumerate().min_by_key(|(_, (.., last))| *last);
-            if let Some(index) = oldest.map(|(index, _)| index) {
-                flows.swap_remove(index);
-            }
-        }
-        flows.push((peer, begun, now));
+        push(&mut flows, MOST_ANSWERS, (peer, begun, now), |(.., last)| *last);
     }
 }
 
