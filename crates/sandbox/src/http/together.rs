@@ -51,9 +51,9 @@ use crate::{held::Held, state::ComponentState};
 /// Answers that have no body, whatever the guest gives (RFC 9110, 15.3.5, 15.4.5).
 const BODILESS: [StatusCode; 2] = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
 
-/// What is told between the inside of `run_concurrent` and the outside.
+/// What the inside of `run_concurrent` and the outside show each other.
 #[derive(Default)]
-struct Told {
+struct Signs {
     /// A request was taken, and the guest has not waited for anything since.
     is_fresh: AtomicBool,
     /// The inside was asked: no guest holds the store.
@@ -71,22 +71,22 @@ pub(super) async fn together(
 ) -> wasmtime::Result<()> {
     let service = handler.instantiate_async(&mut *store).await?;
     let function = *service.wasi_http_handler().func_handle().func();
-    let told = Told::default();
+    let signs = Signs::default();
     let inside = store.run_concurrent(async |accessor| {
         let answer = |asked| answer(server, accessor, &service, asked);
         let mut instance =
-            Instance { server, accessor, function, place, until, told: &told, answer, taken: 0 };
+            Instance { server, accessor, function, place, until, signs: &signs, answer, taken: 0 };
         instance.run(first).await
     });
     let mut inside = pin!(inside);
     let ended = poll_fn(|context| {
-        told.was_asked.store(false, Relaxed);
+        signs.was_asked.store(false, Relaxed);
         let mut polled = inside.as_mut().poll(context);
-        if polled.is_pending() && told.is_fresh.swap(false, Relaxed) {
+        if polled.is_pending() && signs.is_fresh.swap(false, Relaxed) {
             // All it has waits: it may take another.
             polled = inside.as_mut().poll(context);
         }
-        if polled.is_pending() && !told.was_asked.load(Relaxed) {
+        if polled.is_pending() && !signs.was_asked.load(Relaxed) {
             server.leave(place);
         }
         polled
@@ -102,7 +102,7 @@ struct Instance<'a, A> {
     function: Func,
     place: Place,
     until: &'a Until,
-    told: &'a Told,
+    signs: &'a Signs,
     /// Answers a request.
     answer: A,
     /// Requests so far.
@@ -122,7 +122,7 @@ where
         let mut takes_more = true;
         let mut idle: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|context| {
-            self.told.was_asked.store(true, Relaxed);
+            self.signs.was_asked.store(true, Relaxed);
             loop {
                 while let Poll::Ready(Some(answered)) = open.poll_next_unpin(context) {
                     let answered = answered?;
@@ -157,7 +157,7 @@ where
 
     fn take(&mut self, asked: Asked) -> F {
         self.taken += 1;
-        self.told.is_fresh.store(true, Relaxed);
+        self.signs.is_fresh.store(true, Relaxed);
         self.until.send_modify(|until| *until = (*until).max(Some(asked.end)));
         (self.answer)(asked)
     }
@@ -167,7 +167,7 @@ where
         *takes_more &= self.taken < self.server.reuse;
         let may_take = *takes_more
             && open < self.server.at_once_in_one
-            && (open == 0 || !self.told.is_fresh.load(Relaxed))
+            && (open == 0 || !self.signs.is_fresh.load(Relaxed))
             && self.accessor.poll_ready_for_concurrent_call(self.function, context).is_ready();
         if !may_take {
             self.server.leave(self.place);

@@ -10,6 +10,7 @@ use std::{
 
 use krustlet_protocol::{ExecOutcome, SandboxReply};
 use krustlet_testkit::{Authority, serve_https};
+use tempfile::TempDir;
 
 use crate::{
     code::compiled,
@@ -49,18 +50,32 @@ fn fetch(sandbox: &Sandbox, variable: &str, value: &str, volume: &Path, url: &st
     sandbox.output(&id)
 }
 
+/// A pod, a volume with an authority, and a server that has its word.
+struct Bed {
+    sandbox: Sandbox,
+    volume: TempDir,
+    url: String,
+    _zygote: Zygote,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let zygote = Zygote::start();
+        let sandbox = zygote.sandbox();
+        sandbox.network("pod", &network(&["10.77.0.1"]));
+        let (authority, volume) = (Authority::new(), sandbox.volume());
+        publish(volume.path(), &authority);
+        let url = format!("https://{}/", server(&authority));
+        Self { sandbox, volume, url, _zygote: zygote }
+    }
+}
+
 pub(crate) fn a_guest_believes_whom_its_container_names() {
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let authority = Authority::new();
-    let url = format!("https://{}/", server(&authority));
-    let volume = sandbox.volume();
-    publish(volume.path(), &authority);
+    let Bed { sandbox, volume, url, .. } = &Bed::new();
     for (variable, value) in
         [(FILE, "/etc/ca/ca.crt"), ("SSL_CERT_DIR", "/etc/ca"), (FILE, "etc/ca/../ca/ca.crt")]
     {
-        let said = fetch(&sandbox, variable, value, volume.path(), &url);
+        let said = fetch(sandbox, variable, value, volume.path(), url);
         // As for any guest, `..` leads nowhere above a volume.
         let expected =
             if value.contains("..") { "ConfigurationError\n" } else { "200\nbelieved\n" };
@@ -69,26 +84,19 @@ pub(crate) fn a_guest_believes_whom_its_container_names() {
 
     let stranger = sandbox.volume();
     publish(stranger.path(), &Authority::new());
-    let said = fetch(&sandbox, FILE, "/etc/ca/ca.crt", stranger.path(), &url);
+    let said = fetch(sandbox, FILE, "/etc/ca/ca.crt", stranger.path(), url);
     assert!(said.contains("TlsCertificateError\n"), "{said}");
     assert!(said.contains(&format!("the certificate of {} is refused", &url[8..url.len() - 1])));
     // What it names is its own file, never the node's.
     let host = volume.path().join("ca.crt");
-    let said = fetch(&sandbox, FILE, host.to_str().unwrap(), volume.path(), &url);
+    let said = fetch(sandbox, FILE, host.to_str().unwrap(), volume.path(), url);
     assert!(said.contains("ConfigurationError\n"), "{said}");
     assert!(said.contains("no volume of the container is there; mount a volume"), "{said}");
 }
 
 pub(crate) fn servers_and_execs_believe_whom_their_container_names() {
-    let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
-    let authority = Authority::new();
-    let url = format!("https://{}/", server(&authority));
-    let volume = sandbox.volume();
-    publish(volume.path(), &authority);
-
-    let web = serve_as(&sandbox, 20_000, |make| {
+    let Bed { sandbox, volume, url, .. } = &Bed::new();
+    let web = serve_as(sandbox, 20_000, |make| {
         let make = make.code(compiled("http3.wasm"));
         believing(make, FILE, "/etc/ca/ca.crt", volume.path())
     });
@@ -104,7 +112,7 @@ pub(crate) fn servers_and_execs_believe_whom_their_container_names() {
     let make = Make::command("fetch.wasm", &["fetch", &waits]);
     let id = sandbox.start(believing(make, FILE, "/etc/ca/ca.crt", volume.path()));
     sandbox.running(&id);
-    let (request, _stdin, mut stdout, _stderr) = exec(&sandbox, &id, &["fetch", &url]);
+    let (request, _stdin, mut stdout, _stderr) = exec(sandbox, &id, &["fetch", url]);
     let mut output = String::new();
     stdout.read_to_string(&mut output).unwrap();
     assert_eq!(output, "200\nbelieved\n");
