@@ -44,7 +44,14 @@ pub(super) fn stack() -> Stack {
             port: None,
         }],
         names: Names {
-            hosts: vec![host("127.0.0.1", "web.test"), host("169.254.169.254", "rebound.test")],
+            hosts: vec![
+                host("127.0.0.1", "web.test"),
+                host("169.254.169.254", "rebound.test"),
+                host("127.0.0.1", "two.test"),
+                host("127.0.0.2", "two.test"),
+                host("169.254.169.254", "denied.test"),
+                host("127.0.0.1", "denied.test"),
+            ],
             ..Names::default()
         },
         ..PodNetwork::default()
@@ -117,7 +124,18 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self::raw_at("127.0.0.1:0".parse().unwrap(), stack, serve)
+    }
+
+    fn raw_at<F>(
+        at: SocketAddr,
+        stack: &Stack,
+        serve: impl Fn(Stream) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let bound = stack.bind_tcp(at).unwrap();
         let mut listener = bound.listen(stack.permit().unwrap(), Options::default(), 16).unwrap();
         let at = listener.address();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -282,6 +300,47 @@ async fn the_address_that_is_connected_to_is_what_is_checked() {
         let refused = ask(&outgoing, uri).await;
         assert!(matches!(refused, Err(HttpError::DestinationIpProhibited)), "{uri}: {refused:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_does_not_answer_keeps_nobody_from_another() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Its queue is full, so that it swallows whoever comes.
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let at = listener.address();
+    let _waits = stack.connect_tcp(stack.permit().unwrap(), Options::default(), at).await.unwrap();
+    let uri = format!("http://two.test:{}/", at.port());
+    let begun = Instant::now();
+    // The other refuses: it is waited for until the guest has had enough.
+    let soon = RequestOptions {
+        connect_timeout: Some(Duration::from_secs(60)),
+        ..RequestOptions::default()
+    };
+    let left = outgoing.send(request(&uri), soon, whose()).await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(60));
+
+    let other = SocketAddr::new("127.0.0.2".parse().unwrap(), at.port());
+    let server = Server::raw_at(other, &stack, serve);
+    let (begun, before) = (Instant::now(), stack.report().sockets);
+    assert_eq!(ask(&outgoing, &uri).await.unwrap(), format!("{:?} /", Version::HTTP_11));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(server.connections.load(SeqCst), 1);
+    // The one that lost is let go; of the other there are two ends.
+    assert_eq!(stack.report().sockets, before + 2);
+}
+
+#[tokio::test]
+async fn who_may_not_go_to_one_of_the_addresses_is_told_that() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Nobody listens at the other.
+    let denied = ask(&outgoing, "http://denied.test:1/").await;
+    assert!(matches!(denied, Err(HttpError::DestinationIpProhibited)), "{denied:?}");
+    let refused = ask(&outgoing, "http://two.test:1/").await;
+    assert!(matches!(refused, Err(HttpError::ConnectionRefused)), "{refused:?}");
 }
 
 #[tokio::test]
