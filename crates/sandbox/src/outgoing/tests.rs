@@ -14,8 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{StatusCode, Version};
-use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use http_body_util::{Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use krustlet_protocol::{Destinations, Host, Limits, Names, PodNetwork};
 use krustlet_testkit::Authority;
@@ -162,6 +165,26 @@ impl Server {
     }
 }
 
+/// Sends body and trailers back as they came.
+async fn send_back(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        let came = request.into_body().collect().await.unwrap();
+        let trailers = came.trailers().cloned().unwrap_or_default();
+        let answer = Response::builder().header("trailer", "x-sum");
+        Ok::<_, Infallible>(answer.body(with_trailers(came.to_bytes(), trailers)).unwrap())
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
+}
+
+fn with_trailers<E: Send + 'static>(
+    bytes: Bytes,
+    trailers: http::HeaderMap,
+) -> UnsyncBoxBody<Bytes, E> {
+    let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok);
+    StreamBody::new(futures::stream::iter(frames)).boxed_unsync()
+}
+
 /// Says by what version it was asked, and what came with it.
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = service_fn(async |request: Request<Incoming>| {
@@ -189,9 +212,9 @@ pub(super) fn request(uri: &str) -> Request<WasiBody> {
 fn from_channel(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> WasiBody {
     let pieces = futures::stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;
-        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
+        Some((Ok::<_, HttpError>(Frame::data(piece)), pieces))
     });
-    http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync()
+    StreamBody::new(Box::pin(pieces)).boxed_unsync()
 }
 
 async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
@@ -259,6 +282,36 @@ async fn what_requests_take_is_charged_to_the_container_that_sends_them() {
     drop(other);
     ask_as(&one, &outgoing, &uri).await.unwrap();
     assert_eq!(outgoing.callers.lock().unwrap().len(), 1, "its connections go with it");
+}
+
+#[tokio::test]
+async fn trailers_go_and_come_in_both_versions() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let plain = Server::raw(&stack, send_back);
+    let encrypted = Server::raw(&stack, move |stream| {
+        let tls = tls.clone();
+        async move { send_back(tls.accept(stream).await.unwrap()).await }
+    });
+    for (scheme, server, version) in
+        [("http", plain, Version::HTTP_11), ("https", encrypted, Version::HTTP_2)]
+    {
+        let trailers = [("x-sum", "7")].map(|(name, value)| {
+            (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
+        });
+        let trailers = trailers.into_iter().collect();
+        let request = Request::post(format!("{scheme}://web.test:{}/", server.at.port()))
+            .header("te", "trailers")
+            .header("trailer", "x-sum")
+            .body(with_trailers(Bytes::from_static(b"body"), trailers))
+            .unwrap();
+        let answer = outgoing.send(request, RequestOptions::default(), whose()).await.unwrap();
+        assert_eq!(answer.version(), version);
+        let came = answer.into_body().collect().await.unwrap();
+        assert_eq!(came.trailers().unwrap()["x-sum"], "7", "{version:?}");
+        assert_eq!(came.to_bytes(), "body");
+    }
 }
 
 #[tokio::test]
