@@ -291,6 +291,11 @@ impl Stack {
         })
     }
 
+    /// As [`permit`](Self::permit), where none is needed.
+    pub(crate) fn permit_if_free(&self) -> Option<Permit> {
+        self.try_permit().ok()
+    }
+
     fn try_permit(&self) -> Result<Permit, NetError> {
         let network = self.network();
         if network.addresses.is_empty() {
