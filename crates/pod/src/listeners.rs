@@ -29,11 +29,11 @@ pub enum ListenError {
     Invalid { given: i32 },
 
     #[error(
-        "port {} of {} is in use on this node, whose address the pod shares; \
+        "{}port {} of {} is in use on this node, whose address the pod shares; \
          choose another containerPort or stop what uses it",
-        .address.port(), .address.ip()
+        prefix(*.transport), .address.port(), .address.ip()
     )]
-    InUse { address: SocketAddr },
+    InUse { transport: Transport, address: SocketAddr },
 
     #[error(
         "hostPort {} of {}, {}, is in use on this node; choose another one or stop what uses it",
@@ -96,14 +96,18 @@ pub fn listen_ports(
             Ok(vec![ListenPort { name: Some("http".to_owned()), port: http_port(container)? }])
         }
         GuestKind::Command => Ok(Vec::new()),
-        GuestKind::Module { .. } => tcp_ports(container),
+        GuestKind::Module { .. } => declared_ports(container, Transport::Tcp),
     }
 }
 
-/// The TCP ports that are declared, in their order and none twice.
-fn tcp_ports(container: &Container) -> Result<Vec<ListenPort>, ListenError> {
+/// The ports of a protocol that are declared, in their order and none twice.
+fn declared_ports(
+    container: &Container,
+    wanted: Transport,
+) -> Result<Vec<ListenPort>, ListenError> {
     let mut ports: Vec<ListenPort> = Vec::new();
-    for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
+    let declared = container.ports.iter().flatten();
+    for declared in declared.filter(|port| transport(port) == Some(wanted)) {
         let port = number(declared)?;
         if !ports.iter().any(|before| before.port == port) {
             ports.push(ListenPort { name: declared.name.clone(), port });
@@ -112,15 +116,32 @@ fn tcp_ports(container: &Container) -> Result<Vec<ListenPort>, ListenError> {
     Ok(ports)
 }
 
-/// The ports that a container takes of the address that its pod shares: an http
-/// guest's one, and all that are declared of others.
-fn taken_ports(container: &Container, guest: &GuestKind) -> Result<Vec<u16>, ListenError> {
-    match guest {
-        GuestKind::Http(_) => Ok(vec![http_port(container)?]),
-        GuestKind::Command | GuestKind::Module { .. } => {
-            Ok(tcp_ports(container)?.into_iter().map(|taken| taken.port).collect())
-        }
+/// How a port of a protocol is called; what is not said is TCP.
+fn prefix(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "",
+        Transport::Udp => "UDP ",
     }
+}
+
+/// The ports that a container takes of the address that its pod shares: an http
+/// guest's one, and all that are declared of others; those of UDP only for a
+/// command, for others have no datagrams.
+fn taken_ports(
+    container: &Container,
+    guest: &GuestKind,
+) -> Result<Vec<(Transport, u16)>, ListenError> {
+    let transports: &[Transport] = match guest {
+        GuestKind::Http(_) => return Ok(vec![(Transport::Tcp, http_port(container)?)]),
+        GuestKind::Module { .. } => &[Transport::Tcp],
+        GuestKind::Command => &[Transport::Tcp, Transport::Udp],
+    };
+    let mut taken = Vec::new();
+    for transport in transports {
+        let declared = declared_ports(container, *transport)?;
+        taken.extend(declared.into_iter().map(|declared| (*transport, declared.port)));
+    }
+    Ok(taken)
 }
 
 /// A port of the node that leads to one of a container.
@@ -143,13 +164,12 @@ impl HostPort {
         }
     }
 
-    /// Whether connections that come to an address of the pod's for the same port come
-    /// here too.
-    fn has(&self, own: SocketAddr) -> bool {
+    /// Whether what comes to an address of the pod's for the same port comes here too.
+    fn has(&self, transport: Transport, own: SocketAddr) -> bool {
         let is_there = self.address.ip().is_unspecified()
             && self.address.is_ipv4() == own.is_ipv4()
             || self.address.ip() == own.ip();
-        self.transport == Transport::Tcp
+        self.transport == transport
             && is_there
             && (self.address.port(), self.port) == (own.port(), own.port())
     }
@@ -207,6 +227,23 @@ pub(crate) struct Sockets {
     pub(crate) datagram_ports: Vec<u16>,
 }
 
+impl Sockets {
+    /// Binds one more, for a port of the container.
+    fn add(&mut self, transport: Transport, address: SocketAddr, port: u16) -> io::Result<()> {
+        match transport {
+            Transport::Tcp => {
+                self.bound.push(listen(address)?);
+                self.ports.push(port);
+            }
+            Transport::Udp => {
+                self.datagrams.push(bind(address, SocketType::DGRAM)?.into());
+                self.datagram_ports.push(port);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Binds what a container's sandbox cannot bind itself: its ports at the addresses
 /// that its pod shares, so that it waits for one that somebody has and may have low
 /// ones, and the node's ports that lead to it. At an address of its own the sandbox
@@ -227,20 +264,17 @@ pub(crate) fn sockets(
         if shared.is_empty() {
             return Err(ListenError::NoAddress);
         }
-        for port in taken_ports(container, guest)? {
+        for (transport, port) in taken_ports(container, guest)? {
             for address in shared.iter().map(|ip| SocketAddr::new(*ip, port)) {
                 // Where the pod has the node's address, its own port may be the host's.
-                if host_ports.iter().any(|host| host.has(address)) {
+                if host_ports.iter().any(|host| host.has(transport, address)) {
                     continue;
                 }
-                match listen(address) {
-                    Ok(listener) => {
-                        sockets.bound.push(listener);
-                        sockets.ports.push(port);
-                    }
+                match sockets.add(transport, address, port) {
+                    Ok(()) => {}
                     Err(error) if is_missing(address, &error) => {}
                     Err(source) => {
-                        let in_use = ListenError::InUse { address };
+                        let in_use = ListenError::InUse { transport, address };
                         return Err(refused(address, source, in_use));
                     }
                 }
@@ -249,17 +283,7 @@ pub(crate) fn sockets(
     }
     for at in host_ports {
         let HostPort { transport, address, port } = *at;
-        let bound = match transport {
-            Transport::Tcp => listen(address).map(|listener| {
-                sockets.bound.push(listener);
-                sockets.ports.push(port);
-            }),
-            Transport::Udp => bind(address, SocketType::DGRAM).map(|socket| {
-                sockets.datagrams.push(socket.into());
-                sockets.datagram_ports.push(port);
-            }),
-        };
-        match bound {
+        match sockets.add(transport, address, port) {
             Ok(()) => {}
             // An address that was named has to be there.
             Err(error) if address.ip().is_unspecified() && is_missing(address, &error) => {}
@@ -478,10 +502,11 @@ mod tests {
         let mut ports = std::iter::repeat_with(free_port);
         let one = ports.next().unwrap();
         let other = ports.find(|port| *port != one).unwrap();
+        let datagrams = ports.next().unwrap();
         let container: Container = serde_json::from_value(json!({"name": "main", "ports": [
             {"containerPort": one, "name": "http"},
             {"containerPort": other},
-            {"containerPort": 53, "protocol": "UDP"},
+            {"containerPort": datagrams, "protocol": "UDP"},
         ]}))
         .unwrap();
         let shared = Some(&addresses[..]);
@@ -501,6 +526,18 @@ mod tests {
             }
             let error = sockets(shared, &[], &container, guest).unwrap_err();
             assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
+            // Of datagrams, if it can have any.
+            let has_udp = matches!(guest, GuestKind::Command);
+            assert_eq!(found.datagram_ports, if has_udp { vec![datagrams; 2] } else { vec![] });
+            drop(found.bound);
+            let free = sockets(shared, &[], &container, guest);
+            if has_udp {
+                let error = free.unwrap_err();
+                let text = format!("UDP port {datagrams} of 127.0.0.1 is in use on this node");
+                assert!(error.to_string().starts_with(&text), "{error}");
+            } else {
+                free.unwrap();
+            }
         }
         // An address of its own is the sandbox's to bind.
         for guest in [module, GuestKind::Command, http] {

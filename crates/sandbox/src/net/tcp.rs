@@ -385,13 +385,8 @@ impl BoundTcp {
         let backlog = backlog.clamp(1, MOST_BACKLOG);
         let mut sources = Vec::new();
         let network = stack.network();
-        if !address.ip().is_loopback() || network.shares_loopback {
+        if let Some(which) = Which::for_address(&network, address.ip()) {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
-            let which = if whole_port(&network, address.ip()) {
-                Which::Of(Family::of(address.ip()))
-            } else {
-                Which::At(address.ip())
-            };
             let handed = stack.0.handed.listen(address.port(), which, wanted)?;
             for listening in handed {
                 sources.push(stack.filtered(listening)?);
