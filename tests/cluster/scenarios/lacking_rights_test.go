@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"krustlet.dev/tests/cluster/bed"
@@ -41,9 +42,15 @@ func TestANodeSaysWhatItLacks(t *testing.T) {
 	for _, reason := range []string{"NodeRoutesForbidden", "ServiceEndpointsForbidden", "NetworkPoliciesForbidden"} {
 		told(reason, "deploy/network-rbac.yaml")
 	}
-	b.NetworkRights(t)
-	node.WaitReady(t)
 	ns := b.Namespace(t)
+	// Bound by hand: the scheduler leaves out a node that is not Ready.
+	early := wasmPod("early", b.Image(t, "hello.wasm"), "args", "said")
+	early.Spec.NodeName = node.Name
+	create(t, b, ns, early)
+	awaitEvent(t, b, ns, early.Name, "NetworkNotReady", "network is not ready: ")
+	b.NetworkRights(t)
+	awaitPhase(t, b, ns, early.Name, corev1.PodSucceeded)
+	node.WaitReady(t)
 	pod := web(t, b, ns, webPodOn(t, b, node, "web"))
 	same(t, "podIP", bed.PodAddress(t, pod), node.Address)
 	b.WaitServes(t, b.Outside(), node.Address.String(), webPort)
