@@ -300,7 +300,8 @@ async fn a_range_that_is_used_up_is_told_and_waited_for() {
     bed.until_status("u", "it is Ready", is_ready).await;
     bed.put(second());
     bed.until("it says what it waits for", |world| {
-        let full = "Failed to create pod sandbox: no address left in 10.244.1.0/30: 1 pod has one";
+        let full = "Failed to create pod sandbox: no address left in 10.244.1.0/30: 1 pod has \
+                    one; give the node a larger podCIDR, or let it have at most 1 (maxPods)";
         world.events.iter().any(|(reason, text)| reason == "FailedCreatePodSandBox" && text == full)
     })
     .await;
