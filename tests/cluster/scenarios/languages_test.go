@@ -6,8 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"krustlet.dev/tests/cluster/bed"
-	"krustlet.dev/tests/cluster/toolchain"
 )
 
 // Where the servers of each language listen.
@@ -226,25 +223,5 @@ func TestAServerInGoHoldsManyConnections(t *testing.T) {
 	}
 	for range bodies {
 		same(t, "the echo", <-answers, "first last<nil>")
-	}
-}
-
-// TestTheLargeGuestsAreBuiltOnce says that the test bed keeps what it has built.
-func TestTheLargeGuestsAreBuiltOnce(t *testing.T) {
-	var said strings.Builder
-	folder, err := toolchain.Guests(t.Context(), os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, err := toolchain.Guests(t.Context(), &said)
-	if err != nil {
-		t.Fatal(err)
-	}
-	same(t, "the folder", again, folder)
-	same(t, "what the second call builds", said.String(), "")
-	for _, file := range []string{"go-net.wasm", "py-net.wasm", "py-http.wasm"} {
-		if _, err := os.Stat(filepath.Join(folder, file)); err != nil {
-			t.Error(err)
-		}
 	}
 }
