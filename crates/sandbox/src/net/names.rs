@@ -11,7 +11,7 @@ use krustlet_model::services::ServiceKey;
 use krustlet_protocol::{Names, PodNetwork, ServiceName};
 use krustlet_resolver::{Datagrams, Families, LookupError, Network, Resolver, Stream as AnyStream};
 
-use super::{Family, NetError, Stack, UdpSocket, WeakStack, place, policy};
+use super::{Family, NetError, Stack, UdpSocket, WeakStack, place, policy, refused::Rule};
 
 impl Stack {
     /// The addresses of a name, by the pod's hosts and servers. The resolver is
@@ -23,7 +23,7 @@ impl Stack {
     pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
         let (network, names) = (self.network(), self.names());
         if !policy::may_look_up(&network, &names, name) {
-            self.note(NetError::AccessDenied);
+            self.refused(Rule::List);
             return Err(LookupError::Denied);
         }
         let found = self.found(&network, &names, name).await?;
