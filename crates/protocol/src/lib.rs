@@ -30,7 +30,7 @@ pub mod spec;
 pub use connection::{Caller, Incoming, WithSandbox, WithZygote, ZygoteNews, connection};
 pub use messages::{
     ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Frame, NetworkReport,
-    RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
+    Refusals, RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
     ZygoteMessage, ZygoteReply, ZygoteRequest,
 };
 pub use network::{Destinations, Host, Names, PodNetwork, SocketLimits};

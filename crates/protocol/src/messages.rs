@@ -328,9 +328,32 @@ pub struct NetworkReport {
     pub accepted: u64,
     /// Binds, connections, datagrams and sockets that a rule or a bound of the
     /// pod refused.
-    pub refused: u64,
+    pub refused: Refusals,
     /// Sockets open now.
     pub sockets: u32,
+}
+
+/// What a pod was refused, by what refused it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refusals {
+    /// No pod may go there.
+    pub destination: u64,
+    /// The cluster's policies, either direction.
+    pub policy: u64,
+    /// The pod's own list, of a destination or a name.
+    pub list: u64,
+    /// It had as many sockets as it may.
+    pub bound: u64,
+}
+
+impl Refusals {
+    /// All of them.
+    #[must_use]
+    pub fn all(self) -> u64 {
+        let Self { destination, policy, list, bound } = self;
+        destination.saturating_add(policy).saturating_add(list).saturating_add(bound)
+    }
 }
 
 /// News of a sandbox.

@@ -34,4 +34,4 @@ pub use queries::{
     NotFound, PodQueries, StopFailure, Stopped,
 };
 pub use tls::{ServingIdentity, TlsError};
-pub use usage::{ContainerUsage, NetworkUsage, PodUsage, Usage};
+pub use usage::{ContainerUsage, NetworkUsage, PodUsage, RefusedUsage, Usage};

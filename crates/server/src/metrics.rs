@@ -102,9 +102,20 @@ pub(crate) fn own(usage: &Usage) -> String {
     text([
         network(OPENED, |pod| pod.network.opened),
         network(ACCEPTED, |pod| pod.network.accepted),
-        network(REFUSED, |pod| pod.network.refused),
+        refusals(&usage.pods),
         network(SOCKETS, |pod| pod.network.sockets.into()),
     ])
+}
+
+fn refusals(pods: &[PodUsage]) -> MetricFamily {
+    let samples = pods.iter().flat_map(|pod| {
+        pod.network.refused.by_rule().map(|(rule, count)| {
+            let rule = rule.to_owned();
+            let labels = [("namespace", &pod.namespace), ("pod", &pod.name), ("rule", &rule)];
+            sample(REFUSED, &labels, number(count), None)
+        })
+    });
+    family(REFUSED, samples.collect())
 }
 
 /// A value, and the milliseconds since the Unix epoch at which it was so.
@@ -217,7 +228,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
-    use crate::usage::NetworkUsage;
+    use crate::usage::{NetworkUsage, RefusedUsage};
 
     fn usage() -> Usage {
         let time = |second| Some(Time(Timestamp::new(second, 0).unwrap()));
@@ -238,7 +249,7 @@ mod tests {
                 sent_bytes: 20,
                 opened: 3,
                 accepted: 4,
-                refused: 5,
+                refused: RefusedUsage { policy: 5, ..RefusedUsage::default() },
                 sockets: 6,
             },
             containers: vec![container("a"), container("b")],
@@ -266,13 +277,14 @@ mod tests {
         has(&text, &format!("container_network_receive_bytes_total{labels} 10 1700000100000"));
         has(&text, &format!("container_network_transmit_bytes_total{labels} 20 1700000100000"));
         let text = own(&usage());
-        for (name, value) in [
-            ("connections_opened_total", 3),
-            ("connections_accepted_total", 4),
-            ("refused_total", 5),
-            ("sockets", 6),
-        ] {
+        for (name, value) in
+            [("connections_opened_total", 3), ("connections_accepted_total", 4), ("sockets", 6)]
+        {
             has(&text, &format!("krustlet_pod_network_{name}{labels} {value}"));
+        }
+        for (rule, value) in [("destination", 0), ("policy", 5), ("list", 0), ("bound", 0)] {
+            let labels = format!("{{namespace=\"shop\",pod=\"we\\\"b\",rule=\"{rule}\"}}");
+            has(&text, &format!("krustlet_pod_network_refused_total{labels} {value}"));
         }
     }
 

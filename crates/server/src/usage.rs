@@ -51,9 +51,37 @@ pub struct NetworkUsage {
     /// TCP connections accepted.
     pub accepted: u64,
     /// What a rule or a bound refused.
-    pub refused: u64,
+    pub refused: RefusedUsage,
     /// Sockets open now.
     pub sockets: u32,
+}
+
+/// What a pod was refused: binds, connections, datagrams and sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedUsage {
+    /// Because no pod may go there.
+    pub destination: u64,
+    /// By the cluster's policies, either direction.
+    pub policy: u64,
+    /// By the pod's own list, of a destination or a name.
+    pub list: u64,
+    /// Because it had as many sockets as it may.
+    pub bound: u64,
+}
+
+impl RefusedUsage {
+    /// Each with the name of what refused.
+    pub(crate) fn by_rule(self) -> [(&'static str, u64); 4] {
+        let Self { destination, policy, list, bound } = self;
+        [("destination", destination), ("policy", policy), ("list", list), ("bound", bound)]
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(self) -> u64 {
+        self.by_rule().iter().map(|(_, count)| count).sum()
+    }
 }
 
 /// What one container uses.

@@ -304,7 +304,8 @@ async fn what_pods_use_is_for_those_who_may_read_metrics_and_stats() {
         assert!(status == StatusCode::OK && text.contains(part), "{path}: {status} {text}");
     };
     let labels = "{namespace=\"default\",pod=\"web\"}";
-    has("/metrics", &format!("krustlet_pod_network_refused_total{labels} 0\n")).await;
+    let refused = "{namespace=\"default\",pod=\"web\",rule=\"policy\"}";
+    has("/metrics", &format!("krustlet_pod_network_refused_total{refused} 0\n")).await;
     let received = format!("container_network_receive_bytes_total{labels} 1 1795953600000\n");
     has("/metrics/cadvisor", &received).await;
     has("/metrics/resource", "resource_scrape_error 0\n").await;

@@ -15,7 +15,7 @@ use krustlet_pod::{
 };
 use krustlet_server::{
     ConnectFailure, ConnectStreams, ContainerUsage, ExecFailure, ExecRequest, LogRun, LogSource,
-    NetworkUsage, NotFound, PodQueries, PodUsage, StopFailure, Stopped, Usage,
+    NetworkUsage, NotFound, PodQueries, PodUsage, RefusedUsage, StopFailure, Stopped, Usage,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -166,7 +166,12 @@ fn usage_of(view: &PodView, reports: PodStats) -> Option<PodUsage> {
         sent_bytes: network.sent_bytes,
         opened: network.opened,
         accepted: network.accepted,
-        refused: network.refused,
+        refused: RefusedUsage {
+            destination: network.refused.destination,
+            policy: network.refused.policy,
+            list: network.refused.list,
+            bound: network.refused.bound,
+        },
         sockets: network.sockets,
     };
     let status = view.pod.status.as_ref();

@@ -102,7 +102,7 @@ fn answer(question: &[u8], is_datagram: bool) -> Vec<u8> {
     let begins = |name: &str| question[13..].starts_with(name.as_bytes());
     // Behind the name's last, empty label.
     let end = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
-    let found = match (&question[end - 4..end - 2], FAR.map(|far| far.parse().unwrap())) {
+    let found = match (&question[end - 4..end - 2], FAR.map(|far| far.parse::<IpAddr>().unwrap())) {
         ([0, 1], [IpAddr::V4(v4), _]) if !begins("six") => v4.octets().to_vec(),
         ([0, 28], [_, IpAddr::V6(v6)]) if !begins("four") => v6.octets().to_vec(),
         _ => Vec::new(),

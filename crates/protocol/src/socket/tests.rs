@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ContainerReport, DescriptorName, ExecOutcome, ExitReport, Failure, Limits, NetworkReport,
-    RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
+    Refusals, RunState, SandboxEvent, SandboxMessage, SandboxReply, SandboxRequest, StatsReport,
     ZygoteMessage, ZygoteReply, ZygoteRequest,
 };
 
@@ -181,8 +181,10 @@ fn report() -> impl Strategy<Value = ContainerReport> {
 }
 
 fn stats() -> impl Strategy<Value = StatsReport> {
-    let network = any::<([u64; 5], u32)>().prop_map(|(counts, sockets)| {
-        let [received_bytes, sent_bytes, opened, accepted, refused] = counts;
+    let network = any::<([u64; 8], u32)>().prop_map(|(counts, sockets)| {
+        let [received_bytes, sent_bytes, opened, accepted, destination, policy, list, bound] =
+            counts;
+        let refused = Refusals { destination, policy, list, bound };
         NetworkReport { received_bytes, sent_bytes, opened, accepted, refused, sockets }
     });
     (id(), pod(), any::<[u64; 3]>(), network).prop_map(

@@ -38,6 +38,7 @@ mod place;
 mod policy;
 mod private;
 mod recent;
+mod refused;
 mod route;
 mod sending;
 mod services;
@@ -84,6 +85,7 @@ use self::{
     permit::Counters,
     policy::Learned,
     private::Private,
+    refused::{NoWay, Rule},
     sending::{Behind, Sending},
     services::Affinity,
 };
@@ -377,16 +379,32 @@ impl Stack {
             sent_bytes: sent.bytes(),
             opened: opened.load(Relaxed),
             accepted: accepted.load(Relaxed),
-            refused: refused.load(Relaxed),
+            refused: refused.report(),
             sockets: self.0.counters.sockets(),
         }
     }
 
     /// Counts what was refused by a rule or a bound of the pod.
     fn note(&self, error: NetError) {
-        if matches!(error, NetError::AccessDenied | NetError::NewSocketLimit) {
-            self.0.counters.refused.fetch_add(1, Relaxed);
+        match error {
+            NetError::NewSocketLimit => self.refused(Rule::Bound),
+            error => {
+                self.told(error.into());
+            }
         }
+    }
+
+    /// Counts what a rule refuses.
+    fn refused(&self, by: Rule) {
+        self.0.counters.refused.count(by);
+    }
+
+    /// What a guest is told of it; counted if it is a rule.
+    fn told(&self, why: NoWay) -> NetError {
+        if let NoWay::Refused(by) = why {
+            self.refused(by);
+        }
+        why.into()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::{NetError, pace::Flow};
+use super::{NetError, pace::Flow, refused::Refused};
 
 /// Of one pod. Bytes and connections on the private loopback are not counted:
 /// they never were on the network.
@@ -21,7 +21,7 @@ pub(crate) struct Counters {
     pub(super) sent: Flow,
     pub(super) opened: AtomicU64,
     pub(super) accepted: AtomicU64,
-    pub(super) refused: AtomicU64,
+    pub(super) refused: Refused,
 }
 
 impl Counters {

@@ -318,7 +318,7 @@ mod tests {
         // Its addresses, whether it has the node's loopback; from where it calls by
         // IPv4 and by IPv6.
         for (addresses, shares_loopback, v4, v6) in [
-            (&[][..], false, None, None),
+            (&[] as &[&str], false, None, None),
             (&[], true, None, None),
             (&["10.1.2.3"], false, own("10.1.2.3"), None),
             (&["fd00::7"], false, None, own("fd00::7")),

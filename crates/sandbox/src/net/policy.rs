@@ -19,7 +19,7 @@ use krustlet_model::{
 use krustlet_protocol::{Names, PodNetwork};
 use tokio::time::Instant;
 
-use super::{place::is_same, recent::push, route::Route};
+use super::{place::is_same, recent::push, refused::Rule, route::Route};
 
 /// For whom something is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,16 @@ impl Asker<'_> {
         route: Route,
     ) -> bool {
         self.is_listed(network, learned, route.asked) && lets_out(network, transport, route.real)
+    }
+
+    /// Which of the two it is that does not let it go where it asked.
+    pub(super) fn refused_by(
+        self,
+        network: &PodNetwork,
+        learned: &Learned,
+        asked: SocketAddr,
+    ) -> Rule {
+        if self.is_listed(network, learned, asked) { Rule::Policy } else { Rule::List }
     }
 
     /// Whether the pod's list lets it ask for an address.

@@ -20,6 +20,7 @@ use super::{
     NetError, Stack,
     place::{self, Way},
     policy::{Asker, For},
+    refused::{NoWay, Rule},
     services::{Asked, Lead},
 };
 
@@ -82,7 +83,7 @@ impl Stack {
         before: Option<SocketAddr>,
     ) -> Result<Destination, NetError> {
         let found = self.find(asker, Wanted { transport, to, before, but: &[] });
-        found.inspect_err(|error| self.note(*error))
+        found.map_err(|why| self.told(why))
     }
 
     /// As [`destination`](Self::destination) of a connection that these endpoints
@@ -98,10 +99,10 @@ impl Stack {
         but: &[SocketAddr],
     ) -> Result<Destination, NetError> {
         let found = self.find(asker, Wanted { transport: Transport::Tcp, to, before: None, but });
-        found.inspect_err(|error| self.note(*error))
+        found.map_err(|why| self.told(why))
     }
 
-    fn find(&self, by: Asker<'_>, wanted: Wanted<'_>) -> Result<Destination, NetError> {
+    fn find(&self, by: Asker<'_>, wanted: Wanted<'_>) -> Result<Destination, NoWay> {
         let Wanted { transport, to, .. } = wanted;
         let network = self.network();
         let asked = match self.way(by, &network, to)? {
@@ -114,7 +115,7 @@ impl Stack {
             Lead::Endpoint(endpoint) => endpoint,
             Lead::Refused | Lead::Silence => {
                 if !by.is_listed(&network, &self.0.learned, asked) {
-                    return Err(NetError::AccessDenied);
+                    return Err(NoWay::Refused(Rule::List));
                 }
                 return Ok(Destination::Nobody { asked, is_silent: lead == Lead::Silence });
             }
@@ -149,23 +150,26 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// As [`place::way`]; [`NetError::AccessDenied`] where a Service leads to
-    /// what is no machine on the network.
+    /// As [`place::way`]; [`NoWay::Refused`] where a Service leads to what is no
+    /// machine on the network.
     pub(super) fn may_go(
         &self,
         asker: Asker<'_>,
         transport: Transport,
         route: Route,
-    ) -> Result<(), NetError> {
+    ) -> Result<(), NoWay> {
         let network = self.network();
         for to in [route.asked, route.real] {
             // No Service leads into the pod's own loopback.
             if self.way(asker, &network, to)? != Way::Real(to) {
-                return Err(NetError::AccessDenied);
+                return Err(NoWay::Refused(Rule::Destination));
             }
         }
-        let may_go = asker.may_go(&network, &self.0.learned, transport, route);
-        may_go.then_some(()).ok_or(NetError::AccessDenied)
+        let learned = &self.0.learned;
+        if asker.may_go(&network, learned, transport, route) {
+            return Ok(());
+        }
+        Err(NoWay::Refused(asker.refused_by(&network, learned, route.asked)))
     }
 }
 
@@ -208,12 +212,12 @@ mod tests {
         lead_to(home, "10.1.0.9:8080");
         let real = "10.1.0.9:8080".parse().unwrap();
         assert_eq!(destination(), Ok(Destination::Real(Route { asked, real })));
-        let before = stack.report().refused;
+        let before = stack.report().refused.destination;
         for secret in ["169.254.169.254:80", "127.0.0.1:80", "224.0.0.1:80", "255.255.255.255:80"] {
             lead_to(home, secret);
             assert_eq!(destination(), Err(NetError::AccessDenied), "{secret}");
         }
-        assert_eq!(stack.report().refused, before + 4);
+        assert_eq!(stack.report().refused.destination, before + 4);
         // A route that was good is bad under other rules.
         let network = PodNetwork {
             addresses: vec!["10.1.0.7".parse().unwrap()],
@@ -223,7 +227,7 @@ mod tests {
         stack.set(network, None);
         assert_eq!(
             stack.may_go(Asker::GUEST, Transport::Tcp, Route { asked, real }),
-            Err(NetError::AccessDenied)
+            Err(NoWay::Refused(Rule::Destination))
         );
     }
 

@@ -24,6 +24,7 @@ use super::{
     place::{self, Binding, Family},
     policy::{self, Asker, For},
     private::{Arrival, Reservation},
+    refused::Rule,
     route::{Destination, Route},
 };
 
@@ -560,7 +561,7 @@ impl Listener {
                     if !policy::lets_in(&network, Transport::Tcp, from.ip(), port) =>
                 {
                     drop(stream);
-                    self.stack.note(NetError::AccessDenied);
+                    self.stack.refused(Rule::Policy);
                     refusals += 1;
                     if refusals == REFUSALS {
                         // Whoever is not let in holds up no other source.

@@ -31,6 +31,7 @@ use super::{
     place::{self, Family, is_same},
     policy::{self, Answers, Asker, Begun, For},
     private::{Mailbox, Reservation},
+    refused::Rule,
     route::{Destination, Route},
 };
 
@@ -221,7 +222,7 @@ impl UdpSocket {
 
     fn may_go(&self, route: Route) -> Result<(), NetError> {
         let may_go = self.stack.may_go(self.asker(), Transport::Udp, route);
-        may_go.inspect_err(|error| self.stack.note(*error))
+        may_go.map_err(|why| self.stack.told(why))
     }
 
     /// As [`may_go`](Self::may_go), where no is not the last word.
@@ -243,11 +244,16 @@ impl UdpSocket {
         }
     }
 
-    /// Whether somebody may send here unasked. The machine itself may wherever the
-    /// socket is; to whom the guest has connected it, it has spoken.
+    /// Whether the socket is not there for somebody, unless he answers it. The machine
+    /// itself is no stranger wherever it is, nor is he to whom it is connected.
+    fn is_stranger(&self, from: IpAddr) -> bool {
+        !self.hears_all && self.remote.is_none() && !from.is_loopback()
+    }
+
+    /// Whether somebody may send here unasked.
     fn may_begin(&self, network: &PodNetwork, from: IpAddr) -> bool {
-        let is_heard = self.hears_all || self.remote.is_some() || from.is_loopback();
-        is_heard && policy::lets_in(network, Transport::Udp, from, self.address.port())
+        !self.is_stranger(from)
+            && policy::lets_in(network, Transport::Udp, from, self.address.port())
     }
 
     /// Whether what comes from a real address is let in: by the policies, or as an
@@ -366,7 +372,7 @@ impl UdpSocket {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
         let route = Route { asked: came.from, real: came.from };
         if !self.asker().may_go(&network, learned, Transport::Udp, route) {
-            self.stack.note(NetError::AccessDenied);
+            self.stack.refused(self.asker().refused_by(&network, learned, route.asked));
             return Err(NetError::AccessDenied);
         }
         if self.sent().may_move(&self.writing, 1) == 0 {
@@ -415,7 +421,9 @@ impl UdpSocket {
                 self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
-            self.stack.note(NetError::AccessDenied);
+            if !self.is_stranger(real.ip()) {
+                self.stack.refused(Rule::Policy);
+            }
         }
         Err(NetError::WouldBlock)
     }
