@@ -421,7 +421,7 @@ impl BoundTcp {
 }
 
 /// Connections that may wait at one listener; Linux's `net.core.somaxconn`.
-const MOST_BACKLOG: u32 = 4096;
+pub(crate) const MOST_BACKLOG: u32 = 4096;
 
 /// Accepts what comes to one address of the pod, from wherever it comes.
 #[derive(Debug)]
@@ -605,7 +605,11 @@ impl Stack {
     ///
     /// [`NetError::AddressInUse`], with the address; [`NetError::NewSocketLimit`] if
     /// the sandbox listens at too many ports for the pod; what the system said.
-    pub(crate) fn listen_everywhere(&self, port: u16) -> Result<Listener, (SocketAddr, NetError)> {
+    pub(crate) fn listen_everywhere(
+        &self,
+        port: u16,
+        backlog: u32,
+    ) -> Result<Listener, (SocketAddr, NetError)> {
         let mut all: Option<Listener> = None;
         for family in [Family::V4, Family::V6] {
             let address = SocketAddr::new(family.wildcard(), port);
@@ -613,7 +617,7 @@ impl Stack {
             let failed = |error| (SocketAddr::new(shown.unwrap_or(address.ip()), port), error);
             let listener = self.listening_place().and_then(|place| {
                 let bound = self.bind_tcp(address)?;
-                bound.listen_by(Right::Ours(place), Options::default(), MOST_BACKLOG)
+                bound.listen_by(Right::Ours(place), Options::default(), backlog)
             });
             let listener = match listener {
                 // In the node's own network, of a machine without IPv6.
@@ -634,8 +638,12 @@ impl Stack {
     /// # Errors
     ///
     /// As [`listen_everywhere`](Self::listen_everywhere).
-    pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
-        let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
+    pub(crate) fn listen_handed(
+        &self,
+        port: u16,
+        backlog: u32,
+    ) -> Result<Option<Listener>, NetError> {
+        let backlog = i32::try_from(backlog.clamp(1, MOST_BACKLOG)).unwrap_or(i32::MAX);
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let place = self.listening_place()?;
