@@ -745,13 +745,13 @@ mod tests {
         // One of this machine.
         let addresses = vec!["127.0.0.1".parse().unwrap()];
         stack.set(PodNetwork { addresses, ..(*stack.network()).clone() }, None);
-        let ours = stack.listen_everywhere(0).unwrap();
+        let ours = stack.listen_everywhere(0, 8).unwrap();
         assert_eq!(stack.report().sockets, 0);
         // But there is an end to them, too.
         let places = Arc::clone(&stack.0.listening.0);
         let most = u32::try_from(LISTENING - 3).unwrap();
         let taken = Arc::clone(&places).try_acquire_many_owned(most).unwrap();
-        let (_, error) = stack.listen_everywhere(0).unwrap_err();
+        let (_, error) = stack.listen_everywhere(0, 8).unwrap_err();
         assert_eq!(error, NetError::NewSocketLimit);
         drop((ours, taken));
         assert_eq!(places.available_permits(), LISTENING);
