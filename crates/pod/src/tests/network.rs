@@ -560,6 +560,10 @@ async fn a_pods_annotations_bound_its_http_servers() {
     let mut unbounded = server(json!({}));
     unbounded["metadata"]["name"] = "p2".into();
     unbounded["metadata"]["uid"] = "u2".into();
+    unbounded["spec"]["containers"][0]["env"] = json!([
+        {"name": "WASMTIME_HTTP_PROXY_SOCKET_ADDR", "value": "0.0.0.0:9090"},
+        {"name": "WASMTIME_HTTP_BACKLOG", "value": "77"},
+    ]);
     bed.put(unbounded);
     bed.until_status("u2", "it is Ready", is_ready).await;
     bed.shared.with(|world| {
@@ -571,9 +575,12 @@ async fn a_pods_annotations_bound_its_http_servers() {
             max_instance_reuse: Some(9),
             max_instance_concurrent_reuse: Some(3),
             idle_instance_timeout_ms: 2000,
+            backlog: None,
         };
         assert_eq!(world.launches[0].guest, GuestKind::Http(told));
-        assert_eq!(world.launches[1].guest, GuestKind::Http(HttpLimits::default()));
+        let told = HttpLimits { backlog: Some(77), ..HttpLimits::default() };
+        assert_eq!(world.launches[1].guest, GuestKind::Http(told));
+        assert_eq!(world.launches[1].listen_ports[0].port, 9090);
     });
     bed.stop().await;
 }

@@ -74,7 +74,7 @@ pub(crate) use self::{
     place::Family,
     sending::Left,
     services::Directory,
-    tcp::{BoundTcp, Listener},
+    tcp::{BoundTcp, Listener, MOST_BACKLOG},
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{

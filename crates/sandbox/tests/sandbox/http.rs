@@ -57,6 +57,7 @@ const LIMITS: HttpLimits = HttpLimits {
     max_instance_reuse: None,
     max_instance_concurrent_reuse: None,
     idle_instance_timeout_ms: 1000,
+    backlog: None,
 };
 
 fn serve_within(
