@@ -86,8 +86,13 @@ fn every_flag_that_is_written_of_exists() {
     let known: BTreeSet<_> = words_after(&cli, "pub(crate) ", is_identifier)
         .map(|name| name.replace('_', "-"))
         .collect();
-    // Of cargo, in the README's first command; of kube-controller-manager, kube-proxy and kubectl.
-    let others = ["release", "allocate-node-cidrs", "masquerade-all", "subresource"];
+    // Of cargo, in the README's first command; of kube-controller-manager, kube-proxy and kubectl;
+    // of clang, Rust's linker and wasm-tools.
+    let others = [
+        ["release", "allocate-node-cidrs", "masquerade-all", "subresource"],
+        ["target", "gc-sections", "wasm-ld-path", "adapt"],
+    ]
+    .concat();
     let manual = manual();
     // Table rules and dashes are no flags: those follow a blank or a backtick.
     let flags = [" --", "`--"].into_iter().flat_map(|marker| words_after(&manual, marker, is_flag));
