@@ -191,7 +191,7 @@ const FIELDS: &str = r#"(component
     (alias export $types "[method]fields.append" (func $append_to))
     (core func $fields (canon lower (func $new_fields)))
     (core func $append
-        (canon lower (func $append_to) (memory $memory) (realloc (func $realloc))))
+        (canon lower (func $append_to) (memory $memory) (realloc (core func $realloc))))
     (core module $code
         (import "host" "memory" (memory 1))
         (import "host" "fields" (func $fields (result i32)))
