@@ -14,6 +14,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket as Bound},
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::Instant,
@@ -58,6 +59,8 @@ pub(super) struct Hosted(Arc<Mutex<Vec<Idle>>>);
 struct Hearing {
     /// Taken by the end only.
     socket: Option<UdpSocket>,
+    /// Where it was bound.
+    at: SocketAddr,
     port: u16,
     owner: Weak<()>,
     home: Hosted,
@@ -114,10 +117,11 @@ impl Hosted {
         let mut ways = Ways::default();
         while let Some(Idle { port, socket, owner }) = wanted.next() {
             throw_away(&socket);
-            match UdpSocket::from_std(socket) {
-                Ok(socket) => {
+            let heard = socket.local_addr().and_then(|at| Ok((at, UdpSocket::from_std(socket)?)));
+            match heard {
+                Ok((at, socket)) => {
                     let (socket, home) = (Some(socket), self.clone());
-                    ways.heard.push(Hearing { socket, port, owner, home });
+                    ways.heard.push(Hearing { socket, at, port, owner, home });
                 }
                 Err(error) => {
                     self.idle().extend(wanted);
@@ -127,6 +131,22 @@ impl Hosted {
         }
         Ok(ways)
     }
+}
+
+/// Connects a socket no more that was bound there. The kernel lets go of a port that
+/// it chose itself (`__udp_disconnect` in `net/ipv4/udp.c`).
+fn disconnect(socket: impl AsFd, at: SocketAddr) -> io::Result<()> {
+    match rustix::net::getpeername(&socket) {
+        Err(Errno::NOTCONN) | Ok(None) => return Ok(()),
+        Err(error) => return Err(error.into()),
+        Ok(Some(_)) => {}
+    }
+    rustix::net::connect_unspec(&socket)?;
+    let now = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+    if now.port() != at.port() {
+        rustix::net::bind(&socket, &at)?;
+    }
+    Ok(())
 }
 
 /// Empties a socket's buffer.
@@ -150,9 +170,9 @@ impl Drop for Hearing {
         let Some(socket) = self.socket.take() else { return };
         // It fails only where the runtime is gone, and then nothing is needed.
         let Ok(socket) = socket.into_std() else { return };
-        // It may have stood in for one that was connected. It fails only on one that
-        // is about to be closed.
-        let _ = rustix::net::connect_unspec(&socket);
+        // It may have stood in for one that was connected. If that fails the next who
+        // hears it hears only that peer.
+        let _ = disconnect(&socket, self.at);
         // Without its owner it is closed when the others are next looked at.
         let (port, owner) = (self.port, self.owner.clone());
         self.home.idle().push(Idle { port, socket, owner });
@@ -202,8 +222,9 @@ impl Ways {
 
     /// Connects none of them any more.
     pub(super) fn disconnect(&self) -> io::Result<()> {
-        for socket in self.sockets() {
-            rustix::net::connect_unspec(socket)?;
+        let all = self.heard.iter().map(|hearing| hearing.at);
+        for (socket, at) in self.sockets().zip(all) {
+            disconnect(socket, at)?;
         }
         Ok(())
     }
