@@ -68,14 +68,14 @@ func block(cidr string) networkingv1.NetworkPolicyPeer {
 	return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}}
 }
 
-// unheard is as long as is long enough to be answered: one who is not let in is not
+// silence is as long as is long enough to be answered: one who is not let in is not
 // told of it.
-const unheard = time.Second
+const silence = time.Second
 
 // connects is why no connection is made, though nothing is asked for on it.
 func connects(t *testing.T, from bed.Place, address string, port int) error {
 	t.Helper()
-	within, cancel := context.WithTimeout(t.Context(), unheard)
+	within, cancel := context.WithTimeout(t.Context(), silence)
 	defer cancel()
 	conn, err := from.Dial(within, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
 	if err == nil {

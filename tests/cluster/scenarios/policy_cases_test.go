@@ -272,7 +272,7 @@ func (s *stage) open(t *testing.T) {
 		return err
 	}
 	open := func() (net.Conn, error) {
-		within, cancel := context.WithTimeout(t.Context(), unheard)
+		within, cancel := context.WithTimeout(t.Context(), silence)
 		defer cancel()
 		conn, err := from.Dial(within, "tcp", to)
 		if err == nil {
@@ -304,7 +304,7 @@ func (s *stage) address(name string) string { return s.pods[name].Status.PodIP }
 
 // reach is whether a pod is answered where it asks.
 func (s *stage) reach(t *testing.T, from string, url string) bool {
-	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, unheard)
+	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, silence)
 	return err == nil && strings.HasPrefix(said, "Hello")
 }
 
@@ -318,7 +318,7 @@ func (s *stage) echoes(t *testing.T, from string) bool {
 	}
 	defer conn.Close()
 	_, err = conn.Write([]byte("x"))
-	err = errors.Join(err, conn.SetDeadline(time.Now().Add(unheard)))
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(silence)))
 	if err == nil {
 		_, err = conn.Read(make([]byte, 16))
 	}
