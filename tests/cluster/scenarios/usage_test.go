@@ -13,7 +13,8 @@ import (
 )
 
 // measured is what a node's metrics at a path say of a pod, by name of the
-// metric; of several containers, the last.
+// metric, followed by a space and the rule if there is one for each; of several
+// containers, the last.
 func measured(t *testing.T, node *bed.Node, who visitor, path, namespace, pod string) map[string]float64 {
 	t.Helper()
 	code, text, err := who.ask(t, node, path)
@@ -31,6 +32,9 @@ func measured(t *testing.T, node *bed.Node, who visitor, path, namespace, pod st
 		var value float64
 		if _, err := fmt.Sscan(sample, &value); err != nil {
 			t.Fatalf("%s: %q: %v", path, line, err)
+		}
+		if _, rule, isByRule := strings.Cut(labels, "rule=\""); isByRule {
+			name += " " + strings.TrimSuffix(rule, "\"")
 		}
 		found[name] = value
 	}
@@ -110,19 +114,21 @@ func TestWhatPodsUseIsToldToThoseWhoMayKnow(t *testing.T) {
 	if said, err := fetched(b, asker, "http://169.254.169.254/", limit); err != nil || !strings.Contains(said, "DestinationIpProhibited") {
 		t.Errorf("the asker heard %q, %v", said, err)
 	}
-	of := measured(t, node, scraper, "/metrics", ns, "asker")
-	same(t, "refused", of["krustlet_pod_network_refused_total"], 1)
-	// An http guest listens at both families.
-	if of["krustlet_pod_network_sockets"] < 1 {
-		t.Errorf("a server has %v sockets", of["krustlet_pod_network_sockets"])
-	}
-	for _, row := range rows(askNode(t, node, "stats")) {
-		if len(row) > 3 && row[0] == ns && row[1] == "asker" {
-			same(t, "refused by krustlet stats", row[len(row)-1], "1")
-			return
+	// What was found out a moment ago is told again.
+	b.WaitFor(t, "metrics and krustlet stats tell of it", limit, func() error {
+		refused := measured(t, node, scraper, "/metrics", ns, "asker")["krustlet_pod_network_refused_total destination"]
+		sockets := measured(t, node, scraper, "/metrics", ns, "server")["krustlet_pod_network_sockets"]
+		stats := ""
+		for _, row := range rows(askNode(t, node, "stats")) {
+			if len(row) > 3 && row[0] == ns && row[1] == "asker" {
+				stats = row[len(row)-1]
+			}
 		}
-	}
-	t.Error("the asker is not in krustlet stats")
+		if refused != 1 || sockets < 1 || stats != "1" {
+			return fmt.Errorf("refused: %v, sockets of the server: %v, refused by krustlet stats: %q", refused, sockets, stats)
+		}
+		return nil
+	})
 }
 
 // A pod may ask for fewer sockets than its node lets it have, not for more.
