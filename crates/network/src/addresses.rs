@@ -7,7 +7,7 @@
 //! another.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
     net::IpAddr,
     time::Duration,
 };
@@ -26,7 +26,7 @@ pub const REST: Duration = Duration::from_mins(1);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "each message is the description")]
 pub enum AddressError {
-    #[error("no address left in {range}: {}", in_words(*.held, *.resting))]
+    #[error("no address left in {range}: {}", in_words(*.range, *.held, *.resting))]
     Full { range: IpNet, held: usize, resting: usize },
 
     #[error("address {address} is pod {owner}'s")]
@@ -39,13 +39,16 @@ pub enum AddressError {
     Unrestored,
 }
 
-fn in_words(held: usize, resting: usize) -> String {
+fn in_words(range: IpNet, held: usize, resting: usize) -> String {
     let held = match held {
         1 => "1 pod has one".to_owned(),
         held => format!("{held} pods have one"),
     };
     match resting {
-        0 => held,
+        0 => format!(
+            "{held}; give the node a larger podCIDR, or let it have at most {} (maxPods)",
+            usable(range)
+        ),
         resting => {
             format!("{held}, {resting} were let go less than {} s ago", REST.as_secs())
         }
@@ -62,7 +65,8 @@ pub struct Addresses {
     owners: HashMap<IpAddr, PodUid>,
     /// Let go lately, the oldest first.
     freed: VecDeque<(Duration, IpAddr)>,
-    resting: BTreeSet<IpAddr>,
+    /// How often each is there: an address may have been noted twice.
+    resting: HashMap<IpAddr, u32>,
 }
 
 /// A range, and the address that is looked at next.
@@ -115,7 +119,7 @@ impl Addresses {
         for _ in 0..steps {
             let address = nth(turn.range, turn.next % count);
             turn.next = (turn.next + 1) % count;
-            if !self.owners.contains_key(&address) && !self.resting.contains(&address) {
+            if !self.owners.contains_key(&address) && !self.resting.contains_key(&address) {
                 return Ok(address);
             }
         }
@@ -124,7 +128,7 @@ impl Addresses {
         Err(AddressError::Full {
             range,
             held: self.owners.keys().filter(of_range).count(),
-            resting: self.resting.iter().filter(of_range).count(),
+            resting: self.resting.keys().filter(of_range).count(),
         })
     }
 
@@ -165,7 +169,7 @@ impl Addresses {
     /// this one. In the order of time.
     pub fn rest(&mut self, address: IpAddr, since: Duration) {
         self.freed.push_back((since, address));
-        self.resting.insert(address);
+        *self.resting.entry(address).or_default() += 1;
     }
 
     /// Which addresses rest, and since when.
@@ -190,9 +194,11 @@ impl Addresses {
             && now.saturating_sub(since) >= REST
         {
             self.freed.pop_front();
-            // It may have been noted twice.
-            if !self.freed.iter().any(|(_, other)| *other == address) {
-                self.resting.remove(&address);
+            if let Entry::Occupied(mut times) = self.resting.entry(address) {
+                *times.get_mut() -= 1;
+                if *times.get() == 0 {
+                    times.remove();
+                }
             }
         }
     }

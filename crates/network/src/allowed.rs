@@ -62,6 +62,15 @@ impl NodeAddresses {
     }
 }
 
+/// Which of the node's own addresses it had at the look before and has no more.
+pub(crate) fn gone(
+    own: &[IpAddr],
+    before: &BTreeSet<IpAddr>,
+    found: &BTreeSet<IpAddr>,
+) -> Vec<IpAddr> {
+    own.iter().filter(|one| before.contains(one) && !found.contains(one)).copied().collect()
+}
+
 /// Where a pod may not connect or send to: link-local addresses, at which
 /// clouds serve a machine its credentials, other such addresses, and the node's
 /// own API at any of the node's addresses. Where those are not known or too
@@ -111,6 +120,20 @@ mod tests {
 
     fn at(addresses: &[&str]) -> NodeAddresses {
         NodeAddresses::known(addresses.iter().map(|address| address.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_node_misses_only_what_was_its_own_and_there() {
+        let set = |texts: &[&str]| -> BTreeSet<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let own: Vec<IpAddr> = set(&["192.0.2.1", "2001:db8::1"]).into_iter().collect();
+        let both = set(&["192.0.2.1", "2001:db8::1", "172.17.0.1"]);
+        assert_eq!(gone(&own, &both, &set(&["2001:db8::1"])), own[..1]);
+        // Once for each time that it goes; one that is not the machine's never was here.
+        assert!(gone(&own, &set(&["2001:db8::1"]), &set(&["2001:db8::1"])).is_empty());
+        assert!(gone(&own, &set(&[]), &both).is_empty());
+        assert!(gone(&own, &both, &both).is_empty());
     }
 
     #[test]

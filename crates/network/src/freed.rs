@@ -14,7 +14,7 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
     time::Duration,
 };
@@ -76,16 +76,30 @@ impl Freed {
             fs::write(&new, text)?;
             return fs::rename(&new, &self.path);
         }
-        let text: String = freed.iter().map(|address| self.line(now, *address)).collect();
+        let mut text: String = freed.iter().map(|address| self.line(now, *address)).collect();
         self.lines += freed.len();
         let mut options = File::options();
-        let mut file = options.append(true).create(true).mode(0o600).open(&self.path)?;
+        options.read(true).append(true).create(true).mode(0o600);
+        let mut file = options.open(&self.path)?;
+        if is_broken_off(&file)? {
+            text.insert(0, '\n');
+        }
         file.write_all(text.as_bytes())
     }
 
     fn line(&self, since: Duration, address: IpAddr) -> String {
         format!("{} {} {address}\n", self.boot, since.as_millis())
     }
+}
+
+/// Whether the last line has no end: its writer was killed, or the disk was full.
+fn is_broken_off(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if let Some(at) = length.checked_sub(1) {
+        file.read_exact_at(&mut last, at)?;
+    }
+    Ok(last != [b'\n'])
 }
 
 fn line(text: &str, boot: &str, now: Duration) -> Option<(Duration, IpAddr)> {
@@ -112,8 +126,14 @@ mod tests {
         // Killed in the middle of a line, and a line of another boot.
         let mut file = File::options().append(true).open(&path).unwrap();
         write!(file, "another 99999999999 fd00::1\n{} 12", freed.boot).unwrap();
+        let (mut freed, found) = Freed::open(path.clone()).unwrap();
+        let other = (Duration::ZERO, "fd00::1".parse().unwrap());
+        assert_eq!(found, [other, (now, address)]);
+        // What is noted next is no part of that line.
+        let next: IpAddr = "10.0.0.2".parse().unwrap();
+        freed.note(&[next], now, std::iter::empty()).unwrap();
         let (_, found) = Freed::open(path).unwrap();
-        assert_eq!(found, [(Duration::ZERO, "fd00::1".parse().unwrap()), (now, address)]);
+        assert_eq!(found, [other, (now, address), (now, next)]);
     }
 
     #[test]

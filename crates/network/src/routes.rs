@@ -31,6 +31,8 @@ pub(crate) enum Unled {
     NoAddress { node: String, range: IpNet },
     /// Addresses of its range are this node's pods', or those of another before it.
     Overlaps { node: String, range: IpNet, other: IpNet },
+    /// This address of it is of the range of pods, of this node or another.
+    Pods { node: String, address: IpAddr, range: IpNet },
     /// No network of this node's leads there.
     Apart { hop: IpAddr },
     /// A route that is not ours leads to its range.
@@ -53,6 +55,11 @@ impl fmt::Display for Unled {
                 "the pods of node {node} in {range} are not led to: {other}, this node's or \
                  another's, holds the same addresses"
             ),
+            Self::Pods { node, address, range } => write!(
+                f,
+                "the pods of node {node} are not led to by its address {address}: that is one of \
+                 {range}, which is of pods"
+            ),
             Self::Apart { hop } => write!(
                 f,
                 "the pods of the node at {hop} are not led to: it is on no network of this node"
@@ -70,23 +77,56 @@ impl fmt::Display for Unled {
 ///
 /// A range is left to whatever else routes it if its node has no address of its
 /// family, or if it overlaps this node's own or another's before it. So are the
-/// ranges of a node of which one holds the address of any node (`own_addresses`
-/// are this one's): the route would lead away from that node.
+/// ranges of a node of which one holds an address of this node (`own_addresses`)
+/// or of that node itself: the route would lead away from there.
+///
+/// Nodes write their addresses themselves, and are given their ranges. So where an
+/// address of one lies in the range of another, the address is not believed: else a
+/// node could cut others off.
 #[must_use]
 pub(crate) fn routes(
     own: (&str, &[IpAddr]),
     ranges: Option<&PodRanges>,
     peers: &[Peer],
 ) -> (BTreeMap<IpNet, IpAddr>, BTreeSet<Unled>) {
-    let (own, own_addresses) = own;
-    let mut routes: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
+    let (owners, mut unled) = owners(own, ranges, peers);
+    let mut routes = BTreeMap::new();
+    for (&range, peer) in &owners {
+        let of_family = |hop: &&IpAddr| hop.is_ipv4() == range.addr().is_ipv4();
+        let mut hops = peer.addresses.iter().filter(of_family).peekable();
+        if hops.peek().is_none() {
+            unled.insert(Unled::NoAddress { node: peer.name.clone(), range });
+        }
+        for &hop in hops {
+            let ours = ranges.into_iter().flat_map(PodRanges::iter);
+            let mut within = ours.filter(|our| our.contains(&hop));
+            match within.next().or_else(|| overlapping(&owners, hop.into())) {
+                None => {
+                    routes.insert(range, hop);
+                    break;
+                }
+                Some(other) => {
+                    let (node, address) = (peer.name.clone(), hop);
+                    unled.insert(Unled::Pods { node, address, range: other });
+                }
+            }
+        }
+    }
+    (routes, unled)
+}
+
+/// Which range is whose, of those that may be led to; no two overlap.
+fn owners<'a>(
+    (own, own_addresses): (&str, &[IpAddr]),
+    ranges: Option<&PodRanges>,
+    peers: &'a [Peer],
+) -> (BTreeMap<IpNet, &'a Peer>, BTreeSet<Unled>) {
+    let mut owners: BTreeMap<IpNet, &Peer> = BTreeMap::new();
     let mut unled = BTreeSet::new();
-    let all = peers.iter().flat_map(|peer| &peer.addresses).chain(own_addresses);
-    // In order, so that thousands of nodes are not compared each with each.
-    let nodes: BTreeSet<IpAddr> = all.copied().collect();
     for peer in peers.iter().filter(|peer| peer.name != own) {
-        let read = PodRanges::parse(&peer.ranges).and_then(|ranges| apart_from(ranges, &nodes));
-        let theirs = match read {
+        let apart =
+            |ranges: PodRanges| ranges.apart_from(own_addresses)?.apart_from(&peer.addresses);
+        let theirs = match PodRanges::parse(&peer.ranges).and_then(apart) {
             Ok(theirs) => theirs,
             // It has yet to get some.
             Err(RangeError::None) => continue,
@@ -97,38 +137,25 @@ pub(crate) fn routes(
             }
         };
         for range in theirs.iter() {
-            let node = || peer.name.clone();
             let mut ours = ranges.into_iter().flat_map(PodRanges::iter);
             let taken =
-                ours.find(|our| overlap(*our, range)).or_else(|| overlapping(&routes, range));
-            let hop = peer.addresses.iter().find(|hop| hop.is_ipv4() == range.addr().is_ipv4());
-            match (taken, hop) {
-                (None, Some(hop)) => drop(routes.insert(range, *hop)),
-                (None, None) => drop(unled.insert(Unled::NoAddress { node: node(), range })),
-                (Some(other), _) => {
-                    unled.insert(Unled::Overlaps { node: node(), range, other });
+                ours.find(|our| overlap(*our, range)).or_else(|| overlapping(&owners, range));
+            match taken {
+                None => drop(owners.insert(range, peer)),
+                Some(other) => {
+                    unled.insert(Unled::Overlaps { node: peer.name.clone(), range, other });
                 }
             }
         }
     }
-    (routes, unled)
-}
-
-/// As [`PodRanges::apart_from`], of many nodes.
-fn apart_from(ranges: PodRanges, nodes: &BTreeSet<IpAddr>) -> Result<PodRanges, RangeError> {
-    let within = |range: IpNet| {
-        let address = nodes.range(range.network()..=range.broadcast()).next();
-        address.map(|&address| RangeError::OfANode { range, address })
-    };
-    let error = ranges.iter().find_map(within);
-    error.map_or(Ok(ranges), Err)
+    (owners, unled)
 }
 
 /// Which of these, of which no two overlap, overlaps a range: if one does, one of
 /// the two beside it in their order does.
-fn overlapping(routes: &BTreeMap<IpNet, IpAddr>, range: IpNet) -> Option<IpNet> {
-    let before = routes.range(..=range).next_back();
-    let after = routes.range(range..).next();
+fn overlapping<T>(all: &BTreeMap<IpNet, T>, range: IpNet) -> Option<IpNet> {
+    let before = all.range(..=range).next_back();
+    let after = all.range(range..).next();
     before.into_iter().chain(after).map(|(other, _)| *other).find(|other| overlap(*other, range))
 }
 
@@ -205,6 +232,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_node_cuts_others_off_by_what_it_calls_its_address() {
+        let own = PodRanges::parse(&["10.244.1.0/24"]).unwrap();
+        let peers = [
+            peer("liar", &["10.244.2.5", "10.244.1.7", "192.0.2.9"], &["10.244.9.0/24"]),
+            peer("other", &["192.0.2.2"], &["10.244.2.0/24"]),
+            peer("without", &["10.244.2.6"], &["10.244.8.0/24"]),
+        ];
+        let (made, unled) = routes(("self", &[]), Some(&own), &peers);
+        let made: Vec<_> =
+            made.into_iter().map(|(range, hop)| format!("{range} via {hop}")).collect();
+        assert_eq!(made, ["10.244.2.0/24 via 192.0.2.2", "10.244.9.0/24 via 192.0.2.9"]);
+        let unled: Vec<_> = unled.iter().map(ToString::to_string).collect();
+        for words in [
+            "node liar are not led to by its address 10.244.2.5: that is one of 10.244.2.0/24,",
+            "node liar are not led to by its address 10.244.1.7: that is one of 10.244.1.0/24,",
+            "node without are not led to by its address 10.244.2.6: ",
+        ] {
+            assert!(unled.iter().any(|why| why.contains(words)), "{words}: {unled:?}");
+        }
+        assert_eq!(unled.len(), 3, "{unled:?}");
+    }
+
     /// Ranges of a few small networks, of both families, wide and narrow.
     fn range() -> impl Strategy<Value = IpNet> {
         prop_oneof![
@@ -236,9 +286,10 @@ mod tests {
                 } else {
                     routes.insert(range, range.addr());
                 }
-                let listed: Vec<_> = nodes.iter().copied().collect();
-                let one = PodRanges::parse(&[range.to_string()]).unwrap();
-                prop_assert_eq!(apart_from(one.clone(), &nodes), one.apart_from(&listed));
+                for node in &nodes {
+                    let is_within = routes.keys().any(|other| other.contains(node));
+                    prop_assert_eq!(overlapping(&routes, (*node).into()).is_some(), is_within);
+                }
             }
         }
     }

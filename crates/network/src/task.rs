@@ -34,7 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    allowed::NodeAddresses,
+    allowed::{NodeAddresses, gone},
     decide::{
         AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, apart,
         decide,
@@ -218,6 +218,7 @@ pub fn open(
         peers,
         by_node,
         decided: None,
+        answers_at: BTreeSet::new(),
         seen_without: None,
         was_led,
         is_led: false,
@@ -245,6 +246,8 @@ pub struct NetworkTask {
     by_node: bool,
     /// The ranges that new pods are to get addresses of, if they are to get any.
     decided: Option<PodRanges>,
+    /// All addresses that the machine had at the last look.
+    answers_at: BTreeSet<IpAddr>,
     /// When the Node was first seen without ranges.
     seen_without: Option<Instant>,
     /// Whether it was in order once when the agent started.
@@ -404,7 +407,7 @@ impl NetworkTask {
     }
 
     /// Finds out where the node answers, the ends of links to pods included.
-    async fn look_at_node_addresses(&self, plan: &Plan) {
+    async fn look_at_node_addresses(&mut self, plan: &Plan) {
         if self.shared.api_port.is_none() {
             return;
         }
@@ -415,9 +418,18 @@ impl NetworkTask {
         self.take_node_addresses(found, &gateways);
     }
 
-    fn take_node_addresses(&self, found: io::Result<BTreeSet<IpAddr>>, gateways: &[IpAddr]) {
+    fn take_node_addresses(&mut self, found: io::Result<BTreeSet<IpAddr>>, gateways: &[IpAddr]) {
         let next = match found {
             Ok(found) => {
+                for address in gone(&self.shared.node, &self.answers_at, &found) {
+                    tracing::warn!(
+                        %address,
+                        "the node's address is gone: the Node, its host ports and its certificate \
+                         have it until the agent is started anew, with another --node-ip if that \
+                         names it"
+                    );
+                }
+                self.answers_at.clone_from(&found);
                 let own = self.shared.node.iter().chain(gateways).copied();
                 NodeAddresses::known(own.chain(found))
             }

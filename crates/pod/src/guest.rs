@@ -97,6 +97,7 @@ mod tests {
         max_instance_reuse: None,
         max_instance_concurrent_reuse: None,
         idle_instance_timeout_ms: 1000,
+        backlog: None,
     };
 
     #[test]

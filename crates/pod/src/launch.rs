@@ -140,16 +140,18 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let call = environment::call(pod, container, config, &found, &services, &node)?;
 
     let program = order.image.program(call.argv0.clone()).await?;
-    let http = http_limits(pod, &context.config.http)?;
+    let backlog = listeners::http_backlog(&call.env)?;
+    let http = HttpLimits { backlog, ..http_limits(pod, &context.config.http)? };
     let guest = guest_kind(&program.shape, program.entry.as_deref(), http)?;
 
     let (mounts, message) = mounts(&order, &call, program.root.clone()).await?;
-    let listen_ports = listeners::listen_ports(container, &guest)?;
+    let listen_ports = listeners::listen_ports(container, &guest, &call.env)?;
     let shared = place::shared(pod, &order.place);
     // Who has the node's network has its ports: the API server writes them down.
     let host_ports =
         if place::is_host_network(pod) { Vec::new() } else { listeners::host_ports(container)? };
-    let sockets = listeners::sockets(shared.as_deref(), &host_ports, container, &guest)?;
+    let sockets =
+        listeners::sockets(shared.as_deref(), &host_ports, container, &guest, &listen_ports)?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);
@@ -247,6 +249,7 @@ fn http_limits(pod: &Pod, node: &HttpLimits) -> Result<HttpLimits, HttpAnnotatio
         idle_instance_timeout_ms: own
             .idle_instance_timeout
             .map_or(node.idle_instance_timeout_ms, milliseconds),
+        backlog: node.backlog,
     })
 }
 

@@ -7,7 +7,9 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    num::NonZero,
     os::fd::OwnedFd,
+    str::FromStr,
 };
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
@@ -29,11 +31,11 @@ pub enum ListenError {
     Invalid { given: i32 },
 
     #[error(
-        "port {} of {} is in use on this node, whose address the pod shares; \
+        "{}port {} of {} is in use on this node, whose address the pod shares; \
          choose another containerPort or stop what uses it",
-        .address.port(), .address.ip()
+        prefix(*.transport), .address.port(), .address.ip()
     )]
-    InUse { address: SocketAddr },
+    InUse { transport: Transport, address: SocketAddr },
 
     #[error(
         "hostPort {} of {}, {}, is in use on this node; choose another one or stop what uses it",
@@ -53,23 +55,64 @@ pub enum ListenError {
 
     #[error("the pod has no address yet")]
     NoAddress,
+
+    #[error("{name} is {given:?}, which is not {wanted}")]
+    Variable { name: &'static str, given: String, wanted: &'static str },
+}
+
+/// The variables that say to runwasi's shim where it is to serve an http guest, and
+/// how many connections may wait: the code knows the second of these, the README
+/// the last.
+///
+/// Source: runwasi, `crates/containerd-shim-wasmtime/src/http_proxy.rs`.
+const SHIM_ADDRESS: &str = "WASMTIME_HTTP_PROXY_SOCKET_ADDR";
+const SHIM_BACKLOGS: [&str; 2] = ["WASMTIME_HTTP_BACKLOG", "WASMTIME_HTTP_PROXY_BACKLOG"];
+
+/// What a variable says, if it is set.
+fn variable<T: FromStr>(
+    env: &[(String, String)],
+    name: &'static str,
+    wanted: &'static str,
+) -> Result<Option<T>, ListenError> {
+    let Some((_, given)) = env.iter().find(|(set, _)| set == name) else { return Ok(None) };
+    let invalid = |_| ListenError::Variable { name, given: given.clone(), wanted };
+    given.parse().map(Some).map_err(invalid)
+}
+
+/// How many connections to an http guest may wait, if its variables say so.
+///
+/// # Errors
+///
+/// [`ListenError::Variable`].
+pub fn http_backlog(env: &[(String, String)]) -> Result<Option<u32>, ListenError> {
+    for name in SHIM_BACKLOGS {
+        if let Some(backlog) = variable::<NonZero<u32>>(env, name, "a number from 1 on")? {
+            return Ok(Some(backlog.get()));
+        }
+    }
+    Ok(None)
 }
 
 /// The port an http guest is served on: the declared port named `http`, else
-/// the only TCP port declared, else 8080.
+/// the only TCP port declared, else that of runwasi's variable, else 8080.
 ///
 /// # Errors
 ///
 /// [`ListenError::Invalid`] if the declared number is none of 1 to 65535; the
-/// API server refuses that, a file may hold it.
-pub fn http_port(container: &Container) -> Result<u16, ListenError> {
+/// API server refuses that, a file may hold it. [`ListenError::Variable`].
+pub fn http_port(container: &Container, env: &[(String, String)]) -> Result<u16, ListenError> {
     let declared = container.ports.as_deref().unwrap_or_default();
     let mut tcp = declared.iter().filter(|port| is_tcp(port));
     let named = tcp.clone().find(|port| port.name.as_deref() == Some("http"));
     match (named, tcp.next(), tcp.next()) {
         (Some(named), _, _) => number(named),
         (None, Some(only), None) => number(only),
-        (None, None, _) | (None, Some(_), Some(_)) => Ok(DEFAULT_PORT),
+        (None, None, _) | (None, Some(_), Some(_)) => {
+            // The address is the pod's, whatever it says.
+            let wanted = "an address and a port";
+            let said = variable::<SocketAddr>(env, SHIM_ADDRESS, wanted)?;
+            Ok(said.map(|said| said.port()).filter(|port| *port != 0).unwrap_or(DEFAULT_PORT))
+        }
     }
 }
 
@@ -90,20 +133,26 @@ fn number(port: &ContainerPort) -> Result<u16, ListenError> {
 pub fn listen_ports(
     container: &Container,
     guest: &GuestKind,
+    env: &[(String, String)],
 ) -> Result<Vec<ListenPort>, ListenError> {
     match guest {
         GuestKind::Http(_) => {
-            Ok(vec![ListenPort { name: Some("http".to_owned()), port: http_port(container)? }])
+            let port = http_port(container, env)?;
+            Ok(vec![ListenPort { name: Some("http".to_owned()), port }])
         }
         GuestKind::Command => Ok(Vec::new()),
-        GuestKind::Module { .. } => tcp_ports(container),
+        GuestKind::Module { .. } => declared_ports(container, Transport::Tcp),
     }
 }
 
-/// The TCP ports that are declared, in their order and none twice.
-fn tcp_ports(container: &Container) -> Result<Vec<ListenPort>, ListenError> {
+/// The ports of a protocol that are declared, in their order and none twice.
+fn declared_ports(
+    container: &Container,
+    wanted: Transport,
+) -> Result<Vec<ListenPort>, ListenError> {
     let mut ports: Vec<ListenPort> = Vec::new();
-    for declared in container.ports.iter().flatten().filter(|port| is_tcp(port)) {
+    let declared = container.ports.iter().flatten();
+    for declared in declared.filter(|port| transport(port) == Some(wanted)) {
         let port = number(declared)?;
         if !ports.iter().any(|before| before.port == port) {
             ports.push(ListenPort { name: declared.name.clone(), port });
@@ -112,13 +161,31 @@ fn tcp_ports(container: &Container) -> Result<Vec<ListenPort>, ListenError> {
     Ok(ports)
 }
 
+/// How a port of a protocol is called; what is not said is TCP.
+fn prefix(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "",
+        Transport::Udp => "UDP ",
+    }
+}
+
 /// The ports that a container takes of the address that its pod shares: an http
-/// guest's one, and all that are declared of others.
-fn taken_ports(container: &Container, guest: &GuestKind) -> Result<Vec<u16>, ListenError> {
+/// guest's one, and all that are declared of others; those of UDP only for a
+/// command, for others have no datagrams.
+fn taken_ports(
+    container: &Container,
+    guest: &GuestKind,
+    listen_ports: &[ListenPort],
+) -> Result<Vec<(Transport, u16)>, ListenError> {
+    let of = |transport, ports: &[ListenPort]| -> Vec<_> {
+        ports.iter().map(|port| (transport, port.port)).collect()
+    };
     match guest {
-        GuestKind::Http(_) => Ok(vec![http_port(container)?]),
-        GuestKind::Command | GuestKind::Module { .. } => {
-            Ok(tcp_ports(container)?.into_iter().map(|taken| taken.port).collect())
+        GuestKind::Http(_) | GuestKind::Module { .. } => Ok(of(Transport::Tcp, listen_ports)),
+        GuestKind::Command => {
+            let mut taken = of(Transport::Tcp, &declared_ports(container, Transport::Tcp)?);
+            taken.extend(of(Transport::Udp, &declared_ports(container, Transport::Udp)?));
+            Ok(taken)
         }
     }
 }
@@ -143,13 +210,12 @@ impl HostPort {
         }
     }
 
-    /// Whether connections that come to an address of the pod's for the same port come
-    /// here too.
-    fn has(&self, own: SocketAddr) -> bool {
+    /// Whether what comes to an address of the pod's for the same port comes here too.
+    fn has(&self, transport: Transport, own: SocketAddr) -> bool {
         let is_there = self.address.ip().is_unspecified()
             && self.address.is_ipv4() == own.is_ipv4()
             || self.address.ip() == own.ip();
-        self.transport == Transport::Tcp
+        self.transport == transport
             && is_there
             && (self.address.port(), self.port) == (own.port(), own.port())
     }
@@ -207,6 +273,23 @@ pub(crate) struct Sockets {
     pub(crate) datagram_ports: Vec<u16>,
 }
 
+impl Sockets {
+    /// Binds one more, for a port of the container.
+    fn add(&mut self, transport: Transport, address: SocketAddr, port: u16) -> io::Result<()> {
+        match transport {
+            Transport::Tcp => {
+                self.bound.push(listen(address)?);
+                self.ports.push(port);
+            }
+            Transport::Udp => {
+                self.datagrams.push(bind(address, SocketType::DGRAM)?.into());
+                self.datagram_ports.push(port);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Binds what a container's sandbox cannot bind itself: its ports at the addresses
 /// that its pod shares, so that it waits for one that somebody has and may have low
 /// ones, and the node's ports that lead to it. At an address of its own the sandbox
@@ -221,26 +304,24 @@ pub(crate) fn sockets(
     host_ports: &[HostPort],
     container: &Container,
     guest: &GuestKind,
+    listen_ports: &[ListenPort],
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
     if let Some(shared) = shared {
         if shared.is_empty() {
             return Err(ListenError::NoAddress);
         }
-        for port in taken_ports(container, guest)? {
+        for (transport, port) in taken_ports(container, guest, listen_ports)? {
             for address in shared.iter().map(|ip| SocketAddr::new(*ip, port)) {
                 // Where the pod has the node's address, its own port may be the host's.
-                if host_ports.iter().any(|host| host.has(address)) {
+                if host_ports.iter().any(|host| host.has(transport, address)) {
                     continue;
                 }
-                match listen(address) {
-                    Ok(listener) => {
-                        sockets.bound.push(listener);
-                        sockets.ports.push(port);
-                    }
+                match sockets.add(transport, address, port) {
+                    Ok(()) => {}
                     Err(error) if is_missing(address, &error) => {}
                     Err(source) => {
-                        let in_use = ListenError::InUse { address };
+                        let in_use = ListenError::InUse { transport, address };
                         return Err(refused(address, source, in_use));
                     }
                 }
@@ -249,17 +330,7 @@ pub(crate) fn sockets(
     }
     for at in host_ports {
         let HostPort { transport, address, port } = *at;
-        let bound = match transport {
-            Transport::Tcp => listen(address).map(|listener| {
-                sockets.bound.push(listener);
-                sockets.ports.push(port);
-            }),
-            Transport::Udp => bind(address, SocketType::DGRAM).map(|socket| {
-                sockets.datagrams.push(socket.into());
-                sockets.datagram_ports.push(port);
-            }),
-        };
-        match bound {
+        match sockets.add(transport, address, port) {
             Ok(()) => {}
             // An address that was named has to be there.
             Err(error) if address.ip().is_unspecified() && is_missing(address, &error) => {}
@@ -326,7 +397,40 @@ mod tests {
     fn port_of(ports: serde_json::Value) -> Result<u16, String> {
         let container: Container =
             serde_json::from_value(json!({"name": "main", "ports": ports})).unwrap();
-        http_port(&container).map_err(|error| error.to_string())
+        http_port(&container, &[]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_said_to_runwasi_holds_where_nothing_is_declared() {
+        let port = |ports: serde_json::Value, given: &str| {
+            let container: Container =
+                serde_json::from_value(json!({"name": "main", "ports": ports})).unwrap();
+            let env =
+                [("A".to_owned(), "b".to_owned()), (SHIM_ADDRESS.to_owned(), given.to_owned())];
+            http_port(&container, &env).map_err(|error| error.to_string())
+        };
+        for (given, wanted) in [("0.0.0.0:9090", 9090), ("[::]:9091", 9091), ("0.0.0.0:0", 8080)] {
+            assert_eq!(port(json!([]), given), Ok(wanted));
+            assert_eq!(port(json!([{"containerPort": 81}]), given), Ok(81));
+            assert_eq!(
+                port(json!([{"containerPort": 81}, {"containerPort": 82}]), given),
+                Ok(wanted)
+            );
+        }
+        let error = port(json!([]), "9090").unwrap_err();
+        let wanted = format!("{SHIM_ADDRESS} is \"9090\", which is not an address and a port");
+        assert_eq!(error, wanted);
+
+        let backlog = |name: &str, given: &str| {
+            let env = [(name.to_owned(), given.to_owned())];
+            http_backlog(&env).map_err(|error| error.to_string())
+        };
+        for name in SHIM_BACKLOGS {
+            assert_eq!(backlog(name, "100"), Ok(Some(100)));
+            let error = backlog(name, "0").unwrap_err();
+            assert_eq!(error, format!("{name} is \"0\", which is not a number from 1 on"));
+        }
+        assert_eq!(backlog("OTHER", "100"), Ok(None));
     }
 
     #[test]
@@ -355,7 +459,7 @@ mod tests {
         ]}))
         .unwrap();
         let ports = |guest: GuestKind| {
-            let ports = listen_ports(&container, &guest).unwrap();
+            let ports = listen_ports(&container, &guest, &[]).unwrap();
             ports.into_iter().map(|port| (port.name, port.port)).collect::<Vec<_>>()
         };
         let module = ports(GuestKind::Module { export: "_start".into() });
@@ -417,7 +521,7 @@ mod tests {
     }
 
     fn hosted(container: &Container) -> Result<Sockets, ListenError> {
-        sockets(None, &host_ports(container).unwrap(), container, &GuestKind::Command)
+        sockets(None, &host_ports(container).unwrap(), container, &GuestKind::Command, &[])
     }
 
     #[test]
@@ -465,7 +569,8 @@ mod tests {
             ]}));
             let container: Container = container.unwrap();
             let ports = host_ports(&container).unwrap();
-            let found = sockets(Some(&shared), &ports, &container, &GuestKind::Command).unwrap();
+            let found =
+                sockets(Some(&shared), &ports, &container, &GuestKind::Command, &[]).unwrap();
             let at = found.bound.iter().map(|one| one.local_addr().unwrap().ip().to_string());
             assert_eq!(at.collect::<Vec<_>>(), addresses, "{ip}");
             assert_eq!(found.ports, vec![port; addresses.len()]);
@@ -478,10 +583,11 @@ mod tests {
         let mut ports = std::iter::repeat_with(free_port);
         let one = ports.next().unwrap();
         let other = ports.find(|port| *port != one).unwrap();
+        let datagrams = ports.next().unwrap();
         let container: Container = serde_json::from_value(json!({"name": "main", "ports": [
             {"containerPort": one, "name": "http"},
             {"containerPort": other},
-            {"containerPort": 53, "protocol": "UDP"},
+            {"containerPort": datagrams, "protocol": "UDP"},
         ]}))
         .unwrap();
         let shared = Some(&addresses[..]);
@@ -492,19 +598,33 @@ mod tests {
             (&GuestKind::Command, vec![one, one, other, other]),
             (&http, vec![one, one]),
         ] {
-            let found = sockets(shared, &[], &container, guest).unwrap();
+            let listen = listen_ports(&container, guest, &[]).unwrap();
+            let bind = || sockets(shared, &[], &container, guest, &listen);
+            let found = bind().unwrap();
             assert_eq!(found.ports, taken, "{guest:?}");
             for (bound, (port, ip)) in
                 found.bound.iter().zip(taken.iter().zip(addresses.iter().cycle()))
             {
                 assert_eq!(bound.local_addr().unwrap(), SocketAddr::new(*ip, *port));
             }
-            let error = sockets(shared, &[], &container, guest).unwrap_err();
+            let error = bind().unwrap_err();
             assert!(matches!(error, ListenError::InUse { .. }), "{guest:?}: {error}");
+            // Of datagrams, if it can have any.
+            let has_udp = matches!(guest, GuestKind::Command);
+            assert_eq!(found.datagram_ports, if has_udp { vec![datagrams; 2] } else { vec![] });
+            drop(found.bound);
+            let free = bind();
+            if has_udp {
+                let error = free.unwrap_err();
+                let text = format!("UDP port {datagrams} of 127.0.0.1 is in use on this node");
+                assert!(error.to_string().starts_with(&text), "{error}");
+            } else {
+                free.unwrap();
+            }
         }
         // An address of its own is the sandbox's to bind.
         for guest in [module, GuestKind::Command, http] {
-            assert!(sockets(None, &[], &container, &guest).unwrap().bound.is_empty());
+            assert!(sockets(None, &[], &container, &guest, &[]).unwrap().bound.is_empty());
         }
     }
 }

@@ -87,6 +87,9 @@ pub struct HttpLimits {
     /// How long an instance without a request is kept for the next one, in
     /// milliseconds.
     pub idle_instance_timeout_ms: u64,
+    /// Connections that may wait to be accepted, at least 1; if none, as many as
+    /// the node lets wait.
+    pub backlog: Option<u32>,
 }
 
 impl Default for HttpLimits {
@@ -102,6 +105,7 @@ impl Default for HttpLimits {
             max_instance_reuse: None,
             max_instance_concurrent_reuse: None,
             idle_instance_timeout_ms: 1000,
+            backlog: None,
         }
     }
 }

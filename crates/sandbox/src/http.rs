@@ -124,7 +124,7 @@ pub(crate) async fn serve(
     limits: &HttpLimits,
     ticker: Arc<Ticker>,
 ) -> Ending {
-    let listener = http_port(container).and_then(|port| listen(container, port));
+    let listener = http_port(container).and_then(|port| listen(container, port, limits.backlog));
     let mut listener = match listener {
         Ok(listener) => listener,
         Err(why) => return Ending::not_started(&why),

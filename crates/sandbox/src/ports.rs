@@ -3,20 +3,25 @@
 
 use crate::{
     container::Container,
-    net::{LISTENING, Listener, NetError},
+    net::{LISTENING, Listener, MOST_BACKLOG, NetError},
 };
 
 /// Listens on a port: on all addresses of the pod and its loopback, and where
 /// sockets were handed over for it; in a pod without a network of its own, only
-/// there.
+/// there. So many connections may wait, or as many as the node lets wait.
 ///
 /// # Errors
 ///
 /// What people are to read.
-pub(crate) fn listen(container: &Container, port: u16) -> Result<Listener, String> {
+pub(crate) fn listen(
+    container: &Container,
+    port: u16,
+    backlog: Option<u32>,
+) -> Result<Listener, String> {
+    let backlog = backlog.unwrap_or(MOST_BACKLOG);
     let stack = &container.stack;
     if stack.is_up() {
-        return stack.listen_everywhere(port).map_err(|(address, error)| match error {
+        return stack.listen_everywhere(port, backlog).map_err(|(address, error)| match error {
             NetError::AddressInUse => format!(
                 "port {port} of {} is in use already; choose another containerPort or stop what \
                  uses it",
@@ -26,7 +31,7 @@ pub(crate) fn listen(container: &Container, port: u16) -> Result<Listener, Strin
             error => format!("cannot listen on {address}: {error}"),
         });
     }
-    match stack.listen_handed(port) {
+    match stack.listen_handed(port, backlog) {
         Ok(Some(listener)) => Ok(listener),
         Ok(None) => Err(format!("cannot listen on port {port}: the pod has no network")),
         Err(NetError::NewSocketLimit) => Err(too_many(port)),

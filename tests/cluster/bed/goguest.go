@@ -27,13 +27,14 @@ func GoGuest(t testing.TB) string {
 	return module
 }
 
-// LargeGuest is the path of a guest that the test bed builds: go-net.wasm,
-// py-net.wasm or py-http.wasm (guests/README.md says what each does).
-func LargeGuest(t testing.TB, file string) string {
+// LargeImage is the reference of a guest that the test bed builds, go-net.wasm,
+// py-net.wasm or py-http.wasm (guests/README.md says what each does), in the
+// cluster's registry. The first call builds and pushes it.
+func (b *Bed) LargeImage(t testing.TB, file string) string {
 	t.Helper()
 	folder, err := toolchain.Guests(t.Context(), os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(folder, file)
+	return b.image(t, filepath.Join(folder, file))
 }

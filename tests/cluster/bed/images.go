@@ -43,11 +43,17 @@ func Guest(t testing.TB, file string) string {
 // there by the first call.
 func (b *Bed) Image(t testing.TB, file string) string {
 	t.Helper()
+	return b.image(t, Guest(t, file))
+}
+
+func (b *Bed) image(t testing.TB, path string) string {
+	t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	file := filepath.Base(path)
 	if b.images[file] == "" {
 		reference := b.Registry() + "/" + strings.TrimSuffix(file, ".wasm") + ":1"
-		b.Push(t, Guest(t, file), reference)
+		b.Push(t, path, reference)
 		b.images[file] = reference
 	}
 	return b.images[file]

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -344,6 +345,15 @@ func (n *Node) tell(t testing.TB) {
 	if process := n.last(); t.Failed() && process != nil {
 		t.Logf("the end of %s:\n%s", process.Log, process.Tail())
 	}
+}
+
+// Says tells whether the agent's log has this text.
+func (n *Node) Says(text string) error {
+	log, err := os.ReadFile(n.last().Log)
+	if err == nil && !strings.Contains(string(log), text) {
+		err = fmt.Errorf("the log of %s does not say %q", n.Name, text)
+	}
+	return err
 }
 
 // NodeCondition is the condition of this type, or an empty one.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"krustlet.dev/tests/cluster/bed"
 )
@@ -100,6 +101,46 @@ func TestAHostPortLeadsToThePod(t *testing.T) {
 	}
 	web(t, b, ns, ported("next"))
 	b.WaitServes(t, b.Outside(), address, 18083)
+}
+
+// The next run of a container has what the one before has let go of.
+func TestAHostPortIsTheNextRunsToo(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	ns := b.Namespace(t)
+	const number = 18088
+	pod := hosted(webPodOn(t, b, node, "again"), webPort, number, "", corev1.ProtocolTCP)
+	datagrams := hosted(echoPodOn(t, b, node, "datagrams", "0.0.0.0"), echoPort, number, "", corev1.ProtocolUDP)
+	datagrams.Spec.Containers[0].Name = "datagrams"
+	pod.Spec.Containers = append(pod.Spec.Containers, datagrams.Spec.Containers[0])
+	for index := range pod.Spec.Containers {
+		// Nobody listens there.
+		pod.Spec.Containers[index].LivenessProbe = &corev1.Probe{
+			ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}},
+			PeriodSeconds: 1, FailureThreshold: 2,
+		}
+	}
+	create(t, b, ns, pod)
+	history := b.WatchPod(t, ns, "again")
+	waitAnswersAs(t, b, "again", "127.0.0.1", number)
+	waitEchoed(t, b, "127.0.0.1", number)
+	await(t, b, ns, "again", "has two containers that were restarted", limit, func(pod *corev1.Pod) error {
+		for _, container := range pod.Status.ContainerStatuses {
+			if container.RestartCount < 2 {
+				return fmt.Errorf("%s: %d restarts", container.Name, container.RestartCount)
+			}
+		}
+		return nil
+	})
+	waitAnswersAs(t, b, "again", "127.0.0.1", number)
+	waitEchoed(t, b, "127.0.0.1", number)
+	for _, version := range history.Seen(t) {
+		for _, container := range version.Status.ContainerStatuses {
+			if waits := container.State.Waiting; waits != nil && waits.Reason == "CreateContainerError" {
+				t.Errorf("%s: %s", container.Name, waits.Message)
+			}
+		}
+	}
 }
 
 // As Kubernetes' own test has it, `test/e2e/network/hostport.go`: one number for

@@ -56,10 +56,16 @@ func TestANodeSaysWhatItLacks(t *testing.T) {
 		}
 		return fmt.Errorf("Ready is %s: %s", ready.Status, ready.Message)
 	})
+	ns := b.Namespace(t)
+	// Bound by hand: the scheduler leaves out a node that is not Ready.
+	early := wasmPod("early", b.Image(t, "hello.wasm"), "args", "said")
+	early.Spec.NodeName = node.Name
+	create(t, b, ns, early)
+	awaitEvent(t, b, ns, early.Name, "NetworkNotReady", "network is not ready: ")
 	b.NetworkRights(t)
+	awaitPhase(t, b, ns, early.Name, corev1.PodSucceeded)
 	node.WaitReady(t)
 	unsure.WaitReady(t)
-	ns := b.Namespace(t)
 	pod := web(t, b, ns, webPodOn(t, b, node, "web"))
 	same(t, "podIP", bed.PodAddress(t, pod), node.Address)
 	b.WaitServes(t, b.Outside(), node.Address.String(), webPort)

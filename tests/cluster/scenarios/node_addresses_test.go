@@ -99,3 +99,11 @@ func TestANodeMayBeOfIPv6Alone(t *testing.T) {
 	talker := on(node, wasmPod("talker", b.Image(t, "hello.wasm"), "args", "said"))
 	same(t, "log", output(t, b, ns, talker), "said\n")
 }
+
+// The machine's network may change under the agent, which keeps its addresses.
+func TestANodeSaysThatItLostItsAddress(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "moved")
+	b.IP(t, "address", "delete", node.Address.String()+"/24", "dev", "node0")
+	b.WaitFor(t, "the agent says so", limit, func() error { return node.Says("the node's address is gone") })
+}

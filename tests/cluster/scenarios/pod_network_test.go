@@ -169,12 +169,19 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 
 	// So it is with all guests, also at ports that only root may have.
 	for _, guest := range []struct {
-		name string
-		args []string
-	}{{"c-echo", nil}, {"net", []string{"tcp-echo", "80"}}} {
+		name, program, client string
+		protocol              corev1.Protocol
+		args                  []string
+	}{
+		{"c", "c-echo", "tcp-get", corev1.ProtocolTCP, nil},
+		{"rust", "net", "tcp-get", corev1.ProtocolTCP, []string{"tcp-echo", "80"}},
+		{"datagrams", "net", "udp-get", corev1.ProtocolUDP, []string{"udp-echo", "80"}},
+	} {
 		server := func(name string) *corev1.Pod {
-			image := b.Image(t, guest.name+".wasm")
-			return on(node, port(wasmPod(name+"-"+guest.name, image, guest.args...), 80))
+			image := b.Image(t, guest.program+".wasm")
+			pod := on(node, port(wasmPod(name+"-"+guest.name, image, guest.args...), 80))
+			pod.Spec.Containers[0].Ports[0].Protocol = guest.protocol
+			return pod
 		}
 		first, second := server("first"), server("second")
 		serving(t, b, ns, first)
@@ -184,7 +191,7 @@ func TestPodsShareTheNodesAddressWhereThatIsAskedFor(t *testing.T) {
 		if message := waiting(clash).Message; !strings.Contains(message, want) {
 			t.Errorf("%s: the message does not tell of %q: %q", guest.name, want, message)
 		}
-		client := wasmPod("asks-"+guest.name, b.Image(t, "net.wasm"), "tcp-get", node.Address.String(), "80", "hello")
+		client := wasmPod("asks-"+guest.name, b.Image(t, "net.wasm"), guest.client, node.Address.String(), "80", "hello")
 		same(t, "the echo of "+guest.name, output(t, b, ns, on(node, client)), "hello\n")
 		// The second has the port once the first is gone.
 		remove(t, b, get(t, b, ns, first.Name))

@@ -97,13 +97,50 @@ func TestWhatPodsUseIsToldToThoseWhoMayKnow(t *testing.T) {
 		t.Errorf("the server is not in %s", text)
 	}
 
+	told := map[string][]string{}
 	for _, row := range rows(askNode(t, node, "stats")) {
-		if len(row) > 3 && row[0] == ns && row[1] == "server" {
-			same(t, "accepted by krustlet stats", row[len(row)-2], "50")
+		if len(row) > 3 && row[0] == ns {
+			told[row[1]] = row[len(row)-2:]
+		}
+	}
+	same(t, "accepted and refused by krustlet stats", fmt.Sprint(told["server"]), "[50 0]")
+
+	// What is refused and what is open are counted where it happens, in the sandbox.
+	asker := bed.PodAddress(t, web(t, b, ns, webPodOn(t, b, node, "asker")))
+	if said, err := fetched(b, asker, "http://169.254.169.254/", limit); err != nil || !strings.Contains(said, "DestinationIpProhibited") {
+		t.Errorf("the asker heard %q, %v", said, err)
+	}
+	of := measured(t, node, scraper, "/metrics", ns, "asker")
+	same(t, "refused", of["krustlet_pod_network_refused_total"], 1)
+	// An http guest listens at both families.
+	if of["krustlet_pod_network_sockets"] < 1 {
+		t.Errorf("a server has %v sockets", of["krustlet_pod_network_sockets"])
+	}
+	for _, row := range rows(askNode(t, node, "stats")) {
+		if len(row) > 3 && row[0] == ns && row[1] == "asker" {
+			same(t, "refused by krustlet stats", row[len(row)-1], "1")
 			return
 		}
 	}
-	t.Error("the server is not in krustlet stats")
+	t.Error("the asker is not in krustlet stats")
+}
+
+// A pod may ask for fewer sockets than its node lets it have, not for more.
+func TestNoPodHasMoreSocketsThanItsNodeSays(t *testing.T) {
+	b := bed.Start(t)
+	node := b.StartNode(t, "bounded", "--max-pod-sockets=16")
+	ns := b.Namespace(t)
+	image := b.Image(t, "net.wasm")
+	server := serving(t, b, ns, on(b.Node(t), wasmPod("server", image, "tcp-echo", "8080")))
+	for asked, want := range map[string]int{"": 16, "4096": 16, "5": 5} {
+		pod := on(node, wasmPod("asks-"+asked+"x", image, "connections", "50", server, "8080"))
+		if asked != "" {
+			pod.Annotations = map[string]string{"network.krustlet.dev/max-sockets": asked}
+		}
+		create(t, b, ns, pod)
+		awaitPhase(t, b, ns, pod.Name, corev1.PodFailed)
+		same(t, "what a pod that asks for "+asked+" says", logs(t, b, ns, pod.Name), fmt.Sprintf("%d open\nnew-socket-limit\n", want))
+	}
 }
 
 func TestBandwidthIsThatOfThePodsAnnotations(t *testing.T) {

@@ -406,9 +406,10 @@ mod tests {
         let host = NetworkState::Host { why: None };
         let services = ServicesState::Waiting("no Services".to_owned());
         let unknown = Policies::Unknown("no policies".to_owned());
+        let known = Policies::Known(Arc::default());
         let why = |network, services, policies| not_ready(true, network, services, policies);
         assert_eq!(why(&host, Some(&ServicesState::Written), &Policies::Off), None);
-        assert_eq!(why(&host, None, &Policies::Known(Arc::default())), None);
+        assert_eq!(why(&host, None, &known), None);
         let said = |what: &str| Some(format!("network is not ready: {what}"));
         assert_eq!(why(&host, None, &unknown), said("no policies"));
         assert_eq!(why(&host, Some(&services), &unknown), said("no Services"));

@@ -199,9 +199,12 @@ impl Book {
         // Of those without policies nobody knows who asked.
         let mut differs = self.namespaces.keys().any(|name| !before.namespaces.contains_key(name));
         for (name, old) in &before.namespaces {
-            let Some(new) = self.namespaces.get(name) else { continue };
             // First: whoever asks from now on finds nothing here, and is told.
             let held = old.held();
+            let Some(new) = self.namespaces.get(name) else {
+                differs |= held.iter().any(|(_, told)| **told != Verdict::default());
+                continue;
+            };
             let is_same = new.take_over(name, old, &changes);
             for (subject, told) in held {
                 let verdict = if is_same {

@@ -309,6 +309,7 @@ proptest! {
         let policies_now = if has_others { &others } else { &policies };
         let mut after = book(policies_now, &spaces, &all);
         let differs = after.follow(&before);
+        prop_assert!(differs || after.covers(&before), "nobody asked since then");
         for pod in &asks {
             prop_assert!(after.known(pod).is_some() || differs);
         }

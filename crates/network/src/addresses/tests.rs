@@ -23,7 +23,11 @@ fn addresses_come_in_turn_and_leave_out_three() {
         .collect();
     assert_eq!(given, ["10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.1.5", "10.244.1.6"]);
     let error = addresses.allocate(&pod(5), Duration::ZERO).unwrap_err();
-    assert_eq!(error.to_string(), "no address left in 10.244.1.0/29: 5 pods have one");
+    assert_eq!(
+        error.to_string(),
+        "no address left in 10.244.1.0/29: 5 pods have one; give the node a larger podCIDR, or let \
+         it have at most 5 (maxPods)",
+    );
 
     addresses.release(&pod(2), seconds(1));
     let error = addresses.allocate(&pod(5), seconds(60)).unwrap_err();
@@ -58,6 +62,20 @@ fn what_was_had_before_is_kept_whatever_the_ranges_are() {
     assert_eq!(addresses.allocate(&pod(1), Duration::ZERO), Err(AddressError::NoRange));
     addresses.set_ranges(&ranges(&["10.244.1.0/24"]));
     assert_eq!(addresses.allocate(&pod(0), Duration::ZERO).unwrap(), old);
+}
+
+#[test]
+fn an_address_that_was_let_go_twice_rests_from_the_second_time_on() {
+    let mut addresses = Addresses::default();
+    addresses.set_ranges(&ranges(&["10.244.1.0/30"]));
+    let only: IpAddr = "10.244.1.2".parse().unwrap();
+    addresses.rest(only, seconds(0));
+    addresses.rest(only, seconds(30));
+    addresses.allocate(&pod(0), seconds(60)).unwrap_err();
+    assert_eq!(addresses.allocate(&pod(0), seconds(90)).unwrap(), [only]);
+    addresses.release(&pod(0), seconds(90));
+    addresses.allocate(&pod(0), seconds(149)).unwrap_err();
+    assert_eq!(addresses.allocate(&pod(0), seconds(150)).unwrap(), [only]);
 }
 
 #[derive(Clone, Debug)]

@@ -300,7 +300,8 @@ async fn a_range_that_is_used_up_is_told_and_waited_for() {
     bed.until_status("u", "it is Ready", is_ready).await;
     bed.put(second());
     bed.until("it says what it waits for", |world| {
-        let full = "Failed to create pod sandbox: no address left in 10.244.1.0/30: 1 pod has one";
+        let full = "Failed to create pod sandbox: no address left in 10.244.1.0/30: 1 pod has \
+                    one; give the node a larger podCIDR, or let it have at most 1 (maxPods)";
         world.events.iter().any(|(reason, text)| reason == "FailedCreatePodSandBox" && text == full)
     })
     .await;
@@ -559,6 +560,10 @@ async fn a_pods_annotations_bound_its_http_servers() {
     let mut unbounded = server(json!({}));
     unbounded["metadata"]["name"] = "p2".into();
     unbounded["metadata"]["uid"] = "u2".into();
+    unbounded["spec"]["containers"][0]["env"] = json!([
+        {"name": "WASMTIME_HTTP_PROXY_SOCKET_ADDR", "value": "0.0.0.0:9090"},
+        {"name": "WASMTIME_HTTP_BACKLOG", "value": "77"},
+    ]);
     bed.put(unbounded);
     bed.until_status("u2", "it is Ready", is_ready).await;
     bed.shared.with(|world| {
@@ -570,9 +575,12 @@ async fn a_pods_annotations_bound_its_http_servers() {
             max_instance_reuse: Some(9),
             max_instance_concurrent_reuse: Some(3),
             idle_instance_timeout_ms: 2000,
+            backlog: None,
         };
         assert_eq!(world.launches[0].guest, GuestKind::Http(told));
-        assert_eq!(world.launches[1].guest, GuestKind::Http(HttpLimits::default()));
+        let told = HttpLimits { backlog: Some(77), ..HttpLimits::default() };
+        assert_eq!(world.launches[1].guest, GuestKind::Http(told));
+        assert_eq!(world.launches[1].listen_ports[0].port, 9090);
     });
     bed.stop().await;
 }

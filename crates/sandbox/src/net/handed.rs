@@ -13,6 +13,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use krustlet_protocol::PodNetwork;
 use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -51,11 +52,25 @@ pub(super) enum Which {
 }
 
 impl Which {
-    fn has(self, one: &Idle) -> bool {
+    /// Those that stand for an address which a guest is bound to, wherever they are
+    /// bound; none for a loopback of the pod's own. A pod in the node's network means
+    /// what it says: another address than the wildcard is that one.
+    pub(super) fn for_address(network: &PodNetwork, ip: IpAddr) -> Option<Self> {
+        if network.shares_loopback && !ip.is_unspecified() {
+            Some(Self::At(ip))
+        } else if ip.is_loopback() {
+            None
+        } else {
+            Some(Self::Of(Family::of(ip)))
+        }
+    }
+
+    /// Whether one that is bound there is among them.
+    pub(super) fn has(self, local: SocketAddr) -> bool {
         match self {
             Self::All => true,
-            Self::Of(family) => one.family() == Some(family),
-            Self::At(ip) => one.socket.local_addr().is_ok_and(|local| local.ip() == ip),
+            Self::Of(family) => Family::of(local.ip()) == family,
+            Self::At(ip) => local.ip() == ip,
         }
     }
 }
@@ -121,7 +136,9 @@ impl Handed {
         which: Which,
         backlog: i32,
     ) -> io::Result<Vec<Listening>> {
-        let is_wanted = |one: &mut Idle| one.port == port && which.has(one);
+        let is_wanted = |one: &mut Idle| {
+            one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
+        };
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
         let mut listening = Vec::new();

@@ -1,5 +1,5 @@
-//! Datagram sockets that the agent bound on the node for a container's port: a
-//! `hostPort` of UDP.
+//! Datagram sockets that the agent bound for a container's port: on the node, for a
+//! `hostPort` of UDP, and at the node's address where the pod shares it.
 //!
 //! ```text
 //! peer ──▶ node's address:hostPort ──▶ Hearing ─┐
@@ -8,21 +8,24 @@
 //! ```
 //!
 //! One is heard only while a guest's socket is bound to its port. What came before
-//! is thrown away then: nobody heard it.
+//! is thrown away then: nobody heard it. In a pod that shares the node's address it
+//! stands in for a socket of the pod's own, which could not be bound there.
 
 use std::{
     io,
-    net::UdpSocket as Bound,
+    net::{IpAddr, SocketAddr, UdpSocket as Bound},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::Instant,
 };
 
-use rustix::{io::Errno, net::sockopt::set_socket_reuseaddr};
+use rustix::io::Errno;
 use tokio::{io::Interest, net::UdpSocket};
 
 use super::{
-    NetError, parcel,
+    NetError,
+    handed::Which,
+    parcel,
     peers::{Came, Peers},
     place::Family,
 };
@@ -97,15 +100,14 @@ impl Hosted {
         Ok(Kept { owner: Some(owner), home: self.clone() })
     }
 
-    /// Hears all that are for a port and of a family.
+    /// Hears all that are for a port and wanted.
     ///
     /// # Errors
     ///
     /// What the system said about one of them; then all others are idle again.
-    pub(super) fn hear(&self, port: u16, family: Family) -> io::Result<Ways> {
+    pub(super) fn hear(&self, port: u16, which: Which) -> io::Result<Ways> {
         let is_wanted = |one: &mut Idle| {
-            let local = one.socket.local_addr();
-            one.port == port && local.is_ok_and(|local| Family::of(local.ip()) == family)
+            one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
         };
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
@@ -148,6 +150,9 @@ impl Drop for Hearing {
         let Some(socket) = self.socket.take() else { return };
         // It fails only where the runtime is gone, and then nothing is needed.
         let Ok(socket) = socket.into_std() else { return };
+        // It may have stood in for one that was connected. It fails only on one that
+        // is about to be closed.
+        let _ = rustix::net::connect_unspec(&socket);
         // Without its owner it is closed when the others are next looked at.
         let (port, owner) = (self.port, self.owner.clone());
         self.home.idle().push(Idle { port, socket, owner });
@@ -172,18 +177,35 @@ impl Ways {
         self.heard.get(index)?.socket.as_ref()
     }
 
-    /// Lets others be bound to a port of the node at which they are, if these allow
-    /// it too, or no more. The kernel gives each datagram to who is bound to its
-    /// very address, and the rest to who is bound to all.
-    pub(super) fn allow_beside(&self, port: u16, is_allowed: bool) -> io::Result<bool> {
-        let mut is_any = false;
+    /// The one by which what goes to an address leaves, where these stand in for the
+    /// pod's own socket: from the loopback if it goes there, else not.
+    pub(super) fn outlet(&self, to: IpAddr) -> Option<&UdpSocket> {
+        let leads = |ip: IpAddr| ip.is_unspecified() || ip.is_loopback() == to.is_loopback();
+        let best = self.at_their_port().find(|(ip, _)| leads(*ip));
+        best.or_else(|| self.at_their_port().next()).map(|(_, socket)| socket)
+    }
+
+    /// Whether these are where a socket of the pod's own would be bound.
+    pub(super) fn stand_in_at(&self, own: IpAddr) -> bool {
+        own.is_unspecified() && self.at_their_port().next().is_some()
+            || self.at_their_port().any(|(ip, _)| ip.is_unspecified() || ip == own)
+    }
+
+    /// Those that have the port that they are for, and where.
+    fn at_their_port(&self) -> impl Iterator<Item = (IpAddr, &UdpSocket)> {
+        self.heard.iter().filter_map(|hearing| {
+            let socket = hearing.socket.as_ref()?;
+            let local = socket.local_addr().ok()?;
+            (local.port() == hearing.port).then_some((local.ip(), socket))
+        })
+    }
+
+    /// Connects none of them any more.
+    pub(super) fn disconnect(&self) -> io::Result<()> {
         for socket in self.sockets() {
-            if socket.local_addr()?.port() == port {
-                set_socket_reuseaddr(socket, is_allowed)?;
-                is_any = true;
-            }
+            rustix::net::connect_unspec(socket)?;
         }
-        Ok(is_any)
+        Ok(())
     }
 
     /// The order in which ways are asked this time: the pod's own, and these.
@@ -272,22 +294,19 @@ impl Ways {
     }
 
     /// Somebody came as everybody does who is not remembered here.
-    pub(super) fn came_otherwise(&self, peer: std::net::SocketAddr) {
+    pub(super) fn came_otherwise(&self, peer: SocketAddr) {
         self.state().peers.forget(peer);
     }
 
     /// How somebody came, if he is to be answered that way.
-    pub(super) fn to(&self, peer: std::net::SocketAddr) -> Option<Came> {
+    pub(super) fn to(&self, peer: SocketAddr) -> Option<Came> {
         self.state().peers.answers(peer, Instant::now())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::{Ipv4Addr, SocketAddr},
-        time::Duration,
-    };
+    use std::{net::Ipv4Addr, time::Duration};
 
     use krustlet_protocol::PodNetwork;
     use rustix::event::{PollFd, PollFlags, Timespec};
@@ -379,7 +398,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_may_share_the_port_that_leads_to_it_and_nobody_else_may() {
+    async fn what_stands_in_for_a_pods_own_socket_is_nobody_elses() {
         let (stack, (socket, port)) = (stack(true), of_the_node());
         let _claim = stack.hand(Vec::new(), vec![(port, socket)]).unwrap();
         let (guest, client) = (bind(&stack, port).unwrap(), client());
@@ -392,5 +411,30 @@ mod tests {
             assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, at));
         }
         assert_eq!(bind(&stack, port).unwrap_err(), NetError::AddressInUse);
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_sends_unasked_and_is_connected_until_the_next() {
+        let (stack, client, other) = (stack(true), client(), client());
+        let network = PodNetwork { shares_loopback: true, ..(*stack.network()).clone() };
+        stack.set(network, None);
+        let socket = Bound::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = socket.local_addr().unwrap();
+        let _claim = stack.hand(Vec::new(), vec![(at.port(), socket)]).unwrap();
+        let (to, mut buffer) = (client.local_addr().unwrap(), [0; 8]);
+        for _ in 0..2 {
+            let mut guest = bind(&stack, at.port()).unwrap();
+            guest.send(b"unasked", Some(to)).await.unwrap();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (7, at));
+            other.send_to(b"other", at).unwrap();
+            assert_eq!(guest.receive(&mut buffer).await.unwrap(), (5, other.local_addr().unwrap()));
+            guest.connect(Some(to)).unwrap();
+            assert_eq!(guest.address(), at);
+            guest.send(b"asked", None).await.unwrap();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (5, at));
+            other.send_to(b"x", at).unwrap();
+            client.send_to(b"answer", at).unwrap();
+            assert_eq!(guest.receive(&mut buffer).await.unwrap(), (6, to));
+        }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) use self::{
     place::Family,
     sending::Left,
     services::Directory,
-    tcp::{BoundTcp, Listener},
+    tcp::{BoundTcp, Listener, MOST_BACKLOG},
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
@@ -294,6 +294,11 @@ impl Stack {
                 self.make_room();
             }
         })
+    }
+
+    /// As [`permit`](Self::permit), where none is needed.
+    pub(crate) fn permit_if_free(&self) -> Option<Permit> {
+        self.try_permit().ok()
     }
 
     fn try_permit(&self) -> Result<Permit, NetError> {

@@ -387,13 +387,8 @@ impl BoundTcp {
         let backlog = backlog.clamp(1, MOST_BACKLOG);
         let mut sources = Vec::new();
         let network = stack.network();
-        if !address.ip().is_loopback() || network.shares_loopback {
+        if let Some(which) = Which::for_address(&network, address.ip()) {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
-            let which = if whole_port(&network, address.ip()) {
-                Which::Of(Family::of(address.ip()))
-            } else {
-                Which::At(address.ip())
-            };
             let handed = stack.0.handed.listen(address.port(), which, wanted)?;
             for listening in handed {
                 sources.push(stack.filtered(listening)?);
@@ -428,7 +423,7 @@ impl BoundTcp {
 }
 
 /// Connections that may wait at one listener; Linux's `net.core.somaxconn`.
-const MOST_BACKLOG: u32 = 4096;
+pub(crate) const MOST_BACKLOG: u32 = 4096;
 
 /// Accepts what comes to one address of the pod, from wherever it comes.
 #[derive(Debug)]
@@ -612,7 +607,11 @@ impl Stack {
     ///
     /// [`NetError::AddressInUse`], with the address; [`NetError::NewSocketLimit`] if
     /// the sandbox listens at too many ports for the pod; what the system said.
-    pub(crate) fn listen_everywhere(&self, port: u16) -> Result<Listener, (SocketAddr, NetError)> {
+    pub(crate) fn listen_everywhere(
+        &self,
+        port: u16,
+        backlog: u32,
+    ) -> Result<Listener, (SocketAddr, NetError)> {
         let mut all: Option<Listener> = None;
         for family in [Family::V4, Family::V6] {
             let address = SocketAddr::new(family.wildcard(), port);
@@ -620,7 +619,7 @@ impl Stack {
             let failed = |error| (SocketAddr::new(shown.unwrap_or(address.ip()), port), error);
             let listener = self.listening_place().and_then(|place| {
                 let bound = self.bind_tcp(address)?;
-                bound.listen_by(Right::Ours(place), Options::default(), MOST_BACKLOG)
+                bound.listen_by(Right::Ours(place), Options::default(), backlog)
             });
             let listener = match listener {
                 // In the node's own network, of a machine without IPv6.
@@ -641,8 +640,12 @@ impl Stack {
     /// # Errors
     ///
     /// As [`listen_everywhere`](Self::listen_everywhere).
-    pub(crate) fn listen_handed(&self, port: u16) -> Result<Option<Listener>, NetError> {
-        let backlog = i32::try_from(MOST_BACKLOG).unwrap_or(i32::MAX);
+    pub(crate) fn listen_handed(
+        &self,
+        port: u16,
+        backlog: u32,
+    ) -> Result<Option<Listener>, NetError> {
+        let backlog = i32::try_from(backlog.clamp(1, MOST_BACKLOG)).unwrap_or(i32::MAX);
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let place = self.listening_place()?;
@@ -744,13 +747,13 @@ mod tests {
         // One of this machine.
         let addresses = vec!["127.0.0.1".parse().unwrap()];
         stack.set(PodNetwork { addresses, ..(*stack.network()).clone() }, None);
-        let ours = stack.listen_everywhere(0).unwrap();
+        let ours = stack.listen_everywhere(0, 8).unwrap();
         assert_eq!(stack.report().sockets, 0);
         // But there is an end to them, too.
         let places = Arc::clone(&stack.0.listening.0);
         let most = u32::try_from(LISTENING - 3).unwrap();
         let taken = Arc::clone(&places).try_acquire_many_owned(most).unwrap();
-        let (_, error) = stack.listen_everywhere(0).unwrap_err();
+        let (_, error) = stack.listen_everywhere(0, 8).unwrap_err();
         assert_eq!(error, NetError::NewSocketLimit);
         drop((ours, taken));
         assert_eq!(places.available_permits(), LISTENING);

@@ -54,8 +54,10 @@ pub(crate) struct UdpSocket {
     /// the machine's addresses only to be answered, and hears nobody else from there.
     hears_all: bool,
     private: Option<(Reservation, Arc<Mailbox>)>,
-    /// The node's sockets for its port.
+    /// Those that were handed over for its port.
     ways: Ways,
+    /// Whether they stand in for `real`.
+    is_stood_in: bool,
     /// Where it is connected to.
     remote: Option<Remote>,
     led: Mutex<Led>,
@@ -119,8 +121,8 @@ impl UdpSocket {
     pub(crate) fn address(&self) -> SocketAddr {
         match self.remote {
             Some(Remote::Real(_) | Remote::Service(_)) => {
-                let real = self.real.as_ref().and_then(|real| real.local_addr().ok());
-                real.unwrap_or(self.address)
+                let real = self.remote().and_then(|remote| self.outlet(remote.ip()));
+                real.and_then(|real| real.local_addr().ok()).unwrap_or(self.address)
             }
             Some(Remote::Private(_)) => self.private_source(),
             None => self.address,
@@ -134,7 +136,13 @@ impl UdpSocket {
 
     /// The system's socket, if there is one.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.real.as_ref().map(AsFd::as_fd)
+        self.outlet(self.address.ip()).map(AsFd::as_fd)
+    }
+
+    /// The system's socket by which what goes to an address leaves unasked.
+    fn outlet(&self, to: IpAddr) -> Option<&tokio::net::UdpSocket> {
+        let handed = || if self.is_stood_in { self.ways.outlet(to) } else { None };
+        self.real.as_ref().or_else(handed)
     }
 
     /// As whom it sends on the private loopback: a wildcard is the loopback.
@@ -177,7 +185,7 @@ impl UdpSocket {
             }
             Some(Destination::Nobody { asked, .. }) => {
                 // Somebody may be there later.
-                self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+                self.outlet(asked.ip()).ok_or(NetError::RemoteUnreachable)?;
                 Some(Remote::Service(asked))
             }
         };
@@ -191,7 +199,7 @@ impl UdpSocket {
     /// Connects the system's socket, if it is not connected there.
     fn connect_real(&self, led: &mut Led, to: SocketAddr) -> Result<(), NetError> {
         if led.connected != Some(to) {
-            let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+            let real = self.outlet(to.ip()).ok_or(NetError::RemoteUnreachable)?;
             let failed = |error| self.stack.on_the_way(real.local_addr(), to, error);
             rustix::net::connect(real, &to).map_err(failed)?;
             led.connected = Some(to);
@@ -203,6 +211,7 @@ impl UdpSocket {
     /// disconnected (`__udp_disconnect` in `net/ipv4/udp.c`): it is bound again, where
     /// it was. While it was connected the wildcard had become one address.
     fn disconnect_real(&self) -> Result<(), NetError> {
+        self.ways.disconnect()?;
         let (Some(real), Some(home)) = (&self.real, self.home) else { return Ok(()) };
         let port = real.local_addr()?.port();
         rustix::net::connect_unspec(real)?;
@@ -328,7 +337,7 @@ impl UdpSocket {
                 }
             }
             Destination::Real(route) => {
-                let real = self.real.as_ref().ok_or(NetError::RemoteUnreachable)?;
+                let real = self.outlet(route.real.ip()).ok_or(NetError::RemoteUnreachable)?;
                 if self.sent().may_move(&self.writing, 1) == 0 {
                     return Err(NetError::WouldBlock);
                 }
@@ -405,17 +414,11 @@ impl UdpSocket {
             let (length, came) = self.arrived(buffer)?;
             let real = came.from;
             // Some may have come before it was connected.
-            let from = match came.by {
-                None => self.sender(real),
-                // No Service leads a guest by the node's own socket.
-                Some(_) => {
-                    let is_wanted = self.remote().is_none_or(|remote| is_same(remote, real));
-                    is_wanted.then_some(real)
-                }
-            };
-            let Some(from) = from else { continue };
+            let Some(from) = self.sender(real) else { continue };
             if self.lets_in(real) {
-                self.remember(came);
+                if from == real {
+                    self.remember(came);
+                }
                 self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }

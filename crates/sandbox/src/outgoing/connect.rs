@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -24,8 +23,8 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::{CONNECTING, Connecting, PATIENCE, Stage, roots::Roots};
-use crate::net::{Connection, Kept, NetError, Options, Stack, Stream, WeakStack};
+use super::{CONNECTING, Connecting, PATIENCE, Stage, race::first_of, roots::Roots};
+use crate::net::{Kept, NetError, Stream, WeakStack};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -76,31 +75,6 @@ impl Connector {
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Link::new(Box::new(stream), kept, is_h2))
     }
-}
-
-/// Tries one address after the other; each gets its share of the time that is
-/// left, so that one that swallows everything does not use it up.
-async fn first_of(
-    stack: &Stack,
-    addresses: &[IpAddr],
-    port: u16,
-    end: Instant,
-) -> Result<Connection, ConnectError> {
-    let mut last = ConnectError::Timeout;
-    for (tried, address) in addresses.iter().enumerate() {
-        let now = Instant::now();
-        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        let share = now + end.saturating_duration_since(now) / left;
-        let permit = stack.permit_or_room().await?;
-        let to = SocketAddr::new(*address, port);
-        let connected = stack.connect_tcp(permit, Options::default(), to);
-        match timeout_at(share, connected).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => last = error.into(),
-            Err(_) => last = ConnectError::Timeout,
-        }
-    }
-    Err(last)
 }
 
 impl Service<Uri> for Connector {

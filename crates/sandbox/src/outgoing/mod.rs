@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guest ──▶ Outgoing::send ──▶ client (hyper-util: connections kept, HTTP/1.1 and 2)
-//!             │                  └▶ connect.rs: name ─▶ addresses ─▶ Stack ─▶ TLS
+//!             │                  └▶ connect.rs: name ─▶ race.rs ─▶ Stack ─▶ TLS
 //!             └ https, by whose word: roots.rs, own.rs
 //! answer ◀── body.rs (times) ◀──┘       error.rs: why not, in WASI's words
 //!                                        again.rs: lost, and sent a second time
@@ -20,6 +20,7 @@ mod body;
 mod connect;
 mod error;
 mod own;
+mod race;
 mod roots;
 #[cfg(test)]
 mod tests;

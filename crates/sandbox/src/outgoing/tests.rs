@@ -14,8 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{StatusCode, Version};
-use http_body_util::{Empty, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use http_body_util::{Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use krustlet_protocol::{Destinations, Host, Limits, Names, PodNetwork};
 use krustlet_testkit::Authority;
@@ -44,7 +47,14 @@ pub(super) fn stack() -> Stack {
             port: None,
         }],
         names: Names {
-            hosts: vec![host("127.0.0.1", "web.test"), host("169.254.169.254", "rebound.test")],
+            hosts: vec![
+                host("127.0.0.1", "web.test"),
+                host("169.254.169.254", "rebound.test"),
+                host("127.0.0.1", "two.test"),
+                host("127.0.0.2", "two.test"),
+                host("169.254.169.254", "denied.test"),
+                host("127.0.0.1", "denied.test"),
+            ],
             ..Names::default()
         },
         ..PodNetwork::default()
@@ -117,7 +127,18 @@ impl Server {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self::raw_at("127.0.0.1:0".parse().unwrap(), stack, serve)
+    }
+
+    fn raw_at<F>(
+        at: SocketAddr,
+        stack: &Stack,
+        serve: impl Fn(Stream) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let bound = stack.bind_tcp(at).unwrap();
         let mut listener = bound.listen(stack.permit().unwrap(), Options::default(), 16).unwrap();
         let at = listener.address();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -142,6 +163,27 @@ impl Server {
             std::future::pending::<()>().await;
         })
     }
+}
+
+/// Sends body and trailers back as they came.
+async fn send_back(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        let came = request.into_body().collect().await.unwrap();
+        let trailers = came.trailers().cloned().unwrap_or_default();
+        let answer = Response::builder().header("trailer", "x-sum");
+        let body = with_trailers::<Infallible>(came.to_bytes(), trailers);
+        Ok::<_, Infallible>(answer.body(body).unwrap())
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
+}
+
+fn with_trailers<E: Send + 'static>(
+    bytes: Bytes,
+    trailers: http::HeaderMap,
+) -> UnsyncBoxBody<Bytes, E> {
+    let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok);
+    StreamBody::new(futures::stream::iter(frames)).boxed_unsync()
 }
 
 /// Says by what version it was asked, and what came with it.
@@ -171,9 +213,9 @@ pub(super) fn request(uri: &str) -> Request<WasiBody> {
 fn from_channel(pieces: tokio::sync::mpsc::Receiver<Bytes>) -> WasiBody {
     let pieces = futures::stream::unfold(pieces, async |mut pieces| {
         let piece = pieces.recv().await?;
-        Some((Ok::<_, HttpError>(hyper::body::Frame::data(piece)), pieces))
+        Some((Ok::<_, HttpError>(Frame::data(piece)), pieces))
     });
-    http_body_util::StreamBody::new(Box::pin(pieces)).boxed_unsync()
+    StreamBody::new(Box::pin(pieces)).boxed_unsync()
 }
 
 async fn ask(outgoing: &Outgoing, uri: &str) -> Result<String, HttpError> {
@@ -244,6 +286,36 @@ async fn what_requests_take_is_charged_to_the_container_that_sends_them() {
 }
 
 #[tokio::test]
+async fn trailers_go_and_come_in_both_versions() {
+    let stack = stack();
+    let (roots, tls) = trusted("web.test");
+    let outgoing = Outgoing::trusting(&stack, roots);
+    let plain = Server::raw(&stack, send_back);
+    let encrypted = Server::raw(&stack, move |stream| {
+        let tls = tls.clone();
+        async move { send_back(tls.accept(stream).await.unwrap()).await }
+    });
+    for (scheme, server, version) in
+        [("http", plain, Version::HTTP_11), ("https", encrypted, Version::HTTP_2)]
+    {
+        let trailers = [("x-sum", "7")].map(|(name, value)| {
+            (http::HeaderName::from_static(name), http::HeaderValue::from_static(value))
+        });
+        let trailers = trailers.into_iter().collect();
+        let request = Request::post(format!("{scheme}://web.test:{}/", server.at.port()))
+            .header("te", "trailers")
+            .header("trailer", "x-sum")
+            .body(with_trailers(Bytes::from_static(b"body"), trailers))
+            .unwrap();
+        let answer = outgoing.send(request, RequestOptions::default(), whose()).await.unwrap();
+        assert_eq!(answer.version(), version);
+        let came = answer.into_body().collect().await.unwrap();
+        assert_eq!(came.trailers().unwrap()["x-sum"], "7", "{version:?}");
+        assert_eq!(came.to_bytes(), "body");
+    }
+}
+
+#[tokio::test]
 async fn tls_is_spoken_with_those_who_have_an_authoritys_word() {
     let stack = stack();
     let (roots, tls) = trusted("web.test");
@@ -282,6 +354,47 @@ async fn the_address_that_is_connected_to_is_what_is_checked() {
         let refused = ask(&outgoing, uri).await;
         assert!(matches!(refused, Err(HttpError::DestinationIpProhibited)), "{uri}: {refused:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_does_not_answer_keeps_nobody_from_another() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Its queue is full, so that it swallows whoever comes.
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let at = listener.address();
+    let _waits = stack.connect_tcp(stack.permit().unwrap(), Options::default(), at).await.unwrap();
+    let uri = format!("http://two.test:{}/", at.port());
+    let begun = Instant::now();
+    // The other refuses: it is waited for until the guest has had enough.
+    let soon = RequestOptions {
+        connect_timeout: Some(Duration::from_secs(60)),
+        ..RequestOptions::default()
+    };
+    let left = outgoing.send(request(&uri), soon, whose()).await.map(drop);
+    assert!(matches!(left, Err(HttpError::ConnectionTimeout)), "{left:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(60));
+
+    let other = SocketAddr::new("127.0.0.2".parse().unwrap(), at.port());
+    let server = Server::raw_at(other, &stack, serve);
+    let (begun, before) = (Instant::now(), stack.report().sockets);
+    assert_eq!(ask(&outgoing, &uri).await.unwrap(), format!("{:?} /", Version::HTTP_11));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(server.connections.load(SeqCst), 1);
+    // The one that lost is let go; of the other there are two ends.
+    assert_eq!(stack.report().sockets, before + 2);
+}
+
+#[tokio::test]
+async fn who_may_not_go_to_one_of_the_addresses_is_told_that() {
+    let stack = stack();
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Nobody listens at the other.
+    let denied = ask(&outgoing, "http://denied.test:1/").await;
+    assert!(matches!(denied, Err(HttpError::DestinationIpProhibited)), "{denied:?}");
+    let refused = ask(&outgoing, "http://two.test:1/").await;
+    assert!(matches!(refused, Err(HttpError::ConnectionRefused)), "{refused:?}");
 }
 
 #[tokio::test]
@@ -432,7 +545,7 @@ async fn a_connection_that_is_kept_makes_room_for_one_that_is_needed() {
             assert_eq!(answer.unwrap(), format!("{:?} /", Version::HTTP_11));
         }
     }
-    assert_eq!(stack.report().refused, 0);
+    assert_eq!(stack.report().refused.all(), 0);
     // The guest's own: it is told so, and has it the next time.
     let mut kept = stack.permit().map(drop);
     assert_eq!(kept, Err(NetError::NewSocketLimit));

@@ -52,7 +52,7 @@ pub(crate) fn open(container: &Container, module: &Module) -> Result<Opened, Str
     if declared.is_empty() || !can_listen || !module.imports().any(accepts) {
         return Ok(Opened::default());
     }
-    let listeners = declared.iter().map(|declared| ports::listen(container, declared.port));
+    let listeners = declared.iter().map(|declared| ports::listen(container, declared.port, None));
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
     let first = FIRST + container.spec.preopens.len();
     // systemd's word for one without a name.

@@ -1,12 +1,18 @@
 //! The http guests of WASI 0.2 and 0.3, asked over real sockets.
 
 use std::{
+    convert::Infallible,
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{body::Frame, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use krustlet_model::ContainerId;
 use krustlet_protocol::{GuestKind, HttpLimits, SandboxReply, SandboxRequest};
 
@@ -51,6 +57,7 @@ const LIMITS: HttpLimits = HttpLimits {
     max_instance_reuse: None,
     max_instance_concurrent_reuse: None,
     idle_instance_timeout_ms: 1000,
+    backlog: None,
 };
 
 fn serve_within(
@@ -388,6 +395,31 @@ pub(crate) fn a_body_comes_back_as_it_goes_in() {
         assert!(came == body, "{path}: {} of {} bytes", came.len(), body.len());
         assert_eq!(post(&server, path, b""), b"");
     }
+}
+
+pub(crate) fn trailers_come_and_go_with_their_bodies() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, "http3.wasm", 20_000, None);
+    let sum = HeaderValue::from_static("7");
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), sum.clone())]);
+    let frames = [Frame::data(Bytes::from_static(b"body")), Frame::trailers(trailers)];
+    let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
+    let request = Request::post("http://test/join").body(body).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let came = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+        let io = TokioIo::new(stream);
+        let (mut client, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let asks = async { client.send_request(request).await.unwrap().collect().await.unwrap() };
+        tokio::select! {
+            came = tokio::time::timeout(LIMIT, asks) => came.expect("it is answered"),
+            ended = connection => panic!("the server has gone: {ended:?}"),
+        }
+    });
+    // The guest gives back what it got.
+    assert_eq!(came.trailers().unwrap()["x-sum"], sum);
+    assert_eq!(came.to_bytes(), "body");
 }
 
 pub(crate) fn a_handler_sees_the_request_and_may_go_on_after_its_answer() {

@@ -97,6 +97,7 @@ const TESTS: &[Test] = tests! {
         a_killed_server_computes_no_more,
         so_many_requests_wait_and_no_more,
         a_body_comes_back_as_it_goes_in,
+        trailers_come_and_go_with_their_bodies,
         a_handler_sees_the_request_and_may_go_on_after_its_answer,
         a_handler_calls_other_servers_by_its_pods_network;
     life:

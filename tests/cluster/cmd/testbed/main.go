@@ -1,6 +1,6 @@
 // Command testbed gives a developer the cluster that the tests run against.
 //
-//	go run ./cmd/testbed build             builds the control plane, kubectl and a registry
+//	go run ./cmd/testbed build             builds the control plane, kubectl, a registry and the large guests
 //	go run ./cmd/testbed up                starts a cluster; Ctrl-C stops it
 //	go run ./cmd/testbed up -d             the same in the background
 //	go run ./cmd/testbed down              stops the one that `up` started

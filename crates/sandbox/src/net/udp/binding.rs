@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use super::{
     super::{
         NetError, Options, Permit, Stack,
+        handed::Which,
         hosted::Ways,
         pace::Turn,
         place::{self, Binding, Family},
@@ -22,31 +23,14 @@ use super::{
 /// As for TCP.
 const TRIES: usize = 16;
 
-/// `beside` are those that may be at that port already.
-fn bind_real(
-    ip: IpAddr,
-    port: u16,
-    beside: Option<&Ways>,
-) -> Result<tokio::net::UdpSocket, NetError> {
+fn bind_real(ip: IpAddr, port: u16) -> Result<tokio::net::UdpSocket, NetError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
     if ip.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
-    let allow = |is_allowed| -> Result<(), NetError> {
-        if let Some(beside) = beside
-            && beside.allow_beside(port, is_allowed)?
-        {
-            sockopt::set_socket_reuseaddr(&socket, is_allowed)?;
-        }
-        Ok(())
-    };
-    allow(true)?;
-    let bound = rustix::net::bind(&socket, &SocketAddr::new(ip, port));
-    // Nobody else may be there besides.
-    allow(false)?;
-    bound?;
+    rustix::net::bind(&socket, &SocketAddr::new(ip, port))?;
     Ok(tokio::net::UdpSocket::from_std(std::net::UdpSocket::from(socket))?)
 }
 
@@ -66,20 +50,22 @@ impl Stack {
         let network = self.network();
         let Binding { real, private } =
             place::datagrams(&network, address).inspect_err(|error| self.note(*error))?;
-        let home = real;
-        let hears_all = network.shares_loopback || home.is_none_or(|ip| !ip.is_unspecified());
         let family = Family::of(address.ip());
-        let ways = if address.port() == 0 || address.ip().is_loopback() {
-            Ways::default()
-        } else {
-            self.0.hosted.hear(address.port(), family)?
+        let ways = match Which::for_address(&network, address.ip()) {
+            Some(which) if address.port() != 0 => self.0.hosted.hear(address.port(), which)?,
+            Some(_) | None => Ways::default(),
         };
-        // Elsewhere nobody of the node's is at the pod's address.
-        let beside = network.is_host.then_some(&ways);
+        // Where the pod has the node's address what was bound there is its own.
+        let is_stood_in = network.is_host && real.is_some_and(|own| ways.stand_in_at(own));
+        if let Some(own) = ways.outlet(address.ip()).filter(|_| is_stood_in) {
+            options.apply(own, family)?;
+        }
+        let home = real.filter(|_| !is_stood_in);
+        let hears_all = network.shares_loopback || home.is_none_or(|ip| !ip.is_unspecified());
         let mut tries = TRIES;
         let (real, private, port) = loop {
             let mut port = address.port();
-            let real = match home.map(|ip| bind_real(ip, port, beside)).transpose() {
+            let real = match home.map(|ip| bind_real(ip, port)).transpose() {
                 // A machine without IPv6; the pod's own loopback has it.
                 Err(NetError::NotSupported) if private.is_some() => None,
                 real => real?,
@@ -111,6 +97,7 @@ impl Stack {
             hears_all,
             private,
             ways,
+            is_stood_in,
             remote: None,
             led: Mutex::default(),
             whom: For::Guest,

@@ -131,7 +131,7 @@ async fn a_container_believes_whom_its_file_names_and_no_other_container_does() 
     container.ask(&outgoing, &uri).await.unwrap();
     assert_eq!(server.connections.load(SeqCst), 3, "its own is still kept");
     assert_eq!(container.said().await, [""; 0]);
-    let system = ask_as(None, &outgoing, &uri).await;
+    let system = ask_as(&asks(None), &outgoing, &uri).await;
     assert!(matches!(system, Err(HttpError::ConfigurationError)), "{system:?}");
 }
 
