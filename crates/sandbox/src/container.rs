@@ -91,6 +91,7 @@ impl Container {
         let log = Arc::new(parts.log);
         let paths = parts.spec.preopens.iter().map(|preopen| preopen.guest_path.as_str());
         let directories = Arc::new(Directories::new(paths.zip(parts.preopens)));
+        parts.stack.log_to(&log);
         let usage = Arc::new(Usage::new(&parts.spec.limits));
         let own = OwnRoots::of(&parts.spec, &directories, &log);
         Self {

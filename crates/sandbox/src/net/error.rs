@@ -44,18 +44,6 @@ pub(crate) enum NetError {
     Unknown,
 }
 
-impl NetError {
-    /// What befell who went where guests may go: an argument is invalid only if the
-    /// socket's own address does not lead there, a loopback's to another machine
-    /// (Linux, `__mkroute_output` in `net/ipv4/route.c`).
-    pub(super) fn on_the_way(error: impl Into<Self>) -> Self {
-        match error.into() {
-            Self::InvalidArgument => Self::RemoteUnreachable,
-            error => error,
-        }
-    }
-}
-
 impl From<Errno> for NetError {
     /// Source: WIT of `wasi:sockets` 0.2.12, the POSIX equivalents given there.
     fn from(errno: Errno) -> Self {

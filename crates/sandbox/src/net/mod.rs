@@ -26,6 +26,7 @@ mod flows;
 mod handed;
 mod hosted;
 mod idle;
+mod logs;
 mod memory;
 mod names;
 mod options;
@@ -82,6 +83,7 @@ use self::{
     handed::Handed,
     hosted::Hosted,
     idle::Idle,
+    logs::Logs,
     permit::Counters,
     policy::Learned,
     private::Private,
@@ -105,6 +107,7 @@ struct Shared {
     filters: Filters,
     hosted: Hosted,
     idle: Idle,
+    logs: Logs,
     /// Made by the first that has to wait.
     sending: OnceLock<Sending>,
     /// Made by the first look-up.

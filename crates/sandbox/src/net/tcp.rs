@@ -301,12 +301,13 @@ impl Stack {
         (route, port): (Route, Option<Reservation>),
     ) -> Result<Connection, NetError> {
         options.apply(&socket, Family::of(route.real.ip()))?;
-        let connected =
-            socket.connect(route.real).await.map_err(|error| match NetError::on_the_way(error) {
-                // No port is left for this destination (connect(2)).
-                NetError::AddressNotBindable => NetError::AddressInUse,
-                error => error,
-            });
+        let from = socket.local_addr();
+        let failed = |error| match self.on_the_way(from, route.real, error) {
+            // No port is left for this destination (connect(2)).
+            NetError::AddressNotBindable => NetError::AddressInUse,
+            error => error,
+        };
+        let connected = socket.connect(route.real).await.map_err(failed);
         Counters::add(&self.0.counters.opened, usize::from(connected.is_ok()));
         let connection = Connection::tcp(connected?, permit, port);
         Ok(if route.is_led() { connection.led_by(route.asked) } else { connection })

@@ -8,11 +8,13 @@ use std::{
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use krustlet_model::{
+    ContainerId,
     policy::{AddressRange, PodPolicy, PolicyRule},
     services::Transport,
 };
@@ -23,6 +25,10 @@ use tokio::time::timeout;
 use super::{
     Family, NetError, Options, Stack, UdpSocket,
     services::tests::{directory, port, write},
+};
+use crate::{
+    log::Log,
+    news::{Teller, Wake},
 };
 
 /// The address of the Service in all of these tests.
@@ -185,6 +191,38 @@ fn a_port_that_is_called_from_is_listened_at_on_the_loopback_alone() {
         let _bound = stack.bind_udp(stack.permit().unwrap(), Options::default(), own).unwrap();
         Bare::bind("127.0.0.1:7073").unwrap_err();
         Bare::bind("10.77.0.1:7073").unwrap();
+    });
+}
+
+#[test]
+fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
+    on_a_network(async |home, stack| {
+        at_home(&stack);
+        for words in [
+            "link add near type veth peer name far",
+            "link set far up",
+            "link set near up",
+            "address add 192.0.2.2/24 dev near",
+        ] {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let file = home.join("log");
+        let (teller, _news) = Teller::new(Arc::new(Wake::new().unwrap()));
+        let id = ContainerId::from_bytes([7; 32]);
+        let to = fs::File::create(&file).unwrap();
+        let log = Arc::new(Log::new(id, teller, to, None, u64::MAX).unwrap());
+        stack.log_to(&log);
+        // A port of its own, where it is at home.
+        let own = "0.0.0.0:7074".parse().unwrap();
+        let socket = stack.bind_udp(stack.permit().unwrap(), Options::default(), own).unwrap();
+        for _ in 0..2 {
+            let sent = socket.try_send(b"x", Some("192.0.2.1:53".parse().unwrap()));
+            assert_eq!(sent, Err(NetError::RemoteUnreachable));
+        }
+        log.flush().await;
+        let text = fs::read_to_string(file).unwrap();
+        let told = "krustlet: there is no way from 127.0.0.1 to 192.0.2.1:53: Invalid argument";
+        assert_eq!(text.matches(told).count(), 1, "{text}");
     });
 }
 

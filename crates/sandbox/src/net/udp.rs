@@ -200,7 +200,8 @@ impl UdpSocket {
     fn connect_real(&self, led: &mut Led, to: SocketAddr) -> Result<(), NetError> {
         if led.connected != Some(to) {
             let real = self.outlet(to.ip()).ok_or(NetError::RemoteUnreachable)?;
-            rustix::net::connect(real, &to).map_err(NetError::on_the_way)?;
+            let failed = |error| self.stack.on_the_way(real.local_addr(), to, error);
+            rustix::net::connect(real, &to).map_err(failed)?;
             led.connected = Some(to);
         }
         Ok(())
@@ -350,11 +351,11 @@ impl UdpSocket {
                 };
                 // At once first: see `can_send`.
                 let sent = match attempt() {
-                    Err(Errno::AGAIN) => real
-                        .try_io(Interest::WRITABLE, || Ok(attempt()?))
-                        .map_err(NetError::on_the_way)?,
-                    sent => sent.map_err(NetError::on_the_way)?,
+                    Err(Errno::AGAIN) => real.try_io(Interest::WRITABLE, || Ok(attempt()?)),
+                    sent => sent.map_err(std::io::Error::from),
                 };
+                let failed = |error| self.stack.on_the_way(real.local_addr(), route.real, error);
+                let sent = sent.map_err(failed)?;
                 self.sent().moved(&self.writing, sent);
                 Ok(())
             }
