@@ -63,10 +63,13 @@ impl Netlink {
     }
 
     pub(crate) fn add_rule(&mut self, is_ipv4: bool, rule: Rule) -> io::Result<bool> {
-        let message = RouteNetlinkMessage::NewRule(rule_message(is_ipv4, rule));
+        let mut message = rule_message(is_ipv4, rule);
+        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        let message = RouteNetlinkMessage::NewRule(message);
         added(self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL))
     }
 
+    /// Whoever made it: the first is the kernel's own.
     pub(crate) fn remove_rule(&mut self, is_ipv4: bool, rule: Rule) -> io::Result<()> {
         let message = RouteNetlinkMessage::DelRule(rule_message(is_ipv4, rule));
         gone(self.socket.change(message, 0))
@@ -86,11 +89,8 @@ fn rule_message(is_ipv4: bool, rule: Rule) -> RuleMessage {
         Asks::Own => FIRST_TABLE,
         Asks::Elsewhere { .. } => RouteHeader::RT_TABLE_MAIN,
     };
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.place),
-        RuleAttribute::Table(header.table.into()),
-        RuleAttribute::Protocol(RouteProtocol::Static),
-    ];
+    message.attributes =
+        vec![RuleAttribute::Priority(rule.place), RuleAttribute::Table(header.table.into())];
     if let Asks::Elsewhere { to } = rule.asks {
         header.dst_len = to.prefix_len();
         message.attributes.push(RuleAttribute::Destination(to.network().into()));
