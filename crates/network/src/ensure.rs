@@ -12,9 +12,9 @@ use ipnet::IpNet;
 
 use crate::{
     namespace::{Namespace, NamespaceError, on_a_thread},
-    netlink::{Link, Netlink, PeerRoute},
+    netlink::{Link, Netlink, PeerRoute, Rule},
     peers::Made,
-    plan::{End, INSIDE, Plan, mac},
+    plan::{API_TABLE, End, INSIDE, LAST_PLACE, Plan, mac},
     routes::Unled,
     sysctl,
 };
@@ -65,8 +65,8 @@ pub(crate) struct Changes {
     pub(crate) made_pair: bool,
     /// Whether passing packets on had to be turned on, by family: IPv4, IPv6.
     pub(crate) forwarding: [bool; 2],
-    /// Whether pods cannot meet at the node though they are to, for this kernel
-    /// has no rules for routes.
+    /// Whether this kernel has no rules for routes, so that pods cannot meet at the
+    /// node, and nothing but the sandboxes keeps anybody from the node's API.
     pub(crate) lacks_rules: bool,
 }
 
@@ -162,16 +162,25 @@ fn order(net: &mut Netlink, plan: &Plan, is_ipv4: bool, changes: &mut Changes) -
     let found = match net.rules(is_ipv4) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            changes.lacks_rules |= plan.by_node && plan.has_family(is_ipv4);
+            changes.lacks_rules |= plan.has_family(is_ipv4);
             return Ok(());
         }
         Err(error) => return Err(error),
     };
+    let (api_at, refused) = (plan.api_at(is_ipv4), net.refused(is_ipv4, API_TABLE)?);
+    for range in api_at.iter().filter(|range| !refused.contains(range)) {
+        changes.note(net.refuse(API_TABLE, *range)?);
+    }
+    for range in refused.into_iter().filter(|range| !api_at.contains(range)) {
+        net.refuse_no_more(API_TABLE, range)?;
+        changes.note(true);
+    }
     let wanted = plan.pod_rules(is_ipv4);
     for rule in wanted.iter().filter(|rule| !found.contains(rule)) {
         changes.note(net.add_rule(is_ipv4, *rule)?);
     }
-    for rule in found.into_iter().filter(|rule| !wanted.contains(rule)) {
+    let is_ours = |rule: &Rule| rule.place <= LAST_PLACE;
+    for rule in found.into_iter().filter(|rule| is_ours(rule) && !wanted.contains(rule)) {
         net.remove_rule(is_ipv4, rule)?;
         changes.note(true);
     }

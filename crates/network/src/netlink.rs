@@ -30,13 +30,16 @@ use netlink_packet_route::{
 
 use self::socket::Socket;
 pub(crate) use self::{
-    rules::{Asks, Rule},
+    rules::{Does, Port, Rule},
     socket::{neighbour_of, notices},
 };
 
 /// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first, unless
 /// a [`Rule`] comes before it.
-const FIRST_TABLE: u8 = 255;
+pub(crate) const FIRST_TABLE: u8 = 255;
+
+/// `RT_TABLE_MAIN`: the table of routes that lead elsewhere.
+pub(crate) const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
 
 /// By which a route is known to lead to another node's pods: no program that
 /// `/etc/iproute2/rt_protos` knows has this number.
@@ -351,7 +354,7 @@ fn route_message(link: u32, route: Route) -> RouteMessage {
         Route::Via { hop, source, first, .. } => {
             header.kind = RouteType::Unicast;
             header.scope = RouteScope::Universe;
-            header.table = if first { FIRST_TABLE } else { RouteHeader::RT_TABLE_MAIN };
+            header.table = if first { FIRST_TABLE } else { MAIN_TABLE };
             header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(hop.into()));
             let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
@@ -369,7 +372,7 @@ fn peer_message(range: IpNet, hop: IpAddr) -> RouteMessage {
     header.protocol = TO_PEERS;
     header.kind = RouteType::Unicast;
     header.scope = RouteScope::Universe;
-    header.table = RouteHeader::RT_TABLE_MAIN;
+    header.table = MAIN_TABLE;
     message.attributes = vec![
         RouteAttribute::Destination(range.network().into()),
         RouteAttribute::Gateway(hop.into()),

@@ -5,6 +5,8 @@
 
 #[path = "kernel/by_node.rs"]
 mod by_node;
+#[path = "kernel/kept_out.rs"]
+mod kept_out;
 
 use std::{
     fs::{self, File},
@@ -19,8 +21,8 @@ use std::{
 
 use krustlet_model::PodUid;
 use krustlet_network::{
-    Mode, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges, Peer, Peers,
-    PodRanges, open, outgoing_address, plan::link_name, prepare,
+    Mode, NameServers, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges,
+    Peer, Peers, PodRanges, open, outgoing_address, plan::link_name, prepare,
 };
 use rustix::{
     mount::MountPropagationFlags,
@@ -86,11 +88,18 @@ struct Setup {
     peers: Option<Peers>,
     living: Option<File>,
     by_node: bool,
+    name_servers: Vec<IpAddr>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { mode: Mode::Own, peers: None, living: None, by_node: false }
+        Self {
+            mode: Mode::Own,
+            peers: None,
+            living: None,
+            by_node: false,
+            name_servers: Vec::new(),
+        }
     }
 }
 
@@ -183,7 +192,7 @@ fn lose(home: &Path) {
 fn opened(
     home: &Path,
     ranges: watch::Receiver<NodeRanges>,
-    Setup { mode, peers, living, by_node }: Setup,
+    Setup { mode, peers, living, by_node, name_servers }: Setup,
 ) -> (Network, NetworkTask) {
     let prepared = prepare(mode, namespace(home), || living).unwrap();
     let config = NetworkConfig {
@@ -195,6 +204,7 @@ fn opened(
         ranges,
         peers,
         by_node,
+        name_servers: NameServers { given: name_servers, resolv_conf: None },
     };
     open(config, prepared).unwrap()
 }

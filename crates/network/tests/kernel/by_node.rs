@@ -176,10 +176,10 @@ fn rules_that_are_removed_come_back_and_those_of_a_range_before_go() {
         let whole = node.rules();
         let inside = entered(node.home.path());
         for removal in [
-            "rule del pref 1",
-            "-6 rule del pref 1",
-            "rule del pref 2",
-            "-6 rule del pref 2",
+            "rule del pref 4",
+            "-6 rule del pref 4",
+            "rule del pref 5",
+            "-6 rule del pref 5",
             "rule add pref 0 lookup local",
             "-6 rule add pref 0 lookup local",
         ] {
@@ -193,7 +193,7 @@ fn rules_that_are_removed_come_back_and_those_of_a_range_before_go() {
         }
         // What somebody else has there is nobody's business.
         inside
-            .within(|| Ok(ip(&["rule", "add", "pref", "7", "to", "192.0.2.1", "lookup", "main"])))
+            .within(|| Ok(ip(&["rule", "add", "pref", "70", "to", "192.0.2.1", "lookup", "main"])))
             .unwrap();
 
         let old = PodUid::new("old");
