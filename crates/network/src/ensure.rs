@@ -76,6 +76,11 @@ impl Changes {
     }
 }
 
+/// The shortest packet that a link of IPv6 must take (RFC 8200), and the longest
+/// that a pair takes (`ETH_MAX_MTU`).
+const LEAST_MTU: u32 = 1280;
+const MOST_MTU: u32 = 65_535;
+
 /// Brings everything in order. Blocks for some milliseconds.
 ///
 /// # Errors
@@ -123,8 +128,12 @@ fn pair(
             net.known_link(name)?
         }
     };
+    // As the way outwards, so that no packet of a pod's is too long for it, or
+    // shorter than it need be. Without one it is what it was.
+    let mtu = net.outgoing_mtu()?.map_or(link.mtu, |mtu| mtu.clamp(LEAST_MTU, MOST_MTU));
+    changes.note(net.set_mtu(&link, mtu)?);
     changes.note(net.set_up(&link)?);
-    Ok(link)
+    Ok(Link { mtu, ..link })
 }
 
 /// The pods' side. Runs in their namespace.
@@ -139,6 +148,7 @@ fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> 
     let lo = net.known_link("lo")?;
     changes.note(net.set_up(&lo)?);
     let link = net.known_link(INSIDE)?;
+    changes.note(net.set_mtu(&link, outer.mtu)?);
     changes.note(net.set_up(&link)?);
     for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| plan.has_family(*is_ipv4)) {
         net.set_neighbour(link.index, End::Node.hop(is_ipv4), &outer.mac)?;

@@ -845,6 +845,51 @@ fn the_api_is_refused_wherever_the_node_answers() {
 }
 
 #[test]
+fn packets_of_pods_are_as_long_as_the_way_outwards_takes() {
+    in_a_room(async || {
+        ip(&["link", "add", "out", "type", "veth", "peer", "name", "far"]);
+        ip(&["link", "set", "dev", "out", "up"]);
+        ip(&["link", "set", "dev", "far", "up"]);
+        ip(&["address", "add", "198.51.100.1/24", "dev", "out"]);
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let link = node.link();
+        let inside = entered(node.home.path());
+        let both = || {
+            let inside = inside.within(|| Ok(ip(&["link", "show", "eth0"]))).unwrap();
+            [ip(&["link", "show", &link]), inside]
+        };
+        let until = async |mtu: &str| {
+            let end = Instant::now() + LIMIT;
+            while !both().iter().all(|shown| shown.contains(&format!(" mtu {mtu} "))) {
+                assert!(Instant::now() < end, "not {mtu}: {:#?}", both());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        until("1500").await;
+        ip(&["link", "set", "dev", "out", "mtu", "1400"]);
+        ip(&["route", "add", "default", "via", "198.51.100.2", "dev", "out"]);
+        until("1400").await;
+        inside.within(|| Ok(ip(&["link", "set", "eth0", "mtu", "1300"]))).unwrap();
+        until("1400").await;
+        ip(&["link", "set", "dev", "out", "mtu", "9000"]);
+        until("9000").await;
+        // So is a pair that is made anew.
+        ip(&["link", "del", &link]);
+        eventually_there(&link).await;
+        until("9000").await;
+    });
+}
+
+/// Waits until a link is there.
+async fn eventually_there(link: &str) {
+    let end = Instant::now() + LIMIT;
+    while !ip(&["link"]).contains(link) {
+        assert!(Instant::now() < end, "{link} is not there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
 fn a_machine_is_known_by_the_address_of_its_way_outwards() {
     in_a_room(async || {
         outgoing_address(false).unwrap_err();
