@@ -76,16 +76,9 @@ pub(crate) fn gone(
 /// own API at any of the node's addresses. Where those are not known or too
 /// many, its port is refused everywhere.
 ///
-/// A pod with `hostNetwork` is refused nothing: it was given what the node has.
+/// None of it is for a pod with `hostNetwork`: it was given what the node has.
 #[must_use]
-pub fn refused(
-    host_network: bool,
-    node: &NodeAddresses,
-    api_port: Option<u16>,
-) -> Vec<Destinations> {
-    if host_network {
-        return Vec::new();
-    }
+pub fn refused(node: &NodeAddresses, api_port: Option<u16>) -> Vec<Destinations> {
     let all = |address: IpAddr, prefix| Destinations { address, prefix, port: None };
     let mut refused = vec![
         all(Ipv4Addr::new(169, 254, 0, 0).into(), 16),
@@ -140,7 +133,7 @@ mod tests {
     fn the_machines_own_is_refused_and_nothing_else() {
         // With the ends of links to pods, and what other programs made.
         let node = at(&["192.0.2.1", "2001:db8::1", "10.244.1.1", "fd00:1::1", "172.17.0.1"]);
-        let list = refused(false, &node, Some(10250));
+        let list = refused(&node, Some(10250));
         for (address, port, expected) in [
             ("169.254.169.254", 80, true),
             ("169.254.170.2", 80, true),
@@ -171,7 +164,6 @@ mod tests {
         ] {
             assert_eq!(is_refused(&list, address, port), expected, "{address} {port}");
         }
-        assert!(refused(true, &node, Some(10250)).is_empty());
     }
 
     #[test]
@@ -187,13 +179,13 @@ mod tests {
             IpAddr::from([10, 96, high, low])
         });
         for node in [NodeAddresses::Unknown, NodeAddresses::known(many)] {
-            let list = refused(false, &node, Some(10250));
+            let list = refused(&node, Some(10250));
             assert!(list.len() < 25, "{}", list.len());
             for address in ["192.0.2.1", "2001:db8::1"] {
                 assert!(is_refused(&list, address, 10250));
                 assert!(!is_refused(&list, address, 443));
             }
-            let list = refused(false, &node, None);
+            let list = refused(&node, None);
             assert!(!is_refused(&list, "192.0.2.1", 10250));
         }
     }

@@ -12,9 +12,9 @@ use ipnet::IpNet;
 
 use crate::{
     namespace::{Namespace, NamespaceError, on_a_thread},
-    netlink::{Link, Netlink, PeerRoute},
+    netlink::{Link, Netlink, PeerRoute, Rule},
     peers::Made,
-    plan::{End, INSIDE, Plan, mac},
+    plan::{API_TABLE, End, INSIDE, LAST_PLACE, Plan, mac},
     routes::Unled,
     sysctl,
 };
@@ -65,8 +65,8 @@ pub(crate) struct Changes {
     pub(crate) made_pair: bool,
     /// Whether passing packets on had to be turned on, by family: IPv4, IPv6.
     pub(crate) forwarding: [bool; 2],
-    /// Whether pods cannot meet at the node though they are to, for this kernel
-    /// has no rules for routes.
+    /// Whether this kernel has no rules for routes, so that pods cannot meet at the
+    /// node, and nothing but the sandboxes keeps anybody from the node's API.
     pub(crate) lacks_rules: bool,
 }
 
@@ -75,6 +75,11 @@ impl Changes {
         self.count += usize::from(changed);
     }
 }
+
+/// The shortest packet that a link of IPv6 must take (RFC 8200), and the longest
+/// that a pair takes (`ETH_MAX_MTU`).
+const LEAST_MTU: u32 = 1280;
+const MOST_MTU: u32 = 65_535;
 
 /// Brings everything in order. Blocks for some milliseconds.
 ///
@@ -123,8 +128,12 @@ fn pair(
             net.known_link(name)?
         }
     };
+    // As the way outwards, so that no packet of a pod's is too long for it, or
+    // shorter than it need be. Without one it is what it was.
+    let mtu = net.outgoing_mtu()?.map_or(link.mtu, |mtu| mtu.clamp(LEAST_MTU, MOST_MTU));
+    changes.note(net.set_mtu(&link, mtu)?);
     changes.note(net.set_up(&link)?);
-    Ok(link)
+    Ok(Link { mtu, ..link })
 }
 
 /// The pods' side. Runs in their namespace.
@@ -139,6 +148,7 @@ fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> 
     let lo = net.known_link("lo")?;
     changes.note(net.set_up(&lo)?);
     let link = net.known_link(INSIDE)?;
+    changes.note(net.set_mtu(&link, outer.mtu)?);
     changes.note(net.set_up(&link)?);
     for is_ipv4 in [true, false].into_iter().filter(|is_ipv4| plan.has_family(*is_ipv4)) {
         net.set_neighbour(link.index, End::Node.hop(is_ipv4), &outer.mac)?;
@@ -162,16 +172,25 @@ fn order(net: &mut Netlink, plan: &Plan, is_ipv4: bool, changes: &mut Changes) -
     let found = match net.rules(is_ipv4) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            changes.lacks_rules |= plan.by_node && plan.has_family(is_ipv4);
+            changes.lacks_rules |= plan.has_family(is_ipv4);
             return Ok(());
         }
         Err(error) => return Err(error),
     };
+    let (api_at, refused) = (plan.api_at(is_ipv4), net.refused(is_ipv4, API_TABLE)?);
+    for range in api_at.iter().filter(|range| !refused.contains(range)) {
+        changes.note(net.refuse(API_TABLE, *range)?);
+    }
+    for range in refused.into_iter().filter(|range| !api_at.contains(range)) {
+        net.refuse_no_more(API_TABLE, range)?;
+        changes.note(true);
+    }
     let wanted = plan.pod_rules(is_ipv4);
     for rule in wanted.iter().filter(|rule| !found.contains(rule)) {
         changes.note(net.add_rule(is_ipv4, *rule)?);
     }
-    for rule in found.into_iter().filter(|rule| !wanted.contains(rule)) {
+    let is_ours = |rule: &Rule| rule.place <= LAST_PLACE;
+    for rule in found.into_iter().filter(|rule| is_ours(rule) && !wanted.contains(rule)) {
         net.remove_rule(is_ipv4, rule)?;
         changes.note(true);
     }

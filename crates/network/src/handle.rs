@@ -187,7 +187,7 @@ impl Network {
     /// Where a pod's sockets may not go, now; see [`Network::node_reached_at`].
     #[must_use]
     pub fn refused(&self, host_network: bool) -> Vec<Destinations> {
-        allowed::refused(host_network, &self.shared.reached_at.borrow(), self.shared.api_port)
+        if host_network { Vec::new() } else { self.shared.refused() }
     }
 
     /// Addresses from which the node itself speaks to its pods: its own, as many
@@ -255,6 +255,11 @@ impl Shared {
 
     pub(crate) fn set_ranges(&self, ranges: &PodRanges) {
         self.book().addresses.set_ranges(ranges);
+    }
+
+    /// Where no pod's sockets may go, but those of the host's network.
+    pub(crate) fn refused(&self) -> Vec<Destinations> {
+        allowed::refused(&self.reached_at.borrow(), self.api_port)
     }
 
     /// Wakes nobody if nothing changed.

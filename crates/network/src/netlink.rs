@@ -30,17 +30,32 @@ use netlink_packet_route::{
 
 use self::socket::Socket;
 pub(crate) use self::{
-    rules::{Asks, Rule},
+    rules::{Does, Port, Rule},
     socket::{neighbour_of, notices},
 };
+use crate::outgoing::FAR;
 
 /// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the table that is asked first, unless
 /// a [`Rule`] comes before it.
-const FIRST_TABLE: u8 = 255;
+pub(crate) const FIRST_TABLE: u8 = 255;
+
+/// `RT_TABLE_MAIN`: the table of routes that lead elsewhere.
+pub(crate) const MAIN_TABLE: u8 = RouteHeader::RT_TABLE_MAIN;
 
 /// By which a route is known to lead to another node's pods: no program that
 /// `/etc/iproute2/rt_protos` knows has this number.
 const TO_PEERS: RouteProtocol = RouteProtocol::Other(107);
+
+/// What the kernel says where no route leads somewhere, where one says that none
+/// does, and where it does not know the family.
+const NO_WAY: [i32; 6] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EACCES,
+    libc::EINVAL,
+    libc::EAFNOSUPPORT,
+    libc::EOPNOTSUPP,
+];
 
 /// A link as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +64,8 @@ pub(crate) struct Link {
     /// The other end of a pair, by its number in its own namespace.
     pub(crate) peer: Option<u32>,
     pub(crate) mac: Vec<u8>,
+    /// The longest packet that it takes, in bytes.
+    pub(crate) mtu: u32,
     pub(crate) is_up: bool,
 }
 
@@ -95,6 +112,10 @@ impl Netlink {
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         let mut asked = LinkMessage::default();
         asked.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        self.link_of(asked)
+    }
+
+    fn link_of(&mut self, asked: LinkMessage) -> io::Result<Option<Link>> {
         match self.socket.ask(RouteNetlinkMessage::GetLink(asked)) {
             Ok(RouteNetlinkMessage::NewLink(found)) => Ok(Some(link(&found))),
             Ok(other) => Err(io::Error::other(format!("not a link: {other:?}"))),
@@ -149,6 +170,47 @@ impl Netlink {
         up.header.change_mask = LinkFlags::Up;
         self.socket.change(RouteNetlinkMessage::SetLink(up), 0)?;
         Ok(true)
+    }
+
+    pub(crate) fn set_mtu(&mut self, link: &Link, mtu: u32) -> io::Result<bool> {
+        if link.mtu == mtu {
+            return Ok(false);
+        }
+        let mut other = LinkMessage::default();
+        other.header.index = link.index;
+        other.attributes = vec![LinkAttribute::Mtu(mtu)];
+        self.socket.change(RouteNetlinkMessage::SetLink(other), 0)?;
+        Ok(true)
+    }
+
+    /// The longest packet that all ways outwards take; None without such a way.
+    pub(crate) fn outgoing_mtu(&mut self) -> io::Result<Option<u32>> {
+        let mut least = None;
+        for far in FAR {
+            let Some(index) = self.way(far)? else { continue };
+            let mut asked = LinkMessage::default();
+            asked.header.index = index;
+            // One that went meanwhile is no way.
+            let mtu = self.link_of(asked)?.map(|link| link.mtu);
+            least = least.into_iter().chain(mtu).min();
+        }
+        Ok(least)
+    }
+
+    /// Over which link an address is reached that is not this namespace's own.
+    fn way(&mut self, to: IpAddr) -> io::Result<Option<u32>> {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = family(to);
+        asked.header.destination_prefix_length = whole(to);
+        asked.attributes = vec![RouteAttribute::Destination(to.into())];
+        match self.socket.ask(RouteNetlinkMessage::GetRoute(asked)) {
+            Ok(RouteNetlinkMessage::NewRoute(found)) => {
+                Ok(oif(&found).filter(|_| found.header.kind == RouteType::Unicast))
+            }
+            Ok(other) => Err(io::Error::other(format!("not a route: {other:?}"))),
+            Err(error) if NO_WAY.iter().any(|code| error.raw_os_error() == Some(*code)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Every address of this namespace's own, of all links and both families.
@@ -289,12 +351,14 @@ fn link(message: &LinkMessage) -> Link {
         index: message.header.index,
         peer: None,
         mac: Vec::new(),
+        mtu: 0,
         is_up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
             LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             _ => {}
         }
     }
@@ -351,7 +415,7 @@ fn route_message(link: u32, route: Route) -> RouteMessage {
         Route::Via { hop, source, first, .. } => {
             header.kind = RouteType::Unicast;
             header.scope = RouteScope::Universe;
-            header.table = if first { FIRST_TABLE } else { RouteHeader::RT_TABLE_MAIN };
+            header.table = if first { FIRST_TABLE } else { MAIN_TABLE };
             header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(hop.into()));
             let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
@@ -369,7 +433,7 @@ fn peer_message(range: IpNet, hop: IpAddr) -> RouteMessage {
     header.protocol = TO_PEERS;
     header.kind = RouteType::Unicast;
     header.scope = RouteScope::Universe;
-    header.table = RouteHeader::RT_TABLE_MAIN;
+    header.table = MAIN_TABLE;
     message.attributes = vec![
         RouteAttribute::Destination(range.network().into()),
         RouteAttribute::Gateway(hop.into()),

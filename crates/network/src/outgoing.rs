@@ -7,7 +7,7 @@ use std::{
 
 /// Somewhere far off, of each family: addresses for documentation, which only the
 /// way outwards leads to.
-const FAR: [IpAddr; 2] = [
+pub(crate) const FAR: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
 ];

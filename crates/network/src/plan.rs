@@ -14,47 +14,64 @@
 //! range is its end of the pair; it must not be local among the pods, for a
 //! namespace takes no packet from an address of its own.
 //!
-//! What pods send each other does not leave their namespace, unless it is to pass
-//! the node, where a kube-proxy leads it and has answers come from where it led.
-//! Then rules have the table with the default route asked for it before the one
-//! by which all of their addresses are local:
+//! Rules have the pods' namespace look for routes in this order, in each family
+//! that pods have:
 //!
 //! ```text
-//! 1  from lo to 10.244.1.0/24: main
-//! 2  all: local
+//! 1  to a name server of the node's that is refused otherwise, port 53: main
+//! 2  sent to a range that is refused: refuse
+//! 3  sent by TCP to the port of the node's API: table 108, which refuses it at
+//!    the node's addresses
+//! 4  sent to 10.244.1.0/24: main, so that it passes the node
+//! 5  all: local
 //! ```
 //!
-//! With them packets from an address of the namespace's own are taken too, for
+//! Sandboxes refuse the same themselves, and say so better; 1 to 3 are for one that
+//! was broken out of. 4 is there where a kube-proxy is to hear of what pods send each
+//! other. With it packets from an address of the namespace's own are taken too, for
 //! the link is where an answer to that would go.
 
 use std::{
     collections::hash_map::DefaultHasher,
     fs,
     hash::{Hash, Hasher},
-    io, iter,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::Path,
 };
 
 use ipnet::IpNet;
+use krustlet_protocol::Destinations;
 
 use crate::{
-    netlink::{Asks, Route, Rule, whole},
+    netlink::{Does, FIRST_TABLE, MAIN_TABLE, Port, Route, Rule, whole},
     ranges::gateway,
 };
 
 /// The pods' end of the pair, in their namespace.
 pub const INSIDE: &str = "eth0";
 
-/// Where the rule stands that asks for what is this namespace's own, as the kernel
-/// makes it.
-const FIRST: u32 = 0;
+/// Where the kernel has the rule that asks for what is a namespace's own.
+const KERNELS: u32 = 0;
 
-/// Where the rules stand by which pods meet at the node, and the one for what is
-/// the namespace's own after them.
-const BEFORE_OWN: u32 = 1;
-const OWN: u32 = 2;
+/// Where the rules stand; see above. 1 is not only about what is sent: a packet
+/// from there is taken where one to there could be sent.
+const NAME_SERVERS: u32 = 1;
+const REFUSED: u32 = 2;
+const API: u32 = 3;
+const BY_NODE: u32 = 4;
+const OWN: u32 = 5;
+
+/// The last place that is the agent's. Those behind are the kernel's own two, and
+/// anybody's.
+pub(crate) const LAST_PLACE: u32 = 9;
+
+/// The table that refuses the node's API.
+pub(crate) const API_TABLE: u8 = 108;
+
+/// Where name servers listen.
+const NAMES: u16 = 53;
 
 /// What the links are called and what leads over them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +81,11 @@ pub(crate) struct Plan {
     pub(crate) ranges: Vec<IpNet>,
     /// Whether what pods send each other passes the node.
     pub(crate) by_node: bool,
+    /// Where nobody among the pods may send anything, as sandboxes are told; of
+    /// those with a port it is the node's API's.
+    pub(crate) refused: Vec<Destinations>,
+    /// Name servers that the node gives its pods.
+    pub(crate) name_servers: Vec<IpAddr>,
 }
 
 /// Which end of the pair.
@@ -135,17 +157,68 @@ impl Plan {
         to_node.chain(out)
     }
 
-    /// The pods' rules of a family, in the order in which they are to be added
-    /// before others are removed: at no moment is there none for what is their
-    /// own.
+    /// The pods' rules of a family, that for what is their own first: at no moment
+    /// is there to be none, if these are added before others are removed.
     pub(crate) fn pod_rules(&self, is_ipv4: bool) -> Vec<Rule> {
-        if !self.by_node || !self.has_family(is_ipv4) {
-            return vec![Rule { place: FIRST, asks: Asks::Own }];
+        let own = |place| Rule {
+            place,
+            does: Does::Ask(FIRST_TABLE),
+            is_sent: false,
+            to: None,
+            port: None,
+        };
+        if !self.has_family(is_ipv4) {
+            return vec![own(KERNELS)];
         }
-        let ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == is_ipv4);
-        let out = ranges.map(|&to| Rule { place: BEFORE_OWN, asks: Asks::Elsewhere { to } });
-        iter::once(Rule { place: OWN, asks: Asks::Own }).chain(out).collect()
+        let mut rules = vec![own(OWN)];
+        let main = Rule { does: Does::Ask(MAIN_TABLE), ..own(NAME_SERVERS) };
+        for &server in self.name_servers.iter().filter(|server| server.is_ipv4() == is_ipv4) {
+            if self.kept_out(is_ipv4).any(|range| range.contains(&server)) {
+                let to = Some(IpNet::from(server));
+                rules.extend([Port::Udp(NAMES), Port::Tcp(NAMES)].map(|port| Rule {
+                    to,
+                    port: Some(port),
+                    ..main
+                }));
+            }
+        }
+        let sent = Rule { is_sent: true, ..own(REFUSED) };
+        let kept_out = self.kept_out(is_ipv4);
+        rules.extend(kept_out.map(|to| Rule { does: Does::Refuse, to: Some(to), ..sent }));
+        if let Some(port) = self.refused.iter().find_map(|refused| refused.port) {
+            let port = Some(Port::Tcp(port));
+            rules.push(Rule { place: API, does: Does::Ask(API_TABLE), port, ..sent });
+        }
+        if self.by_node {
+            let ranges = self.ranges.iter().filter(|range| range.addr().is_ipv4() == is_ipv4);
+            let main = Rule { place: BY_NODE, does: Does::Ask(MAIN_TABLE), ..sent };
+            rules.extend(ranges.map(|&to| Rule { to: Some(to), ..main }));
+        }
+        rules
     }
+
+    /// Ranges of a family that are refused whatever the port.
+    fn kept_out(&self, is_ipv4: bool) -> impl Iterator<Item = IpNet> {
+        let all = self.refused.iter().filter(|refused| refused.port.is_none());
+        ranges_of(all, is_ipv4)
+    }
+
+    /// Where the node's API is refused, in a family that pods have.
+    pub(crate) fn api_at(&self, is_ipv4: bool) -> Vec<IpNet> {
+        let has_family = self.has_family(is_ipv4);
+        let at = self.refused.iter().filter(|refused| has_family && refused.port.is_some());
+        ranges_of(at, is_ipv4).collect()
+    }
+}
+
+fn ranges_of<'a>(
+    all: impl Iterator<Item = &'a Destinations>,
+    is_ipv4: bool,
+) -> impl Iterator<Item = IpNet> {
+    all.filter(move |range| range.address.is_ipv4() == is_ipv4).filter_map(|range| {
+        // Bits beyond the prefix count for nothing.
+        IpNet::new(range.address, range.prefix).ok().map(|range| range.trunc())
+    })
 }
 
 /// Whether the node has an address of the range: a single one is a pod's.
@@ -197,7 +270,13 @@ mod tests {
 
     fn plan(ranges: &[&str]) -> Plan {
         let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
-        Plan { name: "kr0".into(), ranges, by_node: false }
+        Plan {
+            name: "kr0".into(),
+            ranges,
+            by_node: false,
+            refused: Vec::new(),
+            name_servers: Vec::new(),
+        }
     }
 
     #[test]
@@ -240,18 +319,78 @@ mod tests {
         assert_eq!(plan.local_routes().count(), 1);
     }
 
+    /// Rules as `ip rule` shows them.
+    fn shown(rules: &[Rule]) -> Vec<String> {
+        let one = |rule: &Rule| {
+            let mut text = rule.place.to_string();
+            if let Some(to) = rule.to {
+                text += &format!(" to {to}");
+            }
+            text += if rule.is_sent { " sent" } else { "" };
+            text += &match rule.port {
+                Some(Port::Tcp(port)) => format!(" tcp {port}"),
+                Some(Port::Udp(port)) => format!(" udp {port}"),
+                None => String::new(),
+            };
+            text += &match rule.does {
+                Does::Ask(table) => format!(" ask {table}"),
+                Does::Refuse => " refuse".to_owned(),
+            };
+            text
+        };
+        rules.iter().map(one).collect()
+    }
+
     #[test]
     fn pods_meet_at_the_node_only_where_that_is_asked_for() {
         let mut plan = plan(&["10.244.1.0/24", "fd00::/64", "10.244.9.0/24"]);
-        let own = |place| Rule { place, asks: Asks::Own };
-        let out = |to: &str| Rule { place: 1, asks: Asks::Elsewhere { to: to.parse().unwrap() } };
-        // As the kernel has it.
-        assert_eq!(plan.pod_rules(true), [own(0)]);
+        assert_eq!(shown(&plan.pod_rules(true)), ["5 ask 255"]);
         plan.by_node = true;
-        assert_eq!(plan.pod_rules(true), [own(2), out("10.244.1.0/24"), out("10.244.9.0/24")]);
-        assert_eq!(plan.pod_rules(false), [own(2), out("fd00::/64")]);
+        assert_eq!(
+            shown(&plan.pod_rules(true)),
+            ["5 ask 255", "4 to 10.244.1.0/24 sent ask 254", "4 to 10.244.9.0/24 sent ask 254"],
+        );
+        assert_eq!(shown(&plan.pod_rules(false)), ["5 ask 255", "4 to fd00::/64 sent ask 254"],);
+        // As the kernel has it.
         plan.ranges.retain(|range| range.addr().is_ipv4());
-        assert_eq!(plan.pod_rules(false), [own(0)]);
+        assert_eq!(shown(&plan.pod_rules(false)), ["0 ask 255"]);
+    }
+
+    #[test]
+    fn what_sandboxes_refuse_the_namespace_refuses_but_to_name_servers() {
+        let mut plan = plan(&["10.244.1.0/24", "fd00::/64"]);
+        let at = |address: &str, prefix, port| Destinations {
+            address: address.parse().unwrap(),
+            prefix,
+            port,
+        };
+        plan.refused = vec![
+            at("169.254.0.0", 16, None),
+            at("fe80::", 10, None),
+            at("192.0.2.1", 32, Some(10250)),
+            at("2001:db8::1", 128, Some(10250)),
+        ];
+        plan.name_servers =
+            ["169.254.20.10", "10.96.0.10"].map(|server| server.parse().unwrap()).to_vec();
+        assert_eq!(
+            shown(&plan.pod_rules(true)),
+            [
+                "5 ask 255",
+                "1 to 169.254.20.10/32 udp 53 ask 254",
+                "1 to 169.254.20.10/32 tcp 53 ask 254",
+                "2 to 169.254.0.0/16 sent refuse",
+                "3 sent tcp 10250 ask 108",
+            ],
+        );
+        assert_eq!(
+            shown(&plan.pod_rules(false)),
+            ["5 ask 255", "2 to fe80::/10 sent refuse", "3 sent tcp 10250 ask 108"],
+        );
+        assert_eq!(plan.api_at(true), ["192.0.2.1/32".parse().unwrap()]);
+        assert_eq!(plan.api_at(false), ["2001:db8::1/128".parse().unwrap()]);
+        // Of a family that pods do not have there is nothing.
+        plan.ranges.retain(|range| range.addr().is_ipv4());
+        assert_eq!(plan.api_at(false), []);
     }
 
     #[test]

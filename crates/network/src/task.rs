@@ -42,6 +42,7 @@ use crate::{
     ensure::{Changes, EnsureError, ensure, node_addresses, withdraw},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
+    name_servers::NameServers,
     namespace::{Namespace, NamespaceError},
     netlink,
     notice::Notices,
@@ -102,6 +103,8 @@ pub struct NetworkConfig {
     /// Whether what pods of this node send each other is to pass the node, where a
     /// kube-proxy leads them to Services.
     pub by_node: bool,
+    /// The name servers that the node gives its pods.
+    pub name_servers: NameServers,
 }
 
 /// Why there can be no network.
@@ -182,6 +185,7 @@ pub fn open(
         ranges,
         peers,
         by_node,
+        name_servers,
     } = config;
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -217,6 +221,7 @@ pub fn open(
         ranges,
         peers,
         by_node,
+        name_servers,
         decided: None,
         answers_at: BTreeSet::new(),
         seen_without: None,
@@ -244,6 +249,7 @@ pub struct NetworkTask {
     ranges: watch::Receiver<NodeRanges>,
     peers: PeerRoutes,
     by_node: bool,
+    name_servers: NameServers,
     /// The ranges that new pods are to get addresses of, if they are to get any.
     decided: Option<PodRanges>,
     /// All addresses that the machine had at the last look.
@@ -254,7 +260,7 @@ pub struct NetworkTask {
     was_led: bool,
     /// Whether all was in order once.
     is_led: bool,
-    /// Whether it was told that pods cannot meet at the node.
+    /// Whether it was told that the kernel has no rules for routes.
     lacks_rules: bool,
     /// Turns that failed, in a row.
     failures: u32,
@@ -374,9 +380,17 @@ impl NetworkTask {
         };
         self.decided.clone_from(&current);
         let (wanted, old) = self.wanted(current.as_ref());
-        let plan = Plan { name: self.name.clone(), ranges: wanted, by_node: self.by_node };
+        let mut plan = Plan {
+            name: self.name.clone(),
+            ranges: wanted,
+            by_node: self.by_node,
+            refused: Vec::new(),
+            name_servers: Vec::new(),
+        };
         // Before a pod gets its place: its rules are made of both.
         self.look_at_node_addresses(&plan).await;
+        plan.refused = self.shared.refused();
+        plan.name_servers = self.name_servers.find().await;
         match decision {
             Decision::Host(why) => self.show(NetworkState::Host { why }),
             Decision::Wait(why) => self.show(NetworkState::Waiting(why)),
@@ -497,7 +511,7 @@ impl NetworkTask {
             tracing::warn!(
                 "this kernel has no rules for routes (CONFIG_IP_MULTIPLE_TABLES, \
                  CONFIG_IPV6_MULTIPLE_TABLES): pods do not reach each other by a kube-proxy, \
-                 unless that masquerades all"
+                 unless that masquerades all, and only sandboxes keep pods from the node's API"
             );
         }
         self.lacks_rules = changes.lacks_rules;

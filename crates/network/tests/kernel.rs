@@ -5,6 +5,8 @@
 
 #[path = "kernel/by_node.rs"]
 mod by_node;
+#[path = "kernel/kept_out.rs"]
+mod kept_out;
 
 use std::{
     fs::{self, File},
@@ -19,8 +21,8 @@ use std::{
 
 use krustlet_model::PodUid;
 use krustlet_network::{
-    Mode, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges, Peer, Peers,
-    PodRanges, open, outgoing_address, plan::link_name, prepare,
+    Mode, NameServers, Namespace, Network, NetworkConfig, NetworkState, NetworkTask, NodeRanges,
+    Peer, Peers, PodRanges, open, outgoing_address, plan::link_name, prepare,
 };
 use rustix::{
     mount::MountPropagationFlags,
@@ -86,11 +88,18 @@ struct Setup {
     peers: Option<Peers>,
     living: Option<File>,
     by_node: bool,
+    name_servers: Vec<IpAddr>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { mode: Mode::Own, peers: None, living: None, by_node: false }
+        Self {
+            mode: Mode::Own,
+            peers: None,
+            living: None,
+            by_node: false,
+            name_servers: Vec::new(),
+        }
     }
 }
 
@@ -183,7 +192,7 @@ fn lose(home: &Path) {
 fn opened(
     home: &Path,
     ranges: watch::Receiver<NodeRanges>,
-    Setup { mode, peers, living, by_node }: Setup,
+    Setup { mode, peers, living, by_node, name_servers }: Setup,
 ) -> (Network, NetworkTask) {
     let prepared = prepare(mode, namespace(home), || living).unwrap();
     let config = NetworkConfig {
@@ -195,6 +204,7 @@ fn opened(
         ranges,
         peers,
         by_node,
+        name_servers: NameServers { given: name_servers, resolv_conf: None },
     };
     open(config, prepared).unwrap()
 }
@@ -832,6 +842,51 @@ fn the_api_is_refused_wherever_the_node_answers() {
         };
         timeout(LIMIT, heard).await.expect("in time");
     });
+}
+
+#[test]
+fn packets_of_pods_are_as_long_as_the_way_outwards_takes() {
+    in_a_room(async || {
+        ip(&["link", "add", "out", "type", "veth", "peer", "name", "far"]);
+        ip(&["link", "set", "dev", "out", "up"]);
+        ip(&["link", "set", "dev", "far", "up"]);
+        ip(&["address", "add", "198.51.100.1/24", "dev", "out"]);
+        let node = Node::start(&["10.244.1.0/24"]).await;
+        let link = node.link();
+        let inside = entered(node.home.path());
+        let both = || {
+            let inside = inside.within(|| Ok(ip(&["link", "show", "eth0"]))).unwrap();
+            [ip(&["link", "show", &link]), inside]
+        };
+        let until = async |mtu: &str| {
+            let end = Instant::now() + LIMIT;
+            while !both().iter().all(|shown| shown.contains(&format!(" mtu {mtu} "))) {
+                assert!(Instant::now() < end, "not {mtu}: {:#?}", both());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        until("1500").await;
+        ip(&["link", "set", "dev", "out", "mtu", "1400"]);
+        ip(&["route", "add", "default", "via", "198.51.100.2", "dev", "out"]);
+        until("1400").await;
+        inside.within(|| Ok(ip(&["link", "set", "eth0", "mtu", "1300"]))).unwrap();
+        until("1400").await;
+        ip(&["link", "set", "dev", "out", "mtu", "9000"]);
+        until("9000").await;
+        // So is a pair that is made anew.
+        ip(&["link", "del", &link]);
+        eventually_there(&link).await;
+        until("9000").await;
+    });
+}
+
+/// Waits until a link is there.
+async fn eventually_there(link: &str) {
+    let end = Instant::now() + LIMIT;
+    while !ip(&["link"]).contains(link) {
+        assert!(Instant::now() < end, "{link} is not there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[test]

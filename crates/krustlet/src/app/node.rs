@@ -16,7 +16,7 @@ use krustlet_cluster::{
 use krustlet_image::{ImageSummary, Images};
 use krustlet_model::{policy::Policies, quantity};
 use krustlet_network::{
-    NetworkConfig, NetworkState, NodeRanges,
+    NameServers, NetworkConfig, NetworkState, NodeRanges,
     services::{ServiceSources, ServicesState},
 };
 use krustlet_runtime::Runtime;
@@ -126,6 +126,10 @@ async fn wire(
             peers,
             // Sandboxes that lead to Services themselves need no way round.
             by_node: settings.service_proxy == ServiceProxy::None,
+            name_servers: NameServers {
+                given: settings.names.cluster_dns.clone(),
+                resolv_conf: settings.names.resolv_conf.clone(),
+            },
         })
         .await?;
     let machine = facts::machine(root.path())?;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
 use krustlet_model::policy::Policies;
-use krustlet_network::{Mode, Network, NetworkConfig, NodeRanges, PodRanges};
+use krustlet_network::{Mode, NameServers, Network, NetworkConfig, NodeRanges, PodRanges};
 use krustlet_pod::NamesConfig;
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
@@ -88,6 +88,7 @@ impl Agent {
             log_files: LOG_FILES,
         })
         .await?;
+        let names = NamesConfig::of_system();
         // Nobody will say anything else of a node without a cluster.
         let (_, ranges) = watch::channel(ranges);
         let network = core
@@ -100,6 +101,10 @@ impl Agent {
                 ranges,
                 peers: None,
                 by_node: false,
+                name_servers: NameServers {
+                    given: Vec::new(),
+                    resolv_conf: names.resolv_conf.clone(),
+                },
             })
             .await?;
         let world = World::open(root.standalone(), this_machine())
@@ -110,7 +115,7 @@ impl Agent {
             logs: root.logs(),
             links: None,
             log_max_bytes: LOG_MAX_BYTES,
-            names: NamesConfig::of_system(),
+            names,
             max_pods: USUAL_PODS,
             max_sockets: None,
             network: network.clone(),

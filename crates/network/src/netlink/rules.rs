@@ -1,43 +1,52 @@
-//! The rules by which a namespace chooses the tables that it looks for a route in.
+//! The rules by which a namespace chooses the tables that it looks for a route
+//! in, and what a table refuses.
 
-use std::{
-    io::{self, ErrorKind},
-    net::IpAddr,
-};
+use std::io::{self, ErrorKind};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
-    RouteNetlinkMessage,
-    route::{RouteHeader, RouteProtocol},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    IpProtocol, RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
 };
 
-use super::{FIRST_TABLE, Netlink, added, family, gone};
+use super::{Netlink, added, address, family, gone};
+use crate::plan::everywhere;
 
 /// What the kernel calls the link that its own packets come from.
 const ITSELF: &str = "lo";
 
 /// A rule; the one with the lowest place is asked first, and the next if that
-/// finds no route.
+/// finds no route. It is about all that fits each of its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) place: u32,
-    pub(crate) asks: Asks,
+    pub(crate) does: Does,
+    /// Only what this namespace sends; else what arrives too.
+    pub(crate) is_sent: bool,
+    pub(crate) to: Option<IpNet>,
+    pub(crate) port: Option<Port>,
 }
 
-/// Which routes a rule asks for what.
+/// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asks {
-    /// For everything those by which addresses are this namespace's own.
-    Own,
-    /// For what this namespace sends to the range those that lead elsewhere.
-    Elsewhere { to: IpNet },
+pub(crate) enum Does {
+    /// Asks the routes of a table.
+    Ask(u8),
+    /// Refuses: who sends is told that he may not.
+    Refuse,
+}
+
+/// A port that packets go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    Tcp(u16),
+    Udp(u16),
 }
 
 impl Netlink {
-    /// The rules of such a kind that are there, in whatever place; none of
-    /// anybody else's.
+    /// The rules that are there, but those that say more than one of ours can.
     ///
     /// # Errors
     ///
@@ -45,9 +54,9 @@ impl Netlink {
     /// otherwise what it says.
     pub(crate) fn rules(&mut self, is_ipv4: bool) -> io::Result<Vec<Rule>> {
         let mut asked = RuleMessage::default();
-        asked.header.family = family(everywhere(is_ipv4));
+        asked.header.family = family(everywhere(is_ipv4).addr());
         let all = self.socket.list(RouteNetlinkMessage::GetRule(asked)).map_err(|error| {
-            // Of the two, the first where it knows those of the other family.
+            // The first where it knows those of the other family.
             match error.raw_os_error() {
                 Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
                     io::Error::new(ErrorKind::Unsupported, error)
@@ -63,72 +72,137 @@ impl Netlink {
     }
 
     pub(crate) fn add_rule(&mut self, is_ipv4: bool, rule: Rule) -> io::Result<bool> {
-        let message = RouteNetlinkMessage::NewRule(rule_message(is_ipv4, rule));
+        let mut message = rule_message(is_ipv4, rule);
+        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        let message = RouteNetlinkMessage::NewRule(message);
         added(self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL))
     }
 
+    /// Whoever made it: the first is the kernel's own.
     pub(crate) fn remove_rule(&mut self, is_ipv4: bool, rule: Rule) -> io::Result<()> {
         let message = RouteNetlinkMessage::DelRule(rule_message(is_ipv4, rule));
         gone(self.socket.change(message, 0))
     }
+
+    /// The ranges that a table refuses.
+    pub(crate) fn refused(&mut self, is_ipv4: bool, table: u8) -> io::Result<Vec<IpNet>> {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = family(everywhere(is_ipv4).addr());
+        let all = self.socket.list(RouteNetlinkMessage::GetRoute(asked))?;
+        let read = |message| match message {
+            RouteNetlinkMessage::NewRoute(route)
+                if route.header.table == table && route.header.kind == RouteType::Prohibit =>
+            {
+                Some(refused_range(is_ipv4, &route))
+            }
+            _ => None,
+        };
+        Ok(all.into_iter().filter_map(read).collect())
+    }
+
+    pub(crate) fn refuse(&mut self, table: u8, range: IpNet) -> io::Result<bool> {
+        let message = RouteNetlinkMessage::NewRoute(refusal(table, range));
+        added(self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    pub(crate) fn refuse_no_more(&mut self, table: u8, range: IpNet) -> io::Result<()> {
+        gone(self.socket.change(RouteNetlinkMessage::DelRoute(refusal(table, range)), 0))
+    }
 }
 
-fn everywhere(is_ipv4: bool) -> IpAddr {
-    crate::plan::everywhere(is_ipv4).addr()
+fn refusal(table: u8, range: IpNet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(range.addr());
+    header.destination_prefix_length = range.prefix_len();
+    header.protocol = RouteProtocol::Static;
+    header.kind = RouteType::Prohibit;
+    header.scope = RouteScope::Universe;
+    header.table = table;
+    if range.prefix_len() > 0 {
+        message.attributes = vec![RouteAttribute::Destination(range.network().into())];
+    }
+    message
+}
+
+fn refused_range(is_ipv4: bool, route: &RouteMessage) -> IpNet {
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(to) => address(to),
+        _ => None,
+    });
+    let range = to.and_then(|to| IpNet::new(to, route.header.destination_prefix_length).ok());
+    range.unwrap_or(everywhere(is_ipv4))
 }
 
 fn rule_message(is_ipv4: bool, rule: Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     let header = &mut message.header;
-    header.family = family(everywhere(is_ipv4));
-    header.action = RuleAction::ToTable;
-    header.table = match rule.asks {
-        Asks::Own => FIRST_TABLE,
-        Asks::Elsewhere { .. } => RouteHeader::RT_TABLE_MAIN,
-    };
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.place),
-        RuleAttribute::Table(header.table.into()),
-        RuleAttribute::Protocol(RouteProtocol::Static),
-    ];
-    if let Asks::Elsewhere { to } = rule.asks {
+    header.family = family(everywhere(is_ipv4).addr());
+    message.attributes = vec![RuleAttribute::Priority(rule.place)];
+    match rule.does {
+        Does::Ask(table) => {
+            header.action = RuleAction::ToTable;
+            header.table = table;
+            message.attributes.push(RuleAttribute::Table(table.into()));
+        }
+        Does::Refuse => header.action = RuleAction::Prohibit,
+    }
+    if let Some(to) = rule.to {
         header.dst_len = to.prefix_len();
         message.attributes.push(RuleAttribute::Destination(to.network().into()));
+    }
+    if rule.is_sent {
         message.attributes.push(RuleAttribute::Iifname(ITSELF.to_owned()));
+    }
+    if let Some(port) = rule.port {
+        let (protocol, number) = match port {
+            Port::Tcp(number) => (IpProtocol::Tcp, number),
+            Port::Udp(number) => (IpProtocol::Udp, number),
+        };
+        let range = RulePortRange { start: number, end: number };
+        message.attributes.push(RuleAttribute::IpProtocol(protocol));
+        message.attributes.push(RuleAttribute::DestinationPortRange(range));
     }
     message
 }
 
-/// The rule of a message; None if it asks anything else.
+/// The rule of a message; None if it says anything that ours do not.
 fn read_rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
-    if header.action != RuleAction::ToTable
-        || header.src_len != 0
-        || header.tos != 0
-        || !header.flags.is_empty()
-    {
+    if header.src_len != 0 || header.tos != 0 || !header.flags.is_empty() {
         return None;
     }
-    let (mut place, mut table, mut to, mut from) = (0, u32::from(header.table), None, None);
+    let (mut place, mut table) = (0, u32::from(header.table));
+    let (mut to, mut is_sent, mut protocol, mut number) = (None, false, None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(found) => place = *found,
             RuleAttribute::Table(found) => table = *found,
-            RuleAttribute::Destination(found) => to = Some(*found),
-            RuleAttribute::Iifname(found) => from = Some(found.as_str()),
+            RuleAttribute::Destination(found) => {
+                to = Some(IpNet::new(*found, header.dst_len).ok()?);
+            }
+            RuleAttribute::Iifname(found) if found == ITSELF => is_sent = true,
+            RuleAttribute::IpProtocol(found) => protocol = Some(*found),
+            RuleAttribute::DestinationPortRange(found) if found.start == found.end => {
+                number = Some(found.start);
+            }
             // Who made it, and that it leaves out no route.
             RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             _ => return None,
         }
     }
-    let asks = match (to, from) {
-        (None, None) if table == u32::from(FIRST_TABLE) => Asks::Own,
-        (Some(to), Some(ITSELF)) if table == u32::from(RouteHeader::RT_TABLE_MAIN) => {
-            Asks::Elsewhere { to: IpNet::new(to, header.dst_len).ok()? }
-        }
+    let does = match header.action {
+        RuleAction::ToTable => Does::Ask(table.try_into().ok()?),
+        RuleAction::Prohibit => Does::Refuse,
         _ => return None,
     };
-    Some(Rule { place, asks })
+    let port = match (protocol, number) {
+        (None, None) => None,
+        (Some(IpProtocol::Tcp), Some(number)) => Some(Port::Tcp(number)),
+        (Some(IpProtocol::Udp), Some(number)) => Some(Port::Udp(number)),
+        _ => return None,
+    };
+    Some(Rule { place, does, is_sent, to, port })
 }
 
 #[cfg(test)]
@@ -136,25 +210,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_what_is_read_and_all_else_is_somebody_elses() {
-        let own = Rule { place: 2, asks: Asks::Own };
-        let to =
-            |range: &str| Rule { place: 1, asks: Asks::Elsewhere { to: range.parse().unwrap() } };
-        for (is_ipv4, rule) in
-            [(true, own), (false, own), (true, to("10.244.1.0/24")), (false, to("fd00::/64"))]
-        {
+    fn what_is_written_is_what_is_read_and_what_says_more_is_somebody_elses() {
+        let all = Rule { place: 2, does: Does::Ask(255), is_sent: false, to: None, port: None };
+        let to = |range: &str| Some(range.parse().unwrap());
+        for (is_ipv4, rule) in [
+            (true, all),
+            (false, all),
+            (true, Rule { is_sent: true, to: to("10.244.1.0/24"), ..all }),
+            (false, Rule { does: Does::Refuse, is_sent: true, to: to("fe80::/10"), ..all }),
+            (true, Rule { is_sent: true, port: Some(Port::Tcp(10250)), ..all }),
+            (false, Rule { to: to("fe80::7/128"), port: Some(Port::Udp(53)), ..all }),
+        ] {
             let written = rule_message(is_ipv4, rule);
             assert_eq!(read_rule(&written), Some(rule));
 
-            let mut narrower = written.clone();
-            narrower.attributes.push(RuleAttribute::FwMark(7));
             let mut other = written.clone();
             other.header.src_len = 8;
-            let mut elsewhere = written;
-            elsewhere.attributes.push(RuleAttribute::Table(100));
-            for other in [narrower, other, elsewhere] {
+            assert_eq!(read_rule(&other), None, "{other:?}");
+            for more in [
+                RuleAttribute::FwMark(7),
+                RuleAttribute::Iifname("eth0".to_owned()),
+                RuleAttribute::SourcePortRange(RulePortRange { start: 1, end: 1 }),
+            ] {
+                let mut other = written.clone();
+                other.attributes.push(more);
                 assert_eq!(read_rule(&other), None, "{other:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_a_table_refuses_is_read_as_it_was_written() {
+        for range in ["192.0.2.1/32", "0.0.0.0/0", "2001:db8::1/128", "::/0"] {
+            let range: IpNet = range.parse().unwrap();
+            let is_ipv4 = range.addr().is_ipv4();
+            assert_eq!(refused_range(is_ipv4, &refusal(108, range)), range);
         }
     }
 }
