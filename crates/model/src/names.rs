@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use k8s_openapi::api::core::v1::{Pod, PodDNSConfigOption};
 
 pub use self::{
-    hosts::{HostLine, hosts, parse_hosts},
+    hosts::{HostLine, hosts, hosts_file, parse_hosts},
     resolv_conf::{ResolvConf, ResolvConfError},
 };
 use crate::env;
@@ -110,6 +110,29 @@ impl Resolver {
     pub fn attempts(&self) -> u8 {
         let attempts = self.number("attempts").unwrap_or(2).clamp(1, ATTEMPTS.into());
         attempts.try_into().unwrap_or(ATTEMPTS)
+    }
+
+    /// What a pod's `/etc/resolv.conf` says (resolv.conf(5)).
+    ///
+    /// Source: containerd, `parseDNSOptions` in `internal/cri/server/podsandbox/sandbox_run_linux.go`.
+    #[must_use]
+    pub fn file(&self) -> String {
+        let mut text = String::new();
+        if !self.searches.is_empty() {
+            text += &format!("search {}\n", self.searches.join(" "));
+        }
+        for server in &self.servers {
+            text += &format!("nameserver {server}\n");
+        }
+        if !self.options.is_empty() {
+            let option = |(name, value): (&String, &String)| match value.as_str() {
+                "" => name.clone(),
+                value => format!("{name}:{value}"),
+            };
+            let options: Vec<_> = self.options.iter().map(option).collect();
+            text += &format!("options {}\n", options.join(" "));
+        }
+        text
     }
 
     fn number(&self, option: &str) -> Option<u64> {

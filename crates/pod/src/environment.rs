@@ -61,6 +61,8 @@ pub(crate) struct Call {
     pub(crate) env: Vec<(String, String)>,
     /// The container's own variables, without the image's, for `subPathExpr`.
     pub(crate) own_env: Vec<(String, String)>,
+    /// What the pod calls itself.
+    pub(crate) hostname: String,
 }
 
 /// Why it is not known how a program is called.
@@ -100,7 +102,7 @@ pub(crate) fn call(
     let argv0 = if is_named { args.first().cloned() } else { None };
     let hostname = names::nodename(pod, &node.name, &node.cluster_domain)?;
     let env = env::with_image(&image.env, &hostname, own_env.clone());
-    Ok(Call { args, argv0, env, own_env })
+    Ok(Call { args, argv0, env, own_env, hostname })
 }
 
 #[cfg(test)]

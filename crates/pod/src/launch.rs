@@ -24,6 +24,7 @@ use crate::{
     environment::{self, Call, CallError},
     guest::{EntryError, guest_kind},
     listeners::{self, ListenError},
+    names::{self, NamesError},
     objects,
     outside::{Launch, LoadFailure, ObjectFailure, Program, PulledImage, Refused},
     place::{self, Place},
@@ -78,6 +79,8 @@ pub(crate) enum LaunchError {
     #[error(transparent)]
     Mounts(#[from] VolumeError),
     #[error(transparent)]
+    Names(#[from] NamesError),
+    #[error(transparent)]
     Limit(#[from] QuantityError),
     #[error(transparent)]
     Http(#[from] HttpAnnotationError),
@@ -102,6 +105,7 @@ impl LaunchError {
             | Self::Services
             | Self::Call(_)
             | Self::Mounts(_)
+            | Self::Names(_)
             | Self::Root(_)
             | Self::Http(_)
             | Self::Limit(_) => waiting::CREATE_CONFIG,
@@ -188,8 +192,8 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     Ok(Launched { previous: order.previous, message })
 }
 
-/// The directories of the container's volumes, and last the one of its
-/// termination message, if that has one of its own.
+/// The directories of the container's volumes, and last those of its termination
+/// message and of its `/etc`, if these have some of their own.
 async fn mounts(
     order: &LaunchOrder,
     call: &Call,
@@ -199,19 +203,24 @@ async fn mounts(
     let container = order.container.clone();
     let env: BTreeMap<String, String> = call.own_env.iter().cloned().collect();
     let (restart, path) = (order.restart_count, termination::path(&container));
+    let (context, hostname) = (Arc::clone(&order.context), call.hostname.clone());
+    let (node, addresses) = (context.node(None).name, order.place.addresses.clone());
     let look = move || {
         let expand = |text: &str| env::expand(text, |name| env.get(name).cloned());
         let mut mounts = volumes.mounts(&pod, &container, &expand)?;
         let run = MessageRun { container: &container.name, restart, path: &path };
         let file = volumes.make_message(&run, root.as_deref(), &mounts)?;
         mounts.extend(file.directory);
-        Ok::<_, VolumeError>((mounts, file.place))
+        let at = (node.as_str(), context.outside.network.node_addresses());
+        let files = names::files_of_pod(&context.config.names, &pod, at, &addresses, &hostname)?;
+        mounts.extend(volumes.make_etc(&files, root.as_deref(), &mounts)?);
+        Ok::<_, LaunchError>((mounts, file.place))
     };
     Ok(order.turns.take(look).await??)
 }
 
 /// What the guest may open: the image's root file system, if it has one, the
-/// volumes, and the directory of its termination message.
+/// volumes, and the directories of its termination message and its `/etc`.
 fn preopens(program: &Program, mounts: &[VolumeMountDir]) -> (Vec<Preopen>, Vec<PathBuf>) {
     let root = program.root.iter().map(|root| {
         // All containers of an image share it, so nobody may write to it.

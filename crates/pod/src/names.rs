@@ -150,6 +150,26 @@ pub(crate) fn of_pod(
     Ok((names, resolver.warnings))
 }
 
+/// What the guests of a pod find in `/etc`, by name. Reads files.
+///
+/// # Errors
+///
+/// [`NamesError`].
+pub(crate) fn files_of_pod(
+    config: &NamesConfig,
+    pod: &Pod,
+    node: (&str, &[IpAddr]),
+    addresses: &[IpAddr],
+    hostname: &str,
+) -> Result<[(&'static str, String); 3], NamesError> {
+    let node = config.read(pod, node.0, node.1)?;
+    Ok([
+        ("hostname", format!("{hostname}\n")),
+        ("hosts", names::hosts_file(&names::hosts(pod, addresses, &node))),
+        ("resolv.conf", names::resolver(pod, &node).file()),
+    ])
+}
+
 fn host(line: HostLine) -> Host {
     let names = line.names.into_iter().map(|name| name.to_lowercase()).collect();
     Host { address: line.address, names }

@@ -82,6 +82,9 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+
+    #[error("cannot write the pod's hosts file and what lies beside it")]
+    Etc(#[source] io::Error),
 }
 
 impl VolumeError {
@@ -96,7 +99,8 @@ impl VolumeError {
             | Self::Write { .. }
             | Self::Remove(_)
             | Self::SubPath { .. }
-            | Self::Message { .. } => true,
+            | Self::Message { .. }
+            | Self::Etc(_) => true,
             Self::InvalidPath { .. }
             | Self::Field { .. }
             | Self::Unsupported { .. }

@@ -6,6 +6,7 @@
 //! <pod directory>/volumes/<volume>/..data ──▶ ..2026_11_24_10_00_00.1   the other kinds:
 //! <pod directory>/volumes/<volume>/KEY ──▶ ..data/KEY                   swapped whole by rename
 //! <pod directory>/containers/<name>/<restart>/ a run's termination message
+//! <pod directory>/etc/                         its hosts file and the like
 //! ```
 //!
 //! Files only: fetching config maps, secrets and tokens is the pod's business,
@@ -13,6 +14,7 @@
 
 mod atomic;
 mod error;
+mod etc;
 mod message;
 mod mounts;
 mod objects;

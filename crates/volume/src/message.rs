@@ -118,6 +118,20 @@ fn cover<'a>(
     deepest.or_else(root)
 }
 
+/// Whether something lies at a directory of the guest's that would be hidden by
+/// another in its place.
+pub(crate) fn is_covered(
+    directory: &Path,
+    image_root: Option<&Path>,
+    mounts: &[VolumeMountDir],
+) -> io::Result<bool> {
+    match cover(directory, image_root, mounts) {
+        Some(Cover { rest, .. }) if rest.as_os_str().is_empty() => Ok(true),
+        Some(Cover { host, rest, .. }) => Ok(!is_free(host, &rest)?),
+        None => Ok(false),
+    }
+}
+
 /// See [`Volumes::make_message`].
 pub(crate) fn make(
     volumes: &Volumes,
@@ -167,13 +181,7 @@ pub(crate) fn make(
     }
     let own = own(volumes, run);
     in_own(volumes, &own, &name).map_err(failed)?;
-    let directory = VolumeMountDir {
-        host: own,
-        guest: directory.display().to_string(),
-        writable: true,
-        of: (String::new(), String::new()),
-        _held: None,
-    };
+    let directory = VolumeMountDir::own(own, directory.display().to_string(), true);
     Ok(MessageFile { place: MessagePlace::Own, directory: Some(directory) })
 }
 

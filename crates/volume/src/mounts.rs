@@ -30,6 +30,13 @@ pub struct VolumeMountDir {
     pub(crate) _held: Option<OwnedFd>,
 }
 
+impl VolumeMountDir {
+    /// One that is of no volume.
+    pub(crate) fn own(host: PathBuf, guest: String, writable: bool) -> Self {
+        Self { host, guest, writable, of: (String::new(), String::new()), _held: None }
+    }
+}
+
 /// See [`Volumes::mounts`].
 pub(crate) fn of_container(
     volumes: &Volumes,

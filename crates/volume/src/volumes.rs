@@ -16,6 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::{
     atomic,
     error::VolumeError,
+    etc,
     message::{self, MessageFile, MessagePlace, MessageRun},
     mounts::{self, VolumeMountDir},
     objects,
@@ -59,6 +60,8 @@ pub struct Volumes {
     root: PathBuf,
     /// The runs' own files; see [`message`](crate::message).
     runs: PathBuf,
+    /// See [`etc`](crate::etc).
+    etc: PathBuf,
     owner: VolumeOwner,
 }
 
@@ -66,8 +69,9 @@ impl Volumes {
     /// The volumes of the pod with this directory. Nothing is made yet.
     #[must_use]
     pub fn new(pod_directory: &Path, owner: VolumeOwner) -> Self {
-        let (root, runs) = (pod_directory.join("volumes"), pod_directory.join("containers"));
-        Self { root, runs, owner }
+        let [root, runs, etc] =
+            ["volumes", "containers", "etc"].map(|name| pod_directory.join(name));
+        Self { root, runs, etc, owner }
     }
 
     /// Makes every volume hold what it should. May be called again: volumes of
@@ -125,6 +129,21 @@ impl Volumes {
         message::make(self, run, image_root, mounts)
     }
 
+    /// Writes files that a container is to find in `/etc`, all of the pod's the same;
+    /// none if it has something there. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Etc`] with what the system said.
+    pub fn make_etc(
+        &self,
+        files: &[(&str, String)],
+        image_root: Option<&Path>,
+        mounts: &[VolumeMountDir],
+    ) -> Result<Option<VolumeMountDir>, VolumeError> {
+        etc::make(self, files, image_root, mounts)
+    }
+
     /// The end of a run's message: at most `limit` bytes; none if there is no
     /// such file. Blocks on the disk.
     ///
@@ -147,7 +166,9 @@ impl Volumes {
     ///
     /// [`VolumeError::Remove`] with what the system said.
     pub fn tear_down(&self) -> Result<(), VolumeError> {
-        remove::tree(&self.runs).map_err(VolumeError::Remove)?;
+        for own in [&self.runs, &self.etc] {
+            remove::tree(own).map_err(VolumeError::Remove)?;
+        }
         let entries = match fs::read_dir(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(VolumeError::Remove)?,
@@ -169,6 +190,10 @@ impl Volumes {
     /// As [`disk_usage`].
     pub fn used(&self, volume: &str) -> Result<u64, UsageError> {
         disk_usage(&self.directory(volume))
+    }
+
+    pub(crate) fn etc(&self) -> &Path {
+        &self.etc
     }
 
     pub(crate) fn directory(&self, volume: &str) -> PathBuf {

@@ -50,6 +50,28 @@ func says(t *testing.T, b *bed.Bed, node *bed.Node, namespace, name, image, want
 	}
 }
 
+func TestGuestsFindTheirPodsFilesInEtc(t *testing.T) {
+	b := bed.Start(t)
+	node := b.Node(t)
+	ns := b.Namespace(t)
+	find := func(name, want string, args ...string) {
+		t.Helper()
+		pod := on(node, wasmPod(name, b.Image(t, "hello.wasm"), args...))
+		pod.Spec.HostAliases = []corev1.HostAlias{{IP: "192.0.2.7", Hostnames: []string{"db.internal", "db"}}}
+		pod.Spec.DNSPolicy = corev1.DNSNone
+		pod.Spec.DNSConfig = &corev1.PodDNSConfig{Nameservers: []string{"192.0.2.53"}, Searches: []string{"corp.example"}}
+		create(t, b, ns, pod)
+		address := bed.PodAddress(t, awaitPhase(t, b, ns, name, corev1.PodSucceeded)).String()
+		want = strings.ReplaceAll(want, "ADDRESS", address)
+		if text := logs(t, b, ns, name); !strings.Contains(text, want) {
+			t.Errorf("%v printed %q, not %q", args, text, want)
+		}
+	}
+	find("hosts", "ADDRESS\thosts\n192.0.2.7\tdb.internal\tdb\n", "cat", "/etc/hosts")
+	find("servers", "search corp.example\nnameserver 192.0.2.53\n", "cat", "/etc/resolv.conf")
+	find("itself", "itself\n", "cat", "/etc/hostname")
+}
+
 func TestGuestsLookNamesUpAndCallEachOther(t *testing.T) {
 	b := bed.Start(t)
 	node := named(t, b, "named")

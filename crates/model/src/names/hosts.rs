@@ -68,6 +68,18 @@ fn managed(pod: &Pod, addresses: &[IpAddr], node: &NodeNames) -> Vec<HostLine> {
     always.chain(own).collect()
 }
 
+/// What a pod's `/etc/hosts` says.
+///
+/// Source: kubelet, `managedHostsFileContent` in `pkg/kubelet/kubelet_pods.go`.
+#[must_use]
+pub fn hosts_file(lines: &[HostLine]) -> String {
+    let mut text = "# Kubernetes-managed hosts file.\n".to_owned();
+    for HostLine { address, names } in lines {
+        text += &format!("{address}\t{}\n", names.join("\t"));
+    }
+    text
+}
+
 /// Reads a hosts file. A line that is none is skipped, as the C library does.
 #[must_use]
 pub fn parse_hosts(text: &str) -> Vec<HostLine> {

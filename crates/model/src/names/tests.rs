@@ -30,6 +30,25 @@ const CLUSTER: [&str; 4] =
     ["n.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"];
 
 #[test]
+fn what_is_written_for_guests_is_read_as_it_was_meant() {
+    let resolver = Resolver {
+        servers: vec!["10.0.0.10".into(), "2001:db8::1".into()],
+        searches: vec!["ns.svc.cluster.local".into(), "corp.example".into()],
+        options: [("edns0", ""), ("ndots", "5")].map(|(k, v)| (k.into(), v.into())).into(),
+        ..Resolver::default()
+    };
+    let text = resolver.file();
+    let searches = "search ns.svc.cluster.local corp.example\n";
+    let servers = "nameserver 10.0.0.10\nnameserver 2001:db8::1\n";
+    assert_eq!(text, format!("{searches}{servers}options edns0 ndots:5\n"));
+    assert_eq!(Resolver::default().file(), "");
+    let lines = parse_hosts("127.0.0.1 localhost\n10.1.0.2 full.name name\n::1 localhost\n");
+    let text = hosts_file(&lines);
+    assert!(text.contains("\n10.1.0.2\tfull.name\tname\n"), "{text}");
+    assert_eq!(parse_hosts(&text), lines);
+}
+
+#[test]
 fn the_policy_says_who_is_asked() {
     for (spec, servers, searches, ndots) in [
         (json!({}), &["10.0.0.10"][..], &CLUSTER[..], 5),

@@ -44,7 +44,7 @@ async fn a_guests_last_words_are_its_message() {
     let mut bed = Bed::new().await;
     bed.put(one("Never"));
     bed.until_phase("u", "Running").await;
-    assert_eq!(preopens(&bed.shared, 0), [("/dev".to_owned(), true)]);
+    assert_eq!(preopens(&bed.shared, 0), [("/dev".to_owned(), true), ("/etc".to_owned(), false)]);
     std::fs::write(own_file(&bed, 0), "DONE").unwrap();
     bed.shared.exit("u", "main", 0);
     let status = bed.until_phase("u", "Succeeded").await;
@@ -100,7 +100,7 @@ async fn a_message_in_a_volume_is_read_by_the_next_agent() {
             "volumeMounts": [{"name": "v", "mountPath": "/out", "subPath": "sub"}]}],
     })));
     bed.until_phase("u", "Running").await;
-    assert_eq!(preopens(&bed.shared, 0), [("/out".to_owned(), true)]);
+    assert_eq!(preopens(&bed.shared, 0), [("/out".to_owned(), true), ("/etc".to_owned(), false)]);
     let left = bed.kill().await;
     let file = left.home_path().join("pods/u/volumes/v/sub/deep/message");
     std::fs::write(file, "said to nobody").unwrap();

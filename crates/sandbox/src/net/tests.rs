@@ -194,6 +194,42 @@ fn a_port_that_is_called_from_is_listened_at_on_the_loopback_alone() {
     });
 }
 
+/// Has policies let anybody in, or nobody.
+fn let_in(stack: &Stack, anybody: bool) {
+    let ingress = (!anybody).then(Vec::new);
+    let policy = Some(PodPolicy { ingress, ..PodPolicy::default() });
+    let network = PodNetwork { policy, ..(*stack.network()).clone() };
+    stack.set(network, stack.services());
+}
+
+/// Listens at [`stranger`]'s port.
+fn listening(stack: &Stack) -> super::Listener {
+    let bound = stack.bind_tcp("0.0.0.0:7070".parse().unwrap()).unwrap();
+    bound.listen(stack.permit().unwrap(), Options::default(), 64).unwrap()
+}
+
+/// Connects from an address that is not the pod's.
+async fn stranger() -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("10.77.0.9:0".parse().unwrap()).unwrap();
+    socket.connect("10.77.0.1:7070".parse().unwrap()).await.unwrap()
+}
+
+#[test]
+fn whom_policies_do_not_let_in_hears_nothing_until_they_do() {
+    on_a_network(async |_, stack| {
+        let_in(&stack, false);
+        let mut listener = listening(&stack);
+        let mut refused = std::pin::pin!(stranger());
+        assert!(futures::poll!(&mut refused).is_pending());
+        // As soon as he asks again.
+        let_in(&stack, true);
+        refused.await;
+        listener.accept().await.unwrap();
+        assert_eq!(stack.report().refused.all(), 0, "nobody came as far as that");
+    });
+}
+
 #[test]
 fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
     on_a_network(async |home, stack| {
@@ -229,18 +265,14 @@ fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
 #[test]
 fn peers_that_are_refused_hold_up_no_other_source_of_a_listener() {
     on_a_network(async |_, stack| {
-        let policy = PodPolicy { ingress: Some(Vec::new()), ..PodPolicy::default() };
-        let network = PodNetwork { policy: Some(policy), ..(*stack.network()).clone() };
-        stack.set(network, stack.services());
-        let bound = stack.bind_tcp("0.0.0.0:7070".parse().unwrap()).unwrap();
-        let permit = stack.permit().unwrap();
-        let mut listener = bound.listen(permit, Options::default(), 64).unwrap();
+        let_in(&stack, true);
+        let mut listener = listening(&stack);
         let mut strangers = Vec::new();
         for _ in 0..40 {
-            let socket = tokio::net::TcpSocket::new_v4().unwrap();
-            socket.bind("10.77.0.9:0".parse().unwrap()).unwrap();
-            strangers.push(socket.connect("10.77.0.1:7070".parse().unwrap()).await.unwrap());
+            strangers.push(stranger().await);
         }
+        // They wait already when that comes.
+        let_in(&stack, false);
         let refused = || stack.report().refused.all();
         let mut poll = || listener.poll_accept(&mut Context::from_waker(Waker::noop()));
         while refused() == 0 {
