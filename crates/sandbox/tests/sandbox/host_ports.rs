@@ -87,8 +87,10 @@ pub(crate) fn a_guest_hears_the_nodes_port_and_answers_from_it() {
         }
         too_early.set_nonblocking(true).unwrap();
         too_early.recv_from(&mut [0; 16]).unwrap_err();
+        // The last answer may be there before it is counted.
+        wait_until(|| report(&sandbox).sent_bytes == 24);
         let counted = report(&sandbox);
-        assert_eq!((counted.received_bytes, counted.sent_bytes, counted.sockets), (24, 24, 1));
+        assert_eq!((counted.received_bytes, counted.sockets), (24, 1));
 
         let six = everywhere(AddressFamily::INET6);
         let port_of_six = port_of(&six);
