@@ -35,8 +35,8 @@ var nodeCases = []serviceCase{
 				}
 			})
 			holds, echoes := server("tcp-hold"), server("udp-echo")
-			c.slice(t, "holds", service, ports(service.Spec.Ports[0], webPort), holds)
-			c.slice(t, "echoes", service, ports(service.Spec.Ports[1], webPort), echoes)
+			c.slice(t, service.Name+"-holds", service, ports(service.Spec.Ports[0], webPort), holds)
+			c.slice(t, service.Name+"-echoes", service, ports(service.Spec.Ports[1], webPort), echoes)
 			c.until(t, "x\n", "udp-get", cluster(service), "80", "x")
 			var caller string
 			c.b.WaitFor(t, "the service is reached", limit, func() error {
