@@ -32,6 +32,9 @@ func measured(t *testing.T, node *bed.Node, who visitor, path, namespace, pod st
 		if _, err := fmt.Sscan(sample, &value); err != nil {
 			t.Fatalf("%s: %q: %v", path, line, err)
 		}
+		if _, rule, isOfRule := strings.Cut(labels, ",rule="); isOfRule {
+			name += " by " + strings.Trim(rule, `"`)
+		}
 		found[name] = value
 	}
 	return found
@@ -111,7 +114,9 @@ func TestWhatPodsUseIsToldToThoseWhoMayKnow(t *testing.T) {
 		t.Errorf("the asker heard %q, %v", said, err)
 	}
 	of := measured(t, node, scraper, "/metrics", ns, "asker")
-	same(t, "refused", of["krustlet_pod_network_refused_total"], 1)
+	for rule, count := range map[string]float64{"destination": 1, "policy": 0, "list": 0, "bound": 0} {
+		same(t, "refused by "+rule, of["krustlet_pod_network_refused_total by "+rule], count)
+	}
 	// An http guest listens at both families.
 	if of["krustlet_pod_network_sockets"] < 1 {
 		t.Errorf("a server has %v sockets", of["krustlet_pod_network_sockets"])
