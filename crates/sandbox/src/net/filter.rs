@@ -9,7 +9,8 @@
 //! A filter lets through all that policies do, and may let through more: it has
 //! few instructions. What it lets through is looked at once more when it is
 //! accepted, and where the system refuses a filter, as on a node that had no
-//! policies when the sandbox was made, that is all there is.
+//! policies when the sandbox was made, that is all there is. What was accepted keeps
+//! the filter of its listener: it lets its packets through, as its first one.
 //!
 //! Ours, for what assembles such programs (`seccompiler`, `bpf-script`) knows system
 //! calls or whole languages, and these are two comparisons for each range.
@@ -95,10 +96,12 @@ impl Filters {
         Ok(Filter { number, home: self.clone() })
     }
 
-    /// The policies have changed.
+    /// The policies have changed. They are asked once for each port.
     pub(super) fn renew(&self, sources: impl Fn(u16) -> Option<Vec<AddressRange>>) {
+        let mut asked = BTreeMap::new();
         for filtered in self.lock().values_mut() {
-            filtered.renew(sources(filtered.port));
+            let port = filtered.port;
+            filtered.renew(asked.entry(port).or_insert_with(|| sources(port)).clone());
         }
     }
 }
@@ -109,16 +112,14 @@ impl Filtered {
         if self.ranges == ranges {
             return;
         }
-        let done = match &ranges {
-            Some(ranges) => attach(&self.socket, &program(self.family, ranges)),
-            None => detach(&self.socket),
-        };
-        self.ranges = ranges;
-        if done.is_err() {
-            // None at all rather than one that keeps out who may come in now.
+        // First: a socket has no room for the one before it and another (Linux,
+        // `net.core.optmem_max`). Who comes between them is seen when he is accepted.
+        if self.ranges.take().is_some() {
             let _ = detach(&self.socket);
-            self.ranges = None;
         }
+        // Where the system takes none there is none.
+        self.ranges =
+            ranges.filter(|ranges| attach(&self.socket, &program(self.family, ranges)).is_ok());
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     fs,
     future::poll_fn,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, UdpSocket as Bare},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
     sync::Arc,
@@ -194,10 +194,14 @@ fn a_port_that_is_called_from_is_listened_at_on_the_loopback_alone() {
     });
 }
 
-/// Has policies let anybody in, or nobody.
+/// The node's address.
+const NODE: &str = "10.77.0.8";
+
+/// Has policies let anybody in, or the node alone.
 fn let_in(stack: &Stack, anybody: bool) {
     let ingress = (!anybody).then(Vec::new);
-    let policy = Some(PodPolicy { ingress, ..PodPolicy::default() });
+    let node = vec![NODE.parse().unwrap()];
+    let policy = Some(PodPolicy { ingress, node, ..PodPolicy::default() });
     let network = PodNetwork { policy, ..(*stack.network()).clone() };
     stack.set(network, stack.services());
 }
@@ -209,10 +213,14 @@ fn listening(stack: &Stack) -> super::Listener {
 }
 
 /// Connects from an address that is not the pod's.
-async fn stranger() -> tokio::net::TcpStream {
+async fn caller(from: &str) -> tokio::net::TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("10.77.0.9:0".parse().unwrap()).unwrap();
+    socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
     socket.connect("10.77.0.1:7070".parse().unwrap()).await.unwrap()
+}
+
+async fn stranger() -> tokio::net::TcpStream {
+    caller("10.77.0.9").await
 }
 
 #[test]
@@ -222,6 +230,11 @@ fn whom_policies_do_not_let_in_hears_nothing_until_they_do() {
         let mut listener = listening(&stack);
         let mut refused = std::pin::pin!(stranger());
         assert!(futures::poll!(&mut refused).is_pending());
+        // The node comes after him, and is the first.
+        let _node = caller(NODE).await;
+        let accepted = listener.accept().await.unwrap();
+        assert_eq!(accepted.remote().unwrap().ip(), NODE.parse::<IpAddr>().unwrap());
+        assert!(futures::poll!(&mut refused).is_pending(), "nobody answers him");
         // As soon as he asks again.
         let_in(&stack, true);
         refused.await;
