@@ -117,22 +117,17 @@ impl Resolver {
     /// Source: containerd, `parseDNSOptions` in `internal/cri/server/podsandbox/sandbox_run_linux.go`.
     #[must_use]
     pub fn file(&self) -> String {
-        let mut text = String::new();
-        if !self.searches.is_empty() {
-            text += &format!("search {}\n", self.searches.join(" "));
-        }
-        for server in &self.servers {
-            text += &format!("nameserver {server}\n");
-        }
-        if !self.options.is_empty() {
-            let option = |(name, value): (&String, &String)| match value.as_str() {
-                "" => name.clone(),
-                value => format!("{name}:{value}"),
-            };
-            let options: Vec<_> = self.options.iter().map(option).collect();
-            text += &format!("options {}\n", options.join(" "));
-        }
-        text
+        let option = |(name, value): (&String, &String)| match value.as_str() {
+            "" => name.clone(),
+            value => format!("{name}:{value}"),
+        };
+        let options: Vec<_> = self.options.iter().map(option).collect();
+        let line = |word: &str, of: &[String]| {
+            (!of.is_empty()).then(|| format!("{word} {}\n", of.join(" ")))
+        };
+        let servers = self.servers.iter().map(|server| format!("nameserver {server}\n"));
+        let search = line("search", &self.searches).into_iter();
+        search.chain(servers).chain(line("options", &options)).collect()
     }
 
     fn number(&self, option: &str) -> Option<u64> {

@@ -322,21 +322,18 @@ mod tests {
     /// Rules as `ip rule` shows them.
     fn shown(rules: &[Rule]) -> Vec<String> {
         let one = |rule: &Rule| {
-            let mut text = rule.place.to_string();
-            if let Some(to) = rule.to {
-                text += &format!(" to {to}");
-            }
-            text += if rule.is_sent { " sent" } else { "" };
-            text += &match rule.port {
+            let to = rule.to.map(|to| format!(" to {to}")).unwrap_or_default();
+            let sent = if rule.is_sent { " sent" } else { "" };
+            let port = match rule.port {
                 Some(Port::Tcp(port)) => format!(" tcp {port}"),
                 Some(Port::Udp(port)) => format!(" udp {port}"),
                 None => String::new(),
             };
-            text += &match rule.does {
+            let does = match rule.does {
                 Does::Ask(table) => format!(" ask {table}"),
                 Does::Refuse => " refuse".to_owned(),
             };
-            text
+            format!("{}{to}{sent}{port}{does}", rule.place)
         };
         rules.iter().map(one).collect()
     }

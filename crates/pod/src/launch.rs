@@ -216,7 +216,7 @@ async fn mounts(
         mounts.extend(volumes.make_etc(&files, root.as_deref(), &mounts)?);
         Ok::<_, LaunchError>((mounts, file.place))
     };
-    Ok(order.turns.take(look).await??)
+    order.turns.take(look).await?
 }
 
 /// What the guest may open: the image's root file system, if it has one, the

@@ -65,11 +65,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (pod, image) = (home.path().join("pod"), home.path().join("image"));
         let volumes = Volumes::new(&pod, VolumeOwner::current());
-        let make = |root: Option<&Path>, mounts: &[VolumeMountDir], hosts| {
+        let files_for = |root: Option<&Path>, mounts: &[VolumeMountDir], hosts| {
             volumes.make_etc(&files(hosts), root, mounts).unwrap()
         };
         let read = |name: &str| fs::read_to_string(pod.join("etc").join(name)).unwrap();
-        let made = make(None, &[], "127.0.0.1\tlocalhost\n").unwrap();
+        let made = files_for(None, &[], "127.0.0.1\tlocalhost\n").unwrap();
         assert_eq!((made.guest.as_str(), made.writable), ("/etc", false));
         assert_eq!(made.host, pod.join("etc"));
         assert_eq!(
@@ -77,19 +77,19 @@ mod tests {
             ("127.0.0.1\tlocalhost\n", "p\n")
         );
         // Anew for each container.
-        make(None, &[], "10.0.0.1\tp\n").unwrap();
+        files_for(None, &[], "10.0.0.1\tp\n").unwrap();
         assert_eq!(read("hosts"), "10.0.0.1\tp\n");
         assert_eq!(fs::read_dir(pod.join("etc")).unwrap().count(), 2);
 
         let mount =
             |guest: &str| VolumeMountDir::own(home.path().join("volume"), guest.to_owned(), false);
         fs::create_dir(home.path().join("volume")).unwrap();
-        assert!(make(None, &[mount("/etc")], "").is_none());
-        assert!(make(None, &[mount("/etc/tls"), mount("/data")], "").is_some());
+        assert!(files_for(None, &[mount("/etc")], "").is_none());
+        assert!(files_for(None, &[mount("/etc/tls"), mount("/data")], "").is_some());
         fs::create_dir_all(image.join("etc")).unwrap();
-        assert!(make(Some(&image), &[], "").is_some(), "an empty one hides nothing");
+        assert!(files_for(Some(&image), &[], "").is_some(), "an empty one hides nothing");
         fs::write(image.join("etc/passwd"), "").unwrap();
-        assert!(make(Some(&image), &[], "").is_none());
+        assert!(files_for(Some(&image), &[], "").is_none());
 
         volumes.tear_down().unwrap();
         assert!(!pod.join("etc").exists());

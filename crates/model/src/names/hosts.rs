@@ -73,11 +73,10 @@ fn managed(pod: &Pod, addresses: &[IpAddr], node: &NodeNames) -> Vec<HostLine> {
 /// Source: kubelet, `managedHostsFileContent` in `pkg/kubelet/kubelet_pods.go`.
 #[must_use]
 pub fn hosts_file(lines: &[HostLine]) -> String {
-    let mut text = "# Kubernetes-managed hosts file.\n".to_owned();
-    for HostLine { address, names } in lines {
-        text += &format!("{address}\t{}\n", names.join("\t"));
-    }
-    text
+    let line =
+        |HostLine { address, names }: &HostLine| format!("{address}\t{}\n", names.join("\t"));
+    let head = "# Kubernetes-managed hosts file.\n".to_owned();
+    std::iter::once(head).chain(lines.iter().map(line)).collect()
 }
 
 /// Reads a hosts file. A line that is none is skipped, as the C library does.

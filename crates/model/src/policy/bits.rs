@@ -158,7 +158,9 @@ impl List {
             && numbers.len() > length.div_ceil(WORD)
         {
             let mut bits = Bits::none(length);
-            numbers.iter().for_each(|number| bits.add(*number));
+            for number in numbers.iter() {
+                bits.add(*number);
+            }
             *self = Self::Many(bits);
         }
     }
@@ -183,7 +185,9 @@ mod tests {
 
     fn list(numbers: &BTreeSet<u32>) -> List {
         let mut list = List::default();
-        numbers.iter().for_each(|number| list.push(*number));
+        for number in numbers {
+            list.push(*number);
+        }
         list.settle(LENGTH as usize);
         list
     }

@@ -95,9 +95,9 @@ pub(super) fn resolve(
     spec: &NetworkPolicySpec,
     steps: &mut u64,
 ) -> Resolved {
-    let mut resolver = Resolver { whom, namespace, steps, sum: Sum::default() };
+    let mut work = Resolver { whom, namespace, steps, sum: Sum::default() };
     let mut resolved = Resolved::default();
-    resolved.is_too_large = !resolver.add_rules(spec, &mut resolved);
+    resolved.is_too_large = !work.add_rules(spec, &mut resolved);
     resolved
 }
 

@@ -149,7 +149,7 @@ fn rule_message(is_ipv4: bool, rule: Rule) -> RuleMessage {
     }
     if let Some(to) = rule.to {
         header.dst_len = to.prefix_len();
-        message.attributes.push(RuleAttribute::Destination(to.network().into()));
+        message.attributes.push(RuleAttribute::Destination(to.network()));
     }
     if rule.is_sent {
         message.attributes.push(RuleAttribute::Iifname(ITSELF.to_owned()));

@@ -142,13 +142,13 @@ fn a_next_agent_may_have_pods_meet_elsewhere_and_what_is_open_goes_on() {
             })
             .unwrap();
         // More than fits a packet of the link, and there and back.
-        let text = [7; 50_000];
+        let text = vec![7; 50_000];
         let goes_on = || {
             for (from, to) in [(&near, &far), (&far, &near)] {
                 let (mut from, mut to) = (from, to);
                 to.set_read_timeout(Some(LIMIT)).unwrap();
                 from.write_all(&text).unwrap();
-                let mut heard = [0; 50_000];
+                let mut heard = vec![0; text.len()];
                 to.read_exact(&mut heard).unwrap();
                 assert_eq!(heard, text);
             }
@@ -232,8 +232,8 @@ fn a_way_to_a_pod_that_the_node_calls_a_better_one_is_not_taken() {
         // An answer that nobody listens is one that comes from the link's own address.
         let told = || {
             let counted = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
-            let line = counted.lines().find(|line| line.starts_with("Icmp6OutRedirects"));
-            line.and_then(|line| line.split_whitespace().nth(1)).is_some_and(|count| count != "0")
+            let told = counted.lines().find(|line| line.starts_with("Icmp6OutRedirects"));
+            told.and_then(|line| line.split_whitespace().nth(1)).is_some_and(|count| count != "0")
         };
         let end = Instant::now() + LIMIT;
         while !told() {

@@ -289,9 +289,10 @@ mod tests {
         prop::collection::vec(prop_oneof![0..4_u32, (u32::MAX - 2)..=u32::MAX], 4).prop_map(
             move |words| {
                 let bits = words.iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
-                match is_v6 {
-                    true => Ipv6Addr::from_bits(bits).into(),
-                    false => Ipv4Addr::from_bits(words[0]).into(),
+                if is_v6 {
+                    Ipv6Addr::from_bits(bits).into()
+                } else {
+                    Ipv4Addr::from_bits(words[0]).into()
                 }
             },
         )

@@ -53,8 +53,8 @@ struct Left {
 pub(super) fn lend(request: Request<WasiBody>) -> (Request<WasiBody>, Again) {
     let (head, body) = request.into_parts();
     let left = Arc::new(Mutex::new(Left { body: Some(body), ..Left::default() }));
-    let lent = Lent(Arc::clone(&left)).boxed_unsync();
-    (Request::from_parts(head.clone(), lent), Again { head, left })
+    let body = Lent(Arc::clone(&left)).boxed_unsync();
+    (Request::from_parts(head.clone(), body), Again { head, left })
 }
 
 fn lock(left: &Mutex<Left>) -> MutexGuard<'_, Left> {
