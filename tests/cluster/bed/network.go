@@ -125,6 +125,19 @@ func (n *Node) Link(t testing.TB) string {
 	return link
 }
 
+// unlink removes the link that an agent leaves for its pods to go on, when the node is
+// no more: another node may get its range.
+func (n *Node) unlink(t testing.TB) {
+	node, err := n.bed.Client.CoreV1().Nodes().Get(context.Background(), n.Name, metav1.GetOptions{})
+	if err != nil || node.Spec.PodCIDR == "" {
+		return
+	}
+	_, after, _ := strings.Cut(n.inside(t, "ip", "route", "show", node.Spec.PodCIDR), " dev ")
+	if link, _, found := strings.Cut(after, " "); found && strings.HasPrefix(link, "kr") {
+		n.inside(t, "ip", "link", "delete", link)
+	}
+}
+
 // IP runs the program `ip` on the network of the nodes.
 func (b *Bed) IP(t testing.TB, args ...string) string {
 	t.Helper()

@@ -120,6 +120,7 @@ func (b *Bed) end(t testing.TB, node *Node) {
 		if err := node.stop(); err != nil {
 			t.Error(err)
 		}
+		node.unlink(t)
 		err := b.Client.CoreV1().Nodes().Delete(context.Background(), node.Name, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			t.Error(err)

@@ -67,7 +67,8 @@ func TestGuestsFindTheirPodsFilesInEtc(t *testing.T) {
 			t.Errorf("%v printed %q, not %q", args, text, want)
 		}
 	}
-	find("hosts", "ADDRESS\thosts\n192.0.2.7\tdb.internal\tdb\n", "cat", "/etc/hosts")
+	find("hosts", "ADDRESS\thosts\n", "cat", "/etc/hosts")
+	find("aliases", "\n192.0.2.7\tdb.internal\tdb\n", "cat", "/etc/hosts")
 	find("servers", "search corp.example\nnameserver 192.0.2.53\n", "cat", "/etc/resolv.conf")
 	find("itself", "itself\n", "cat", "/etc/hostname")
 }
