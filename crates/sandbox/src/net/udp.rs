@@ -312,7 +312,9 @@ impl UdpSocket {
             (None, Some(to)) => to,
             (Some(_), Some(_)) | (None, None) => return Err(NetError::InvalidArgument),
         };
-        if let Some(came) = self.ways.to(place::canonical(to)) {
+        // Who is connected within the pod means that loopback and not the node's.
+        let by_way = if self.is_within() { None } else { self.ways.to(place::canonical(to)) };
+        if let Some(came) = by_way {
             return self.answer(came, bytes);
         }
         let mut led = self.led();
@@ -404,7 +406,7 @@ impl UdpSocket {
                 }
             }
         }
-        if self.heard().is_none() && self.ways.is_empty() {
+        if self.is_within() || self.real.is_none() && self.ways.is_empty() {
             return Err(NetError::WouldBlock);
         }
         if self.received().may_move(&self.reading, 1) == 0 {
@@ -432,7 +434,7 @@ impl UdpSocket {
     /// What has come from the network, by one way or another in turns.
     fn arrived(&self, buffer: &mut [u8]) -> Result<(usize, Came), NetError> {
         for way in self.ways.turns() {
-            let arrived = match (way, self.heard()) {
+            let arrived = match (way, &self.real) {
                 (Some(index), _) => self.ways.receive(index, buffer),
                 (None, Some(own)) => {
                     let received = own.try_recv_from(buffer).map_err(NetError::from);
@@ -483,20 +485,30 @@ impl UdpSocket {
         }
     }
 
-    /// The system's socket, unless nothing that comes there is wanted.
-    fn heard(&self) -> Option<&tokio::net::UdpSocket> {
-        self.real.as_ref().filter(|_| !matches!(self.remote, Some(Remote::Private(_))))
+    /// Whether it is connected within the pod: nothing is wanted that comes from the
+    /// network, by whichever socket.
+    fn is_within(&self) -> bool {
+        matches!(self.remote, Some(Remote::Private(_)))
+    }
+
+    /// Ready when something may have come from the network.
+    fn poll_heard(&self, context: &mut Context<'_>) -> Poll<()> {
+        // What went wrong is found by whoever receives.
+        let own = self.real.as_ref().is_some_and(|real| real.poll_recv_ready(context).is_ready());
+        if self.ways.poll_receive(context).is_ready() || own {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         self.waiting[0].register(context.waker());
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
-        // What went wrong is found by whoever receives.
-        let own = self.heard().is_some_and(|real| real.poll_recv_ready(context).is_ready());
-        let by_node = self.ways.poll_receive(context).is_ready();
+        let is_heard = !self.is_within() && self.poll_heard(context).is_ready();
         let is_turn = || self.received().poll_turn(&self.reading, context).is_ready();
-        if private.is_some_and(|ready| ready.is_ready()) || (own || by_node) && is_turn() {
+        if private.is_some_and(|ready| ready.is_ready()) || is_heard && is_turn() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -522,7 +534,7 @@ impl UdpSocket {
     /// known yet; to a neighbour on the loopback it would go at once.
     fn sends_freely(&self) -> bool {
         let has_network = self.real.is_some() || !self.ways.is_empty();
-        !has_network || matches!(self.remote, Some(Remote::Private(_)))
+        !has_network || self.is_within()
     }
 
     /// Whether something can be sent at once; if not,
@@ -667,5 +679,46 @@ mod tests {
         let to = SocketAddr::new(inside.ip(), socket.address().port());
         socket.stack.0.private.deliver(to, inside, b"wanted");
         assert_eq!(socket.receive(&mut [0; 8]).await.unwrap(), (6, inside));
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_within_the_pod_has_nothing_to_do_with_the_nodes_loopback() {
+        for is_handed in [false, true] {
+            let (mut socket, mut real) = bound().await;
+            let mut claim = None;
+            if is_handed {
+                let (stack, own) = (socket.stack.clone(), socket.address());
+                drop(socket);
+                let node = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                real = node.local_addr().unwrap();
+                claim = Some(stack.hand(Vec::new(), vec![(own.port(), node)]).unwrap());
+                let permit = stack.permit().unwrap();
+                socket = stack.bind_udp(permit, super::super::Options::default(), own).unwrap();
+            }
+            // Of one address, on two loopbacks.
+            let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            peer.set_nonblocking(true).unwrap();
+            let at = peer.local_addr().unwrap();
+            let mut buffer = [0; 8];
+            peer.send_to(b"node", real).unwrap();
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (4, at));
+            socket.connect(Some(at)).unwrap();
+            assert_eq!(socket.try_send(b"pod", None), Err(NetError::ConnectionRefused));
+            peer.send_to(b"node", real).unwrap();
+            // The runtime has heard of it by then.
+            poll_fn(|context| socket.poll_heard(context)).await;
+            let noop = &mut Context::from_waker(std::task::Waker::noop());
+            assert!(socket.poll_receive_ready(noop).is_pending(), "{is_handed}");
+            assert_eq!(socket.try_receive(&mut buffer), Err(NetError::WouldBlock));
+            let to = SocketAddr::new(at.ip(), socket.address().port());
+            assert!(socket.stack.0.private.deliver(to, at, b"pod"));
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (3, at));
+            let nothing = peer.recv_from(&mut buffer).unwrap_err();
+            assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+            // Once it is connected no more it hears both again.
+            socket.connect(None).unwrap();
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (4, at));
+            drop(claim);
+        }
     }
 }
