@@ -26,6 +26,7 @@ use tokio::{io::Interest, net::UdpSocket};
 use super::{
     NetError,
     handed::Which,
+    memory::SocketMemory,
     parcel,
     peers::{Came, Peers},
     place::Family,
@@ -67,13 +68,13 @@ struct Hearing {
 }
 
 /// Those that one socket of a guest hears, and who came by them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ways {
     heard: Vec<Hearing>,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     peers: Peers,
     /// Which way is asked first.
@@ -103,18 +104,24 @@ impl Hosted {
         Ok(Kept { owner: Some(owner), home: self.clone() })
     }
 
-    /// Hears all that are for a port and wanted.
+    /// Hears all that are for a port and wanted, for a pod whose sockets have this
+    /// memory.
     ///
     /// # Errors
     ///
     /// What the system said about one of them; then all others are idle again.
-    pub(super) fn hear(&self, port: u16, which: Which) -> io::Result<Ways> {
+    pub(super) fn hear(
+        &self,
+        port: u16,
+        which: Which,
+        memory: &Arc<SocketMemory>,
+    ) -> io::Result<Ways> {
         let is_wanted = |one: &mut Idle| {
             one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
         };
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
-        let mut ways = Ways::default();
+        let mut ways = Ways::new(memory);
         while let Some(Idle { port, socket, owner }) = wanted.next() {
             throw_away(&socket);
             let heard = socket.local_addr().and_then(|at| Ok((at, UdpSocket::from_std(socket)?)));
@@ -181,6 +188,12 @@ impl Drop for Hearing {
 }
 
 impl Ways {
+    /// None yet.
+    pub(super) fn new(memory: &Arc<SocketMemory>) -> Self {
+        let state = State { peers: Peers::new(memory), turn: 0 };
+        Self { heard: Vec::new(), state: Mutex::new(state) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -52,8 +52,10 @@ impl Stack {
             place::datagrams(&network, address).inspect_err(|error| self.note(*error))?;
         let family = Family::of(address.ip());
         let ways = match Which::for_address(&network, address.ip()) {
-            Some(which) if address.port() != 0 => self.0.hosted.hear(address.port(), which)?,
-            Some(_) | None => Ways::default(),
+            Some(which) if address.port() != 0 => {
+                self.0.hosted.hear(address.port(), which, self.memory())?
+            }
+            Some(_) | None => Ways::new(self.memory()),
         };
         // Where the pod has the node's address what was bound there is its own.
         let is_stood_in = network.is_host && real.is_some_and(|own| ways.stand_in_at(own));
