@@ -156,6 +156,15 @@ fn disconnect(socket: impl AsFd, at: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the system said that nothing leaves from the address that is to send: it is
+/// the machine's no more, or nothing leads from there to the peer. (Linux,
+/// `ip_route_output_key_hash_rcu` in `net/ipv4/route.c`, and `ip6_datagram_send_ctl` in
+/// `net/ipv6/datagram.c`.)
+fn is_no_way(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::NETUNREACH))
+}
+
 /// Empties a socket's buffer.
 fn throw_away(socket: &Bound) {
     for _ in 0..STALE {
@@ -272,7 +281,8 @@ impl Ways {
         Ok((length, Came { from, by: Some(index), to }))
     }
 
-    /// Sends an answer by the way its peer came; `own` is the pod's own.
+    /// Sends an answer by the way its peer came; `own` is the pod's own. Where nothing
+    /// leaves by that any more the peer is forgotten.
     ///
     /// # Errors
     ///
@@ -289,12 +299,16 @@ impl Ways {
         let attempt = || parcel::send(socket, bytes, from, to);
         // At once first: the runtime hears of a new socket only later that it is
         // ready.
-        match attempt() {
+        let sent = match attempt() {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => {
-                Ok(socket.try_io(Interest::WRITABLE, attempt)?)
+                socket.try_io(Interest::WRITABLE, attempt)
             }
-            sent => Ok(sent?),
+            sent => sent,
+        };
+        if sent.as_ref().is_err_and(is_no_way) {
+            self.came_otherwise(from);
         }
+        Ok(sent?)
     }
 
     /// Ready when something may have come by one of these.
@@ -429,6 +443,24 @@ mod tests {
         assert_eq!(guest.receive(&mut buffer).await.unwrap(), (3, peer));
         guest.try_send(b"pod", Some(peer)).unwrap();
         assert_eq!(inside.receive(&mut buffer).await.unwrap().0, 3);
+    }
+
+    #[tokio::test]
+    async fn who_asked_at_an_address_that_is_gone_is_answered_as_others_are() {
+        let hosted = Hosted::default();
+        let (socket, port) = of_the_node();
+        let _kept = hosted.add(vec![(port, socket)]).unwrap();
+        let ways = hosted.hear(port, Which::All, &Arc::default()).unwrap();
+        let client = client();
+        let from = client.local_addr().unwrap();
+        // Of a range for documents (RFC 5737).
+        for (to, is_known) in [("127.0.0.9", true), ("198.51.100.7", false)] {
+            let came = Came { from, by: Some(0), to: Some(to.parse().unwrap()) };
+            ways.came(came);
+            assert_eq!(ways.to(from), Some(came));
+            assert_eq!(ways.answer(None, came, b"answer").is_ok(), is_known, "{to}");
+            assert_eq!(ways.to(from), Some(came).filter(|_| is_known), "{to}");
+        }
     }
 
     #[tokio::test]

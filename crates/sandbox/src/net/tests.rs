@@ -23,7 +23,7 @@ use rustix::net::SendFlags;
 use tokio::time::timeout;
 
 use super::{
-    Family, NetError, Options, Stack, UdpSocket,
+    Claim, Family, NetError, Options, Stack, UdpSocket,
     services::tests::{directory, port, write},
 };
 use crate::{
@@ -540,5 +540,39 @@ fn look_ups_go_to_the_nodes_servers_where_guests_may_not() {
         let socket =
             stack.bind_udp(stack.permit().unwrap(), Options::default(), datagrams).unwrap();
         assert_eq!(socket.try_send(b"x", Some(server)), Err(NetError::AccessDenied));
+    });
+}
+
+/// A guest's socket that hears a port of the node's, and that one.
+fn hears_the_node(stack: &Stack) -> (UdpSocket, SocketAddr, Claim) {
+    let node = Bare::bind("0.0.0.0:0").unwrap();
+    let port = node.local_addr().unwrap().port();
+    let claim = stack.hand(Vec::new(), vec![(5353, node)]).unwrap();
+    let (permit, own) = (stack.permit().unwrap(), "0.0.0.0:5353".parse().unwrap());
+    let guest = stack.bind_udp(permit, Options::default(), own).unwrap();
+    (guest, SocketAddr::new("10.77.9.9".parse().unwrap(), port), claim)
+}
+
+#[test]
+fn who_comes_by_the_nodes_port_from_where_no_pod_may_go_is_not_answered() {
+    on_a_network(async |_, stack| {
+        let range = Destinations { address: [10, 77, 6, 0].into(), prefix: 24, port: None };
+        let network = PodNetwork { refused: vec![range], ..(*stack.network()).clone() };
+        stack.set(network, None);
+        let (guest, node, _claim) = hears_the_node(&stack);
+        let mut buffer = [0; 8];
+        for (from, is_answered) in [("10.77.6.6", false), ("10.77.5.5", true)] {
+            let (client, from) = answerer(from);
+            client.send_to(b"who?", node).unwrap();
+            assert_eq!(guest.receive(&mut buffer).await.unwrap(), (4, from));
+            if is_answered {
+                guest.send(b"me", Some(from)).await.unwrap();
+                assert_eq!(client.recv_from(&mut buffer).unwrap(), (2, node));
+            } else {
+                let refused = guest.try_send(b"me", Some(from));
+                assert_eq!(refused, Err(NetError::AccessDenied));
+                assert_eq!(stack.0.counters.refused.report().destination, 1);
+            }
+        }
     });
 }

@@ -370,9 +370,11 @@ impl UdpSocket {
     }
 
     /// Sends one datagram back by the way that its peer came. As an answer it goes
-    /// where a pod may not begin to go: to the node's own loopback too.
+    /// where a pod may not begin to go: see [`place::may_answer`].
     fn answer(&self, came: Came, bytes: &[u8]) -> Result<(), NetError> {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
+        place::may_answer(&network, came.from, came.to)
+            .map_err(|error| self.stack.told(error.into()))?;
         let route = Route { asked: came.from, real: came.from };
         if !self.asker().may_go(&network, learned, Transport::Udp, route) {
             self.stack.refused(self.asker().refused_by(&network, learned, route.asked));
