@@ -27,7 +27,7 @@ use super::{
     NetError,
     handed::Which,
     memory::SocketMemory,
-    parcel,
+    parcel::{self, Parcel},
     peers::{Came, Peers},
     place::Family,
 };
@@ -165,6 +165,15 @@ fn is_no_way(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::NETUNREACH))
 }
 
+/// Takes a datagram that came to a socket.
+///
+/// # Errors
+///
+/// As [`parcel::receive`].
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Parcel, NetError> {
+    Ok(socket.try_io(Interest::READABLE, || parcel::receive(socket, buffer))?)
+}
+
 /// Empties a socket's buffer.
 fn throw_away(socket: &Bound) {
     for _ in 0..STALE {
@@ -270,15 +279,8 @@ impl Ways {
     /// # Errors
     ///
     /// `WouldBlock` if there is none; what the system said.
-    pub(super) fn receive(
-        &self,
-        index: usize,
-        buffer: &mut [u8],
-    ) -> Result<(usize, Came), NetError> {
-        let socket = self.socket(index).ok_or(NetError::WouldBlock)?;
-        let received = socket.try_io(Interest::READABLE, || parcel::receive(socket, buffer));
-        let (length, from, to) = received?;
-        Ok((length, Came { from, by: Some(index), to }))
+    pub(super) fn receive(&self, index: usize, buffer: &mut [u8]) -> Result<Parcel, NetError> {
+        receive(self.socket(index).ok_or(NetError::WouldBlock)?, buffer)
     }
 
     /// Sends an answer by the way its peer came; `own` is the pod's own. Where nothing

@@ -25,8 +25,9 @@ use tokio::io::Interest;
 use super::{
     NetError, Permit, Stack,
     flows::Flows,
-    hosted::Ways,
+    hosted::{self, Ways},
     pace::{Flow, Turn},
+    parcel::Parcel,
     peers::Came,
     place::{self, Family, is_same},
     policy::{self, Answers, Asker, Begun, For},
@@ -238,7 +239,7 @@ impl UdpSocket {
     /// Something goes by a route: its answers are let in, if it was not one itself.
     fn goes_out(&self, route: Route) {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
-        if !self.may_begin(&network, route.real.ip())
+        if !self.may_begin(&network, route.real.ip(), false)
             && self.asker().may_begin(&network, learned, Transport::Udp, route)
         {
             self.answers.begin(route.real, Begun::Here);
@@ -247,21 +248,23 @@ impl UdpSocket {
 
     /// Whether the socket is not there for somebody, unless he answers it. The machine
     /// itself is no stranger wherever it is, nor is he to whom it is connected.
-    fn is_stranger(&self, from: IpAddr) -> bool {
-        !self.hears_all && self.remote.is_none() && !from.is_loopback()
+    fn is_stranger(&self, from: IpAddr, is_forged: bool) -> bool {
+        let is_machine = from.is_loopback() && !is_forged;
+        !self.hears_all && self.remote.is_none() && !is_machine
     }
 
-    /// Whether somebody may send here unasked.
-    fn may_begin(&self, network: &PodNetwork, from: IpAddr) -> bool {
-        !self.is_stranger(from)
-            && policy::lets_in(network, Transport::Udp, from, self.address.port())
+    /// Whether somebody may send here unasked, also if his address may be forged.
+    fn may_begin(&self, network: &PodNetwork, from: IpAddr, is_forged: bool) -> bool {
+        let lets_in = if is_forged { policy::lets_in_forged } else { policy::lets_in };
+        !self.is_stranger(from, is_forged)
+            && lets_in(network, Transport::Udp, from, self.address.port())
     }
 
-    /// Whether what comes from a real address is let in: by the policies, or as an
-    /// answer. It may be answered then.
-    fn lets_in(&self, real: SocketAddr) -> bool {
-        let network = self.stack.network();
-        if !self.may_begin(&network, real.ip()) {
+    /// Whether what came is let in: by the policies, or as an answer. It may be
+    /// answered then.
+    fn lets_in(&self, parcel: &Parcel) -> bool {
+        let (real, network) = (parcel.from, self.stack.network());
+        if !self.may_begin(&network, real.ip(), parcel.may_be_forged()) {
             return self.answers.goes_on(real, Begun::Here);
         }
         let learned = &self.stack.0.learned;
@@ -415,18 +418,18 @@ impl UdpSocket {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
-            let (length, came) = self.arrived(buffer)?;
-            let real = came.from;
+            let (parcel, by) = self.arrived(buffer)?;
+            let Parcel { length, from: real, to, .. } = parcel;
             // Some may have come before it was connected.
             let Some(from) = self.sender(real) else { continue };
-            if self.lets_in(real) {
+            if self.lets_in(&parcel) {
                 if from == real {
-                    self.remember(came);
+                    self.remember(Came { from, by, to });
                 }
                 self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
-            if !self.is_stranger(real.ip()) {
+            if !self.is_stranger(real.ip(), parcel.may_be_forged()) {
                 self.stack.refused(Rule::Policy);
             }
         }
@@ -434,19 +437,16 @@ impl UdpSocket {
     }
 
     /// What has come from the network, by one way or another in turns.
-    fn arrived(&self, buffer: &mut [u8]) -> Result<(usize, Came), NetError> {
+    fn arrived(&self, buffer: &mut [u8]) -> Result<(Parcel, Option<usize>), NetError> {
         for way in self.ways.turns() {
             let arrived = match (way, &self.real) {
                 (Some(index), _) => self.ways.receive(index, buffer),
-                (None, Some(own)) => {
-                    let received = own.try_recv_from(buffer).map_err(NetError::from);
-                    received.map(|(length, from)| (length, Came { from, by: None, to: None }))
-                }
+                (None, Some(own)) => hosted::receive(own, buffer),
                 (None, None) => continue,
             };
             if arrived != Err(NetError::WouldBlock) {
                 self.ways.had_its_turn(way);
-                return arrived;
+                return arrived.map(|parcel| (parcel, way));
             }
         }
         Err(NetError::WouldBlock)

@@ -14,6 +14,7 @@ use super::{
         handed::Which,
         hosted::Ways,
         pace::Turn,
+        parcel,
         place::{self, Binding, Family},
         policy::{Answers, For},
     },
@@ -74,6 +75,10 @@ impl Stack {
             };
             if let Some(real) = &real {
                 options.apply(real, family)?;
+                if network.is_host {
+                    // Where it is bound others' links lead to it.
+                    parcel::tell_destinations(real, family)?;
+                }
                 port = real.local_addr()?.port();
             }
             let private = private.map(|ip| self.0.private.mailbox(SocketAddr::new(ip, port)));
