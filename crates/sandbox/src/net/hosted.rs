@@ -177,8 +177,10 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Parcel, N
 /// Empties a socket's buffer.
 fn throw_away(socket: &Bound) {
     for _ in 0..STALE {
-        if socket.recv_from(&mut [0; 1]).is_err() {
-            return;
+        match socket.recv_from(&mut [0; 1]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // One that the network told while it was connected comes before the rest.
+            Ok(_) | Err(_) => {}
         }
     }
 }
@@ -356,7 +358,7 @@ impl Ways {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, time::Duration};
+    use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
 
     use krustlet_protocol::PodNetwork;
     use rustix::event::{PollFd, PollFlags, Timespec};
@@ -445,6 +447,28 @@ mod tests {
         assert_eq!(guest.receive(&mut buffer).await.unwrap(), (3, peer));
         guest.try_send(b"pod", Some(peer)).unwrap();
         assert_eq!(inside.receive(&mut buffer).await.unwrap().0, 3);
+    }
+
+    #[tokio::test]
+    async fn an_error_of_before_leaves_nothing_to_be_heard() {
+        let socket = Bound::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = socket.local_addr().unwrap();
+        rustix::net::connect(&socket, &SocketAddr::from(([127, 0, 0, 1], free_port()))).unwrap();
+        socket.send(b"to nobody").unwrap();
+        let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+        let told = rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::ERR)], Some(&limit));
+        assert_eq!(told, Ok(1));
+        disconnect(&socket, at).unwrap();
+        client().send_to(b"early", at).unwrap();
+        let hosted = Hosted::default();
+        let _kept = hosted.add(vec![(at.port(), socket)]).unwrap();
+        let ways = hosted.hear(at.port(), Which::All, &Arc::default()).unwrap();
+        let client = client();
+        client.send_to(b"wanted", at).unwrap();
+        poll_fn(|context| ways.poll_receive(context)).await;
+        let mut buffer = [0; 8];
+        let Parcel { length, from, .. } = ways.receive(0, &mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"wanted"[..], client.local_addr().unwrap()));
     }
 
     #[tokio::test]
