@@ -51,6 +51,14 @@ struct Idle {
     owner: Weak<()>,
 }
 
+impl Idle {
+    /// Where it is bound, and itself for the runtime: another handle of it, so that it
+    /// is not closed where the runtime does not take it.
+    fn heard(&self) -> io::Result<(SocketAddr, UdpSocket)> {
+        Ok((self.socket.local_addr()?, UdpSocket::from_std(self.socket.try_clone()?)?))
+    }
+}
+
 /// Those of one pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hosted(Arc<Mutex<Vec<Idle>>>);
@@ -109,7 +117,7 @@ impl Hosted {
     ///
     /// # Errors
     ///
-    /// What the system said about one of them; then all others are idle again.
+    /// What the system said about one of them; then all are idle again.
     pub(super) fn hear(
         &self,
         port: u16,
@@ -122,16 +130,17 @@ impl Hosted {
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
         let mut ways = Ways::new(memory);
-        while let Some(Idle { port, socket, owner }) = wanted.next() {
-            throw_away(&socket);
-            let heard = socket.local_addr().and_then(|at| Ok((at, UdpSocket::from_std(socket)?)));
-            match heard {
+        while let Some(one) = wanted.next() {
+            throw_away(&one.socket);
+            match one.heard() {
                 Ok((at, socket)) => {
+                    let (port, owner) = (one.port, one.owner);
                     let (socket, home) = (Some(socket), self.clone());
                     ways.heard.push(Hearing { socket, at, port, owner, home });
                 }
                 Err(error) => {
-                    self.idle().extend(wanted);
+                    // Those that are heard already put themselves back.
+                    self.idle().extend(std::iter::once(one).chain(wanted));
                     return Err(error);
                 }
             }
@@ -447,6 +456,26 @@ mod tests {
         assert_eq!(guest.receive(&mut buffer).await.unwrap(), (3, peer));
         guest.try_send(b"pod", Some(peer)).unwrap();
         assert_eq!(inside.receive(&mut buffer).await.unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_port_that_could_not_be_heard_is_kept() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let (hosted, (socket, port)) = (Hosted::default(), of_the_node());
+        let at = socket.local_addr().unwrap();
+        let _kept = hosted.add(vec![(port, socket)]).unwrap();
+        // One that has ended takes no sockets.
+        let ended = runtime();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let within = handle.enter();
+        hosted.hear(port, Which::All, &Arc::default()).unwrap_err();
+        drop(within);
+        Bound::bind(at).expect_err("it is the pod's still");
+        runtime().block_on(async {
+            let ways = hosted.hear(port, Which::All, &Arc::default()).unwrap();
+            assert_eq!(ways.sockets().count(), 1);
+        });
     }
 
     #[tokio::test]
