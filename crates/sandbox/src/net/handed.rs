@@ -40,6 +40,16 @@ impl Idle {
     fn family(&self) -> Option<Family> {
         self.socket.local_addr().ok().map(|local| Family::of(local.ip()))
     }
+
+    /// Has it listen, by another handle of it: so it is not closed where the runtime
+    /// does not take it.
+    fn listen(&self, backlog: i32) -> io::Result<TcpListener> {
+        let socket = self.socket.try_clone()?;
+        // Old connections do not keep it from its address.
+        set_socket_reuseaddr(&socket, true)?;
+        rustix::net::listen(&socket, backlog)?;
+        TcpListener::from_std(socket)
+    }
 }
 
 /// Which of those that are for a port.
@@ -143,22 +153,16 @@ impl Handed {
         let mut wanted = wanted.into_iter();
         let mut listening = Vec::new();
         while let Some(one) = wanted.next() {
-            // Old connections do not keep it from its address.
-            let listens = set_socket_reuseaddr(&one.socket, true)
-                .and_then(|()| rustix::net::listen(&one.socket, backlog));
-            if let Err(error) = listens {
-                // Those that listen already put themselves back.
-                self.idle().extend(std::iter::once(one).chain(wanted));
-                return Err(error.into());
-            }
-            let Idle { port, socket, owner } = one;
-            let listener = match TcpListener::from_std(socket) {
+            let listener = match one.listen(backlog) {
                 Ok(listener) => Some(listener),
                 Err(error) => {
-                    self.idle().extend(wanted);
+                    rest(&one.socket);
+                    // Those that listen already put themselves back.
+                    self.idle().extend(std::iter::once(one).chain(wanted));
                     return Err(error);
                 }
             };
+            let Idle { port, owner, .. } = one;
             listening.push(Listening { listener, port, owner, home: self.clone() });
         }
         Ok(listening)
@@ -316,6 +320,28 @@ mod tests {
         for address in addresses {
             TcpStream::connect(address).unwrap();
         }
+    }
+
+    #[test]
+    fn one_that_the_runtime_does_not_take_is_at_rest_again() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let socket = Bound::bind(("127.0.0.1", free_port())).unwrap();
+        let address = socket.local_addr().unwrap();
+        let handed = Handed::default();
+        let _claim = handed.add(vec![(80, socket)]).unwrap();
+        // One that has ended takes no sockets.
+        let ended = runtime();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let within = handle.enter();
+        handed.listen(80, Which::All, 8).unwrap_err();
+        drop(within);
+        assert!(handed.has(address, false));
+        assert!(TcpStream::connect(address).is_err(), "nobody listens");
+        Bound::bind(address).expect_err("it is the pod's still");
+        runtime().block_on(async {
+            assert_eq!(handed.listen(80, Which::All, 8).unwrap().len(), 1);
+        });
     }
 
     fn free_port() -> u16 {

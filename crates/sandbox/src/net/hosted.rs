@@ -26,7 +26,8 @@ use tokio::{io::Interest, net::UdpSocket};
 use super::{
     NetError,
     handed::Which,
-    parcel,
+    memory::SocketMemory,
+    parcel::{self, Parcel},
     peers::{Came, Peers},
     place::Family,
 };
@@ -50,6 +51,14 @@ struct Idle {
     owner: Weak<()>,
 }
 
+impl Idle {
+    /// Where it is bound, and itself for the runtime: another handle of it, so that it
+    /// is not closed where the runtime does not take it.
+    fn heard(&self) -> io::Result<(SocketAddr, UdpSocket)> {
+        Ok((self.socket.local_addr()?, UdpSocket::from_std(self.socket.try_clone()?)?))
+    }
+}
+
 /// Those of one pod.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hosted(Arc<Mutex<Vec<Idle>>>);
@@ -67,13 +76,13 @@ struct Hearing {
 }
 
 /// Those that one socket of a guest hears, and who came by them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ways {
     heard: Vec<Hearing>,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     peers: Peers,
     /// Which way is asked first.
@@ -103,28 +112,35 @@ impl Hosted {
         Ok(Kept { owner: Some(owner), home: self.clone() })
     }
 
-    /// Hears all that are for a port and wanted.
+    /// Hears all that are for a port and wanted, for a pod whose sockets have this
+    /// memory.
     ///
     /// # Errors
     ///
-    /// What the system said about one of them; then all others are idle again.
-    pub(super) fn hear(&self, port: u16, which: Which) -> io::Result<Ways> {
+    /// What the system said about one of them; then all are idle again.
+    pub(super) fn hear(
+        &self,
+        port: u16,
+        which: Which,
+        memory: &Arc<SocketMemory>,
+    ) -> io::Result<Ways> {
         let is_wanted = |one: &mut Idle| {
             one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
         };
         let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
         let mut wanted = wanted.into_iter();
-        let mut ways = Ways::default();
-        while let Some(Idle { port, socket, owner }) = wanted.next() {
-            throw_away(&socket);
-            let heard = socket.local_addr().and_then(|at| Ok((at, UdpSocket::from_std(socket)?)));
-            match heard {
+        let mut ways = Ways::new(memory);
+        while let Some(one) = wanted.next() {
+            throw_away(&one.socket);
+            match one.heard() {
                 Ok((at, socket)) => {
+                    let (port, owner) = (one.port, one.owner);
                     let (socket, home) = (Some(socket), self.clone());
                     ways.heard.push(Hearing { socket, at, port, owner, home });
                 }
                 Err(error) => {
-                    self.idle().extend(wanted);
+                    // Those that are heard already put themselves back.
+                    self.idle().extend(std::iter::once(one).chain(wanted));
                     return Err(error);
                 }
             }
@@ -149,11 +165,31 @@ fn disconnect(socket: impl AsFd, at: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the system said that nothing leaves from the address that is to send: it is
+/// the machine's no more, or nothing leads from there to the peer. (Linux,
+/// `ip_route_output_key_hash_rcu` in `net/ipv4/route.c`, and `ip6_datagram_send_ctl` in
+/// `net/ipv6/datagram.c`.)
+fn is_no_way(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::INVAL | Errno::ADDRNOTAVAIL | Errno::NETUNREACH))
+}
+
+/// Takes a datagram that came to a socket.
+///
+/// # Errors
+///
+/// As [`parcel::receive`].
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Parcel, NetError> {
+    Ok(socket.try_io(Interest::READABLE, || parcel::receive(socket, buffer))?)
+}
+
 /// Empties a socket's buffer.
 fn throw_away(socket: &Bound) {
     for _ in 0..STALE {
-        if socket.recv_from(&mut [0; 1]).is_err() {
-            return;
+        match socket.recv_from(&mut [0; 1]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // One that the network told while it was connected comes before the rest.
+            Ok(_) | Err(_) => {}
         }
     }
 }
@@ -181,6 +217,12 @@ impl Drop for Hearing {
 }
 
 impl Ways {
+    /// None yet.
+    pub(super) fn new(memory: &Arc<SocketMemory>) -> Self {
+        let state = State { peers: Peers::new(memory), turn: 0 };
+        Self { heard: Vec::new(), state: Mutex::new(state) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,18 +290,12 @@ impl Ways {
     /// # Errors
     ///
     /// `WouldBlock` if there is none; what the system said.
-    pub(super) fn receive(
-        &self,
-        index: usize,
-        buffer: &mut [u8],
-    ) -> Result<(usize, Came), NetError> {
-        let socket = self.socket(index).ok_or(NetError::WouldBlock)?;
-        let received = socket.try_io(Interest::READABLE, || parcel::receive(socket, buffer));
-        let (length, from, to) = received?;
-        Ok((length, Came { from, by: Some(index), to }))
+    pub(super) fn receive(&self, index: usize, buffer: &mut [u8]) -> Result<Parcel, NetError> {
+        receive(self.socket(index).ok_or(NetError::WouldBlock)?, buffer)
     }
 
-    /// Sends an answer by the way its peer came; `own` is the pod's own.
+    /// Sends an answer by the way its peer came; `own` is the pod's own. Where nothing
+    /// leaves by that any more the peer is forgotten.
     ///
     /// # Errors
     ///
@@ -276,12 +312,16 @@ impl Ways {
         let attempt = || parcel::send(socket, bytes, from, to);
         // At once first: the runtime hears of a new socket only later that it is
         // ready.
-        match attempt() {
+        let sent = match attempt() {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => {
-                Ok(socket.try_io(Interest::WRITABLE, attempt)?)
+                socket.try_io(Interest::WRITABLE, attempt)
             }
-            sent => Ok(sent?),
+            sent => sent,
+        };
+        if sent.as_ref().is_err_and(is_no_way) {
+            self.came_otherwise(from);
         }
+        Ok(sent?)
     }
 
     /// Ready when something may have come by one of these.
@@ -327,7 +367,7 @@ impl Ways {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, time::Duration};
+    use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
 
     use krustlet_protocol::PodNetwork;
     use rustix::event::{PollFd, PollFlags, Timespec};
@@ -416,6 +456,66 @@ mod tests {
         assert_eq!(guest.receive(&mut buffer).await.unwrap(), (3, peer));
         guest.try_send(b"pod", Some(peer)).unwrap();
         assert_eq!(inside.receive(&mut buffer).await.unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_port_that_could_not_be_heard_is_kept() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let (hosted, (socket, port)) = (Hosted::default(), of_the_node());
+        let at = socket.local_addr().unwrap();
+        let _kept = hosted.add(vec![(port, socket)]).unwrap();
+        // One that has ended takes no sockets.
+        let ended = runtime();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let within = handle.enter();
+        hosted.hear(port, Which::All, &Arc::default()).unwrap_err();
+        drop(within);
+        Bound::bind(at).expect_err("it is the pod's still");
+        runtime().block_on(async {
+            let ways = hosted.hear(port, Which::All, &Arc::default()).unwrap();
+            assert_eq!(ways.sockets().count(), 1);
+        });
+    }
+
+    #[tokio::test]
+    async fn an_error_of_before_leaves_nothing_to_be_heard() {
+        let socket = Bound::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = socket.local_addr().unwrap();
+        rustix::net::connect(&socket, &SocketAddr::from(([127, 0, 0, 1], free_port()))).unwrap();
+        socket.send(b"to nobody").unwrap();
+        let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+        let told = rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::ERR)], Some(&limit));
+        assert_eq!(told, Ok(1));
+        disconnect(&socket, at).unwrap();
+        client().send_to(b"early", at).unwrap();
+        let hosted = Hosted::default();
+        let _kept = hosted.add(vec![(at.port(), socket)]).unwrap();
+        let ways = hosted.hear(at.port(), Which::All, &Arc::default()).unwrap();
+        let client = client();
+        client.send_to(b"wanted", at).unwrap();
+        poll_fn(|context| ways.poll_receive(context)).await;
+        let mut buffer = [0; 8];
+        let Parcel { length, from, .. } = ways.receive(0, &mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"wanted"[..], client.local_addr().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn who_asked_at_an_address_that_is_gone_is_answered_as_others_are() {
+        let hosted = Hosted::default();
+        let (socket, port) = of_the_node();
+        let _kept = hosted.add(vec![(port, socket)]).unwrap();
+        let ways = hosted.hear(port, Which::All, &Arc::default()).unwrap();
+        let client = client();
+        let from = client.local_addr().unwrap();
+        // Of a range for documents (RFC 5737).
+        for (to, is_known) in [("127.0.0.9", true), ("198.51.100.7", false)] {
+            let came = Came { from, by: Some(0), to: Some(to.parse().unwrap()) };
+            ways.came(came);
+            assert_eq!(ways.to(from), Some(came));
+            assert_eq!(ways.answer(None, came, b"answer").is_ok(), is_known, "{to}");
+            assert_eq!(ways.to(from), Some(came).filter(|_| is_known), "{to}");
+        }
     }
 
     #[tokio::test]

@@ -23,6 +23,33 @@ const ROOM: usize = 64;
 #[repr(C, align(8))]
 struct Control([u8; ROOM]);
 
+/// The loopback interface's number in every network namespace. (Linux,
+/// `LOOPBACK_IFINDEX` in `include/net/flow.h`.)
+const LOOPBACK: libc::c_int = 1;
+
+/// A datagram that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parcel {
+    /// In bytes, as far as it fitted.
+    pub(super) length: usize,
+    pub(super) from: SocketAddr,
+    /// Where to, if that is known and an address of this machine.
+    pub(super) to: Option<IpAddr>,
+    /// The number of the interface that it came by, of IPv4 and if that is known.
+    interface: Option<libc::c_int>,
+}
+
+impl Parcel {
+    /// Whether it may come from another machine though its source is a loopback. The
+    /// kernel takes such packets of IPv4 where `route_localnet` is set, as a kube-proxy
+    /// does, and `rp_filter` is not. What a program of this machine sends from its
+    /// loopback to another of its addresses looks the same. Such packets of IPv6 no
+    /// kernel takes (`ip6_rcv_core` in `net/ipv6/ip6_input.c`).
+    pub(super) fn may_be_forged(&self) -> bool {
+        self.from.ip().is_loopback() && self.interface.is_some_and(|it| it != LOOPBACK)
+    }
+}
+
 /// Has the kernel tell with each datagram where it was sent to.
 ///
 /// # Errors
@@ -42,16 +69,12 @@ pub(super) fn tell_destinations(socket: impl AsFd, family: Family) -> io::Result
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes a datagram: its length, who sent it, and where to, if that is known and an
-/// address of this machine. What does not fit into `buffer` is lost.
+/// Takes a datagram. What does not fit into `buffer` is lost.
 ///
 /// # Errors
 ///
 /// What the system said.
-pub(super) fn receive(
-    socket: impl AsFd,
-    buffer: &mut [u8],
-) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Parcel> {
     let mut from = MaybeUninit::<SocketAddrStorage>::zeroed();
     let mut control = Control([0; ROOM]);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -68,7 +91,8 @@ pub(super) fn receive(
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has written an address of this length there.
     let from = unsafe { SocketAddrAny::new(from, message.msg_namelen) };
-    Ok((length, SocketAddr::try_from(from)?, destination(&message)))
+    let (to, interface) = destination(&message).unwrap_or_default();
+    Ok(Parcel { length, from: SocketAddr::try_from(from)?, to, interface })
 }
 
 /// Sends a datagram, from an address of this machine if one is given.
@@ -119,29 +143,31 @@ fn size_of_addresses() -> libc::socklen_t {
     libc::socklen_t::try_from(size_of::<SocketAddrStorage>()).unwrap_or(0)
 }
 
-/// Where a message was sent to.
-fn destination(message: &libc::msghdr) -> Option<IpAddr> {
+/// Where a message was sent to, and by which interface it came.
+fn destination(message: &libc::msghdr) -> Option<(Option<IpAddr>, Option<libc::c_int>)> {
     // SAFETY: the kernel has filled the message in, and its control messages are in a
     // buffer that is still there.
     let (header, data) = unsafe {
         let header = libc::CMSG_FIRSTHDR(message);
         (header.as_ref()?, libc::CMSG_DATA(header))
     };
-    let address: IpAddr = match (header.cmsg_level, header.cmsg_type) {
+    let (address, interface): (IpAddr, _) = match (header.cmsg_level, header.cmsg_type) {
         (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
             // SAFETY: that is what a message of this type is.
             let info = unsafe { data.cast::<libc::in_pktinfo>().read_unaligned() };
-            Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr)).into()
+            let address = Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr));
+            (address.into(), Some(info.ipi_ifindex))
         }
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
             // SAFETY: that is what a message of this type is.
             let info = unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
-            Ipv6Addr::from(info.ipi6_addr.s6_addr).into()
+            (Ipv6Addr::from(info.ipi6_addr.s6_addr).into(), None)
         }
         _ => return None,
     };
     // What was sent to many is answered from the nearest.
-    (!address.is_multicast() && !address.is_unspecified()).then_some(address)
+    let is_one = !address.is_multicast() && !address.is_unspecified();
+    Some((is_one.then_some(address), interface))
 }
 
 /// Puts one control message into a message.
@@ -187,9 +213,11 @@ mod tests {
                 client.send_to(b"who?", asked).unwrap();
                 let mut buffer = [0; 8];
                 server.peek_from(&mut buffer).unwrap();
-                let (length, from, to) = receive(&server, &mut buffer).unwrap();
+                let parcel = receive(&server, &mut buffer).unwrap();
+                let Parcel { length, from, to, .. } = parcel;
                 assert_eq!((length, from), (4, client.local_addr().unwrap()));
                 assert_eq!(to, Some(asked.ip()));
+                assert!(!parcel.may_be_forged());
                 assert_eq!(send(&server, b"me", from, to).unwrap(), 2);
                 assert_eq!(client.recv_from(&mut buffer).unwrap(), (2, asked));
             }

@@ -178,6 +178,28 @@ pub(crate) fn way(
     Ok(Way::Real(to))
 }
 
+/// Whether who sent something to an address of the machine may be answered: where one
+/// may send, and besides the node itself, by its loopback or whichever address it
+/// sends to itself, and a neighbour who asks by IPv6 at the address of their link.
+///
+/// # Errors
+///
+/// As [`way`].
+pub(super) fn may_answer(
+    network: &PodNetwork,
+    from: SocketAddr,
+    to: Option<IpAddr>,
+) -> Result<(), NetError> {
+    let is_node = from.ip().is_loopback() || to == Some(from.ip());
+    let is_neighbour = match (from.ip(), to) {
+        (IpAddr::V6(from), Some(IpAddr::V6(to))) => {
+            from.is_unicast_link_local() && to.is_unicast_link_local()
+        }
+        _ => false,
+    };
+    if is_node || is_neighbour { Ok(()) } else { way(network, &[], from).map(drop) }
+}
+
 /// The IPv4 address that an IPv6 one is turned into on the way, by a machine
 /// that translates or unwraps: NAT64's well-known prefix `64:ff9b::/96` (RFC
 /// 6052), 6to4 `2002::/16` (RFC 3056), IPv4-compatible addresses `::/96` (RFC
@@ -380,6 +402,41 @@ mod tests {
         }
         for many in ["255.255.255.255:9", "224.0.0.251:5353", "[ff02::1]:9"] {
             assert_eq!(to(many), Err(NetError::AccessDenied), "{many}");
+        }
+    }
+
+    #[test]
+    fn who_sends_from_where_no_pod_may_go_is_not_answered() {
+        let refused =
+            [("169.254.0.0", 16, None), ("fe80::", 10, None), ("fd00:ec2::254", 128, None)];
+        let pod = network(&["10.1.2.3"], &refused);
+        let may = |from: &str, to: Option<&str>| {
+            may_answer(&pod, from.parse().unwrap(), to.map(ip)).is_ok()
+        };
+        for (from, to) in [
+            ("192.0.2.9:53", Some("192.0.2.1")),
+            ("192.0.2.9:53", None),
+            // The node.
+            ("127.0.0.1:53", Some("127.0.0.1")),
+            ("127.0.0.9:53", None),
+            ("[::1]:53", Some("::1")),
+            ("169.254.20.10:53", Some("169.254.20.10")),
+            // A neighbour.
+            ("[fe80::7]:53", Some("fe80::1")),
+        ] {
+            assert!(may(from, to), "{from} {to:?}");
+        }
+        for (from, to) in [
+            ("169.254.169.254:53", Some("192.0.2.1")),
+            ("169.254.169.254:53", Some("169.254.20.10")),
+            ("169.254.169.254:53", None),
+            ("[fe80::7]:53", Some("2001:db8::1")),
+            ("[fe80::7]:53", None),
+            ("[fd00:ec2::254]:53", Some("fe80::1")),
+            ("[64:ff9b::a9fe:a9fe]:53", Some("fe80::1")),
+            ("192.0.2.9:0", Some("192.0.2.1")),
+        ] {
+            assert!(!may(from, to), "{from} {to:?}");
         }
     }
 

@@ -102,11 +102,22 @@ pub(super) fn lets_out(network: &PodNetwork, transport: Transport, to: SocketAdd
 
 /// Whether they let in who connects or sends to a port of the pod. From a loopback
 /// comes only the node itself, which is let in at all its addresses: by a port of
-/// its own that leads to the pod. Others' packets from there no kernel takes.
+/// its own that leads to the pod. Others do not connect from there, for the answer
+/// never reaches them; datagrams that may be theirs are asked about by
+/// [`lets_in_forged`].
 pub(super) fn lets_in(network: &PodNetwork, transport: Transport, from: IpAddr, port: u16) -> bool {
-    is_own(network, from)
-        || from.is_loopback()
-        || policy(network).is_none_or(|policy| policy.lets_in(transport, from, port))
+    is_own(network, from) || from.is_loopback() || lets_in_forged(network, transport, from, port)
+}
+
+/// As [`lets_in`], where the source says nothing of who it is: he is let in if
+/// anybody is who has such an address.
+pub(super) fn lets_in_forged(
+    network: &PodNetwork,
+    transport: Transport,
+    from: IpAddr,
+    port: u16,
+) -> bool {
+    policy(network).is_none_or(|policy| policy.lets_in(transport, from, port))
 }
 
 /// All whom [`lets_in`] lets in, in order and without overlap; anybody if none.

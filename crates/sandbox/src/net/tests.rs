@@ -23,7 +23,7 @@ use rustix::net::SendFlags;
 use tokio::time::timeout;
 
 use super::{
-    Family, NetError, Options, Stack, UdpSocket,
+    Claim, Family, NetError, Options, Stack, UdpSocket,
     services::tests::{directory, port, write},
 };
 use crate::{
@@ -553,5 +553,94 @@ fn look_ups_go_to_the_nodes_servers_where_guests_may_not() {
         let socket =
             stack.bind_udp(stack.permit().unwrap(), Options::default(), datagrams).unwrap();
         assert_eq!(socket.try_send(b"x", Some(server)), Err(NetError::AccessDenied));
+    });
+}
+
+/// A guest's socket that hears a port of the node's, and that one.
+fn hears_the_node(stack: &Stack) -> (UdpSocket, SocketAddr, Claim) {
+    let node = Bare::bind("0.0.0.0:0").unwrap();
+    let port = node.local_addr().unwrap().port();
+    let claim = stack.hand(Vec::new(), vec![(5353, node)]).unwrap();
+    let (permit, own) = (stack.permit().unwrap(), "0.0.0.0:5353".parse().unwrap());
+    let guest = stack.bind_udp(permit, Options::default(), own).unwrap();
+    (guest, SocketAddr::new("10.77.9.9".parse().unwrap(), port), claim)
+}
+
+#[test]
+fn who_comes_by_the_nodes_port_from_where_no_pod_may_go_is_not_answered() {
+    on_a_network(async |_, stack| {
+        let range = Destinations { address: [10, 77, 6, 0].into(), prefix: 24, port: None };
+        let network = PodNetwork { refused: vec![range], ..(*stack.network()).clone() };
+        stack.set(network, None);
+        let (guest, node, _claim) = hears_the_node(&stack);
+        let mut buffer = [0; 8];
+        for (from, is_answered) in [("10.77.6.6", false), ("10.77.5.5", true)] {
+            let (client, from) = answerer(from);
+            client.send_to(b"who?", node).unwrap();
+            assert_eq!(guest.receive(&mut buffer).await.unwrap(), (4, from));
+            if is_answered {
+                guest.send(b"me", Some(from)).await.unwrap();
+                assert_eq!(client.recv_from(&mut buffer).unwrap(), (2, node));
+            } else {
+                let refused = guest.try_send(b"me", Some(from));
+                assert_eq!(refused, Err(NetError::AccessDenied));
+                assert_eq!(stack.0.counters.refused.report().destination, 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn who_may_have_forged_a_loopback_is_let_in_by_policies_alone() {
+    on_a_network(async |_, stack| {
+        // What comes from a loopback to an address of another link looks as if it had
+        // come by that link.
+        for words in [
+            "link add other type veth peer name end",
+            "addr add 192.0.2.9/24 dev other",
+            "link set other up",
+        ] {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let other = |port| SocketAddr::from(([192, 0, 2, 9], port));
+        let ingress = |peers: &[&str]| {
+            let peers = peers.iter().map(|ip| AddressRange::one(ip.parse().unwrap()));
+            let rule = PolicyRule { peers: Some(peers.collect()), ports: None };
+            Some(PodPolicy { ingress: Some(vec![rule]), ..PodPolicy::closed() })
+        };
+        for is_host in [false, true] {
+            let mut network = PodNetwork { is_host, ..(*stack.network()).clone() };
+            if is_host {
+                network.addresses = vec![other(0).ip()];
+            }
+            network.policy = ingress(&[]);
+            stack.set(network.clone(), None);
+            let (guest, node, _claim) = hears_the_node(&stack);
+            let (client, from) = answerer("127.0.0.2");
+            let mut buffer = [0; 8];
+            let mut ways = vec![node.port()];
+            // Its own socket, where it has that of the machine.
+            ways.extend(is_host.then_some(5353));
+            for port in ways {
+                let refused = || stack.0.counters.refused.report().policy;
+                let before = refused();
+                client.send_to(b"forged?", other(port)).unwrap();
+                let loopback = SocketAddr::from(([127, 0, 0, 1], node.port()));
+                client.send_to(b"node", loopback).unwrap();
+                assert_eq!(guest.receive(&mut buffer).await.unwrap(), (4, from));
+                // It may have been the second way in its turn.
+                while refused() == before {
+                    poll_fn(|context| guest.poll_receive_ready(context)).await;
+                    let nothing = guest.try_receive(&mut buffer);
+                    assert_eq!(nothing, Err(NetError::WouldBlock), "{is_host} {port}");
+                }
+                network.policy = ingress(&["127.0.0.2"]);
+                stack.set(network.clone(), None);
+                client.send_to(b"forged?", other(port)).unwrap();
+                assert_eq!(guest.receive(&mut buffer).await.unwrap(), (7, from));
+                network.policy = ingress(&[]);
+                stack.set(network.clone(), None);
+            }
+        }
     });
 }

@@ -25,8 +25,9 @@ use tokio::io::Interest;
 use super::{
     NetError, Permit, Stack,
     flows::Flows,
-    hosted::Ways,
+    hosted::{self, Ways},
     pace::{Flow, Turn},
+    parcel::Parcel,
     peers::Came,
     place::{self, Family, is_same},
     policy::{self, Answers, Asker, Begun, For},
@@ -238,7 +239,7 @@ impl UdpSocket {
     /// Something goes by a route: its answers are let in, if it was not one itself.
     fn goes_out(&self, route: Route) {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
-        if !self.may_begin(&network, route.real.ip())
+        if !self.may_begin(&network, route.real.ip(), false)
             && self.asker().may_begin(&network, learned, Transport::Udp, route)
         {
             self.answers.begin(route.real, Begun::Here);
@@ -247,21 +248,23 @@ impl UdpSocket {
 
     /// Whether the socket is not there for somebody, unless he answers it. The machine
     /// itself is no stranger wherever it is, nor is he to whom it is connected.
-    fn is_stranger(&self, from: IpAddr) -> bool {
-        !self.hears_all && self.remote.is_none() && !from.is_loopback()
+    fn is_stranger(&self, from: IpAddr, is_forged: bool) -> bool {
+        let is_machine = from.is_loopback() && !is_forged;
+        !self.hears_all && self.remote.is_none() && !is_machine
     }
 
-    /// Whether somebody may send here unasked.
-    fn may_begin(&self, network: &PodNetwork, from: IpAddr) -> bool {
-        !self.is_stranger(from)
-            && policy::lets_in(network, Transport::Udp, from, self.address.port())
+    /// Whether somebody may send here unasked, also if his address may be forged.
+    fn may_begin(&self, network: &PodNetwork, from: IpAddr, is_forged: bool) -> bool {
+        let lets_in = if is_forged { policy::lets_in_forged } else { policy::lets_in };
+        !self.is_stranger(from, is_forged)
+            && lets_in(network, Transport::Udp, from, self.address.port())
     }
 
-    /// Whether what comes from a real address is let in: by the policies, or as an
-    /// answer. It may be answered then.
-    fn lets_in(&self, real: SocketAddr) -> bool {
-        let network = self.stack.network();
-        if !self.may_begin(&network, real.ip()) {
+    /// Whether what came is let in: by the policies, or as an answer. It may be
+    /// answered then.
+    fn lets_in(&self, parcel: &Parcel) -> bool {
+        let (real, network) = (parcel.from, self.stack.network());
+        if !self.may_begin(&network, real.ip(), parcel.may_be_forged()) {
             return self.answers.goes_on(real, Begun::Here);
         }
         let learned = &self.stack.0.learned;
@@ -312,7 +315,9 @@ impl UdpSocket {
             (None, Some(to)) => to,
             (Some(_), Some(_)) | (None, None) => return Err(NetError::InvalidArgument),
         };
-        if let Some(came) = self.ways.to(place::canonical(to)) {
+        // Who is connected within the pod means that loopback and not the node's.
+        let by_way = if self.is_within() { None } else { self.ways.to(place::canonical(to)) };
+        if let Some(came) = by_way {
             return self.answer(came, bytes);
         }
         let mut led = self.led();
@@ -368,9 +373,11 @@ impl UdpSocket {
     }
 
     /// Sends one datagram back by the way that its peer came. As an answer it goes
-    /// where a pod may not begin to go: to the node's own loopback too.
+    /// where a pod may not begin to go: see [`place::may_answer`].
     fn answer(&self, came: Came, bytes: &[u8]) -> Result<(), NetError> {
         let (network, learned) = (self.stack.network(), &self.stack.0.learned);
+        place::may_answer(&network, came.from, came.to)
+            .map_err(|error| self.stack.told(error.into()))?;
         let route = Route { asked: came.from, real: came.from };
         if !self.asker().may_go(&network, learned, Transport::Udp, route) {
             self.stack.refused(self.asker().refused_by(&network, learned, route.asked));
@@ -404,25 +411,25 @@ impl UdpSocket {
                 }
             }
         }
-        if self.heard().is_none() && self.ways.is_empty() {
+        if self.is_within() || self.real.is_none() && self.ways.is_empty() {
             return Err(NetError::WouldBlock);
         }
         if self.received().may_move(&self.reading, 1) == 0 {
             return Err(NetError::WouldBlock);
         }
         for _ in 0..DISCARDS {
-            let (length, came) = self.arrived(buffer)?;
-            let real = came.from;
+            let (parcel, by) = self.arrived(buffer)?;
+            let Parcel { length, from: real, to, .. } = parcel;
             // Some may have come before it was connected.
             let Some(from) = self.sender(real) else { continue };
-            if self.lets_in(real) {
+            if self.lets_in(&parcel) {
                 if from == real {
-                    self.remember(came);
+                    self.remember(Came { from, by, to });
                 }
                 self.received().moved(&self.reading, length);
                 return Ok((length, from));
             }
-            if !self.is_stranger(real.ip()) {
+            if !self.is_stranger(real.ip(), parcel.may_be_forged()) {
                 self.stack.refused(Rule::Policy);
             }
         }
@@ -430,19 +437,16 @@ impl UdpSocket {
     }
 
     /// What has come from the network, by one way or another in turns.
-    fn arrived(&self, buffer: &mut [u8]) -> Result<(usize, Came), NetError> {
+    fn arrived(&self, buffer: &mut [u8]) -> Result<(Parcel, Option<usize>), NetError> {
         for way in self.ways.turns() {
-            let arrived = match (way, self.heard()) {
+            let arrived = match (way, &self.real) {
                 (Some(index), _) => self.ways.receive(index, buffer),
-                (None, Some(own)) => {
-                    let received = own.try_recv_from(buffer).map_err(NetError::from);
-                    received.map(|(length, from)| (length, Came { from, by: None, to: None }))
-                }
+                (None, Some(own)) => hosted::receive(own, buffer),
                 (None, None) => continue,
             };
             if arrived != Err(NetError::WouldBlock) {
                 self.ways.had_its_turn(way);
-                return arrived;
+                return arrived.map(|parcel| (parcel, way));
             }
         }
         Err(NetError::WouldBlock)
@@ -483,20 +487,30 @@ impl UdpSocket {
         }
     }
 
-    /// The system's socket, unless nothing that comes there is wanted.
-    fn heard(&self) -> Option<&tokio::net::UdpSocket> {
-        self.real.as_ref().filter(|_| !matches!(self.remote, Some(Remote::Private(_))))
+    /// Whether it is connected within the pod: nothing is wanted that comes from the
+    /// network, by whichever socket.
+    fn is_within(&self) -> bool {
+        matches!(self.remote, Some(Remote::Private(_)))
+    }
+
+    /// Ready when something may have come from the network.
+    fn poll_heard(&self, context: &mut Context<'_>) -> Poll<()> {
+        // What went wrong is found by whoever receives.
+        let own = self.real.as_ref().is_some_and(|real| real.poll_recv_ready(context).is_ready());
+        if self.ways.poll_receive(context).is_ready() || own {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Ready when something may have come.
     pub(crate) fn poll_receive_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         self.waiting[0].register(context.waker());
         let private = self.private.as_ref().map(|(_, mailbox)| mailbox.poll_ready(context));
-        // What went wrong is found by whoever receives.
-        let own = self.heard().is_some_and(|real| real.poll_recv_ready(context).is_ready());
-        let by_node = self.ways.poll_receive(context).is_ready();
+        let is_heard = !self.is_within() && self.poll_heard(context).is_ready();
         let is_turn = || self.received().poll_turn(&self.reading, context).is_ready();
-        if private.is_some_and(|ready| ready.is_ready()) || (own || by_node) && is_turn() {
+        if private.is_some_and(|ready| ready.is_ready()) || is_heard && is_turn() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -522,7 +536,7 @@ impl UdpSocket {
     /// known yet; to a neighbour on the loopback it would go at once.
     fn sends_freely(&self) -> bool {
         let has_network = self.real.is_some() || !self.ways.is_empty();
-        !has_network || matches!(self.remote, Some(Remote::Private(_)))
+        !has_network || self.is_within()
     }
 
     /// Whether something can be sent at once; if not,
@@ -667,5 +681,46 @@ mod tests {
         let to = SocketAddr::new(inside.ip(), socket.address().port());
         socket.stack.0.private.deliver(to, inside, b"wanted");
         assert_eq!(socket.receive(&mut [0; 8]).await.unwrap(), (6, inside));
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_within_the_pod_has_nothing_to_do_with_the_nodes_loopback() {
+        for is_handed in [false, true] {
+            let (mut socket, mut real) = bound().await;
+            let mut claim = None;
+            if is_handed {
+                let (stack, own) = (socket.stack.clone(), socket.address());
+                drop(socket);
+                let node = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                real = node.local_addr().unwrap();
+                claim = Some(stack.hand(Vec::new(), vec![(own.port(), node)]).unwrap());
+                let permit = stack.permit().unwrap();
+                socket = stack.bind_udp(permit, super::super::Options::default(), own).unwrap();
+            }
+            // Of one address, on two loopbacks.
+            let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            peer.set_nonblocking(true).unwrap();
+            let at = peer.local_addr().unwrap();
+            let mut buffer = [0; 8];
+            peer.send_to(b"node", real).unwrap();
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (4, at));
+            socket.connect(Some(at)).unwrap();
+            assert_eq!(socket.try_send(b"pod", None), Err(NetError::ConnectionRefused));
+            peer.send_to(b"node", real).unwrap();
+            // The runtime has heard of it by then.
+            poll_fn(|context| socket.poll_heard(context)).await;
+            let noop = &mut Context::from_waker(std::task::Waker::noop());
+            assert!(socket.poll_receive_ready(noop).is_pending(), "{is_handed}");
+            assert_eq!(socket.try_receive(&mut buffer), Err(NetError::WouldBlock));
+            let to = SocketAddr::new(at.ip(), socket.address().port());
+            assert!(socket.stack.0.private.deliver(to, at, b"pod"));
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (3, at));
+            let nothing = peer.recv_from(&mut buffer).unwrap_err();
+            assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+            // Once it is connected no more it hears both again.
+            socket.connect(None).unwrap();
+            assert_eq!(socket.receive(&mut buffer).await.unwrap(), (4, at));
+            drop(claim);
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::{
         handed::Which,
         hosted::Ways,
         pace::Turn,
+        parcel,
         place::{self, Binding, Family},
         policy::{Answers, For},
     },
@@ -52,8 +53,10 @@ impl Stack {
             place::datagrams(&network, address).inspect_err(|error| self.note(*error))?;
         let family = Family::of(address.ip());
         let ways = match Which::for_address(&network, address.ip()) {
-            Some(which) if address.port() != 0 => self.0.hosted.hear(address.port(), which)?,
-            Some(_) | None => Ways::default(),
+            Some(which) if address.port() != 0 => {
+                self.0.hosted.hear(address.port(), which, self.memory())?
+            }
+            Some(_) | None => Ways::new(self.memory()),
         };
         // Where the pod has the node's address what was bound there is its own.
         let is_stood_in = network.is_host && real.is_some_and(|own| ways.stand_in_at(own));
@@ -72,6 +75,10 @@ impl Stack {
             };
             if let Some(real) = &real {
                 options.apply(real, family)?;
+                if network.is_host {
+                    // Where it is bound others' links lead to it.
+                    parcel::tell_destinations(real, family)?;
+                }
                 port = real.local_addr()?.port();
             }
             let private = private.map(|ip| self.0.private.mailbox(SocketAddr::new(ip, port)));
