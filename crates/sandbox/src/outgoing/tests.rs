@@ -659,6 +659,44 @@ async fn what_a_server_has_surely_not_begun_with_is_sent_once_more() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_once_more_has_no_more_time() {
+    let second = Duration::from_secs(1);
+    // How long the server takes to connect the first time, and then to refuse.
+    for (connects, refuses, is_answered) in [(15, 0, false), (0, 15, true)] {
+        let stack = stack();
+        let (roots, tls) = trusted("web.test");
+        let served = Arc::new(AtomicUsize::new(0));
+        let server = Server::raw(&stack, move |stream: Stream| {
+            let (tls, is_first) = (tls.clone(), served.fetch_add(1, SeqCst) == 0);
+            async move {
+                sleep(second * if is_first { connects } else { 15 }).await;
+                // A client that has no time left goes away.
+                let Ok(stream) = tls.accept(stream).await else { return };
+                if is_first {
+                    sleep(second * refuses).await;
+                    says_of_the_first(stream, RST_STREAM, &[0, 0, 0, 7]).await;
+                } else {
+                    serve(stream).await;
+                }
+            }
+        });
+        let outgoing = Outgoing::trusting(&stack, roots);
+        let uri = format!("https://web.test:{}/", server.at.port());
+        let begun = Instant::now();
+        let options =
+            RequestOptions { connect_timeout: Some(second * 20), ..RequestOptions::default() };
+        let answer = outgoing.send(request(&uri), options, whose()).await.map(drop);
+        assert_eq!(server.connections.load(SeqCst), 2);
+        if is_answered {
+            assert!(answer.is_ok(), "a wait for an answer is none for a connection: {answer:?}");
+        } else {
+            assert!(matches!(answer, Err(HttpError::ConnectionTimeout)), "{answer:?}");
+            assert!(begun.elapsed() < second * 21, "{:?}", begun.elapsed());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_body_goes_along_if_nothing_of_it_was_sent() {
     for (is_ready, is_answered) in [(false, true), (true, false)] {
