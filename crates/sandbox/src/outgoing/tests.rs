@@ -386,6 +386,30 @@ async fn an_address_that_does_not_answer_keeps_nobody_from_another() {
     assert_eq!(stack.report().sockets, before + 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn addresses_that_are_tried_leave_sockets_to_others() {
+    let stack = small_stack(8);
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Swallows whoever comes; the other is there.
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let at = listener.address();
+    let _waits = stack.connect_tcp(stack.permit().unwrap(), Options::default(), at).await.unwrap();
+    let other = SocketAddr::new("127.0.0.2".parse().unwrap(), at.port());
+    let _server = Server::raw_at(other, &stack, serve);
+    let mut held = Vec::new();
+    while stack.report().sockets < 5 {
+        held.push(stack.permit().unwrap());
+    }
+    let uri = format!("http://two.test:{}/", at.port());
+    let mut asked = std::pin::pin!(ask(&outgoing, &uri));
+    let early = timeout(Duration::from_secs(10), asked.as_mut()).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(stack.report().sockets, 6, "a quarter is free");
+    drop(held);
+    assert_eq!(asked.await.unwrap(), format!("{:?} /", Version::HTTP_11));
+}
+
 #[tokio::test]
 async fn who_may_not_go_to_one_of_the_addresses_is_told_that() {
     let stack = stack();
