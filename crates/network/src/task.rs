@@ -42,7 +42,7 @@ use crate::{
     ensure::{Changes, EnsureError, ensure, node_addresses, withdraw},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
-    name_servers::NameServers,
+    name_servers::{KnownServers, NameServers},
     namespace::{Namespace, NamespaceError},
     netlink,
     notice::Notices,
@@ -221,7 +221,7 @@ pub fn open(
         ranges,
         peers,
         by_node,
-        name_servers,
+        name_servers: KnownServers::new(name_servers),
         decided: None,
         answers_at: BTreeSet::new(),
         seen_without: None,
@@ -249,7 +249,7 @@ pub struct NetworkTask {
     ranges: watch::Receiver<NodeRanges>,
     peers: PeerRoutes,
     by_node: bool,
-    name_servers: NameServers,
+    name_servers: KnownServers,
     /// The ranges that new pods are to get addresses of, if they are to get any.
     decided: Option<PodRanges>,
     /// All addresses that the machine had at the last look.
@@ -390,7 +390,7 @@ impl NetworkTask {
         // Before a pod gets its place: its rules are made of both.
         self.look_at_node_addresses(&plan).await;
         plan.refused = self.shared.refused();
-        plan.name_servers = self.name_servers.find().await;
+        plan.name_servers = self.name_servers.look().await.to_vec();
         match decision {
             Decision::Host(why) => self.show(NetworkState::Host { why }),
             Decision::Wait(why) => self.show(NetworkState::Waiting(why)),

@@ -88,7 +88,7 @@ struct Setup {
     peers: Option<Peers>,
     living: Option<File>,
     by_node: bool,
-    name_servers: Vec<IpAddr>,
+    name_servers: NameServers,
 }
 
 impl Default for Setup {
@@ -98,7 +98,7 @@ impl Default for Setup {
             peers: None,
             living: None,
             by_node: false,
-            name_servers: Vec::new(),
+            name_servers: NameServers::default(),
         }
     }
 }
@@ -204,7 +204,7 @@ fn opened(
         ranges,
         peers,
         by_node,
-        name_servers: NameServers { given: name_servers, resolv_conf: None },
+        name_servers,
     };
     open(config, prepared).unwrap()
 }

@@ -29,7 +29,10 @@ use wasmtime_wasi_http::{
     p2::bindings::http::types as p2, p3::bindings::http::types as p3,
 };
 
-use crate::state::{Budgeted, Charge, ComponentState, FIELDS, Usage};
+use crate::{
+    instead::replace,
+    state::{Budgeted, Charge, ComponentState, FIELDS, Usage},
+};
 
 /// Bytes that one value takes besides its own and its name's: its place in the map,
 /// of which half may be empty, and what counts it.
@@ -277,7 +280,7 @@ fn trap(why: &Refused) -> wasmtime::Error {
 /// How a version tells a guest.
 type Words<T, E> = fn(Result<T, Refused>) -> wasmtime::Result<(Result<T, E>,)>;
 
-/// Puts these in the place of wasmtime's, which must be there: of both versions.
+/// Puts these in the place of wasmtime's, of both versions.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     add(linker, TYPES_2, told_2, told_2)?;
     add(linker, TYPES_3, told_3, told_3)
@@ -294,31 +297,33 @@ where
     (Result<(), E>,): ComponentNamedList + Lower + 'static,
     E: 'static,
 {
-    linker.allow_shadowing(true);
-    let mut types = linker.instance(types)?;
-    types.func_wrap(
+    replace(
+        linker,
+        types,
         "[static]fields.from-list",
         move |mut store: Store<'_>, (entries,): (Vec<(String, Vec<u8>)>,)| {
             made(from_list(store.data_mut(), entries))
         },
     )?;
-    types.func_wrap(
+    replace(
+        linker,
+        types,
         "[method]fields.set",
         move |mut store: Store<'_>, (fields, name, values): (Fields, String, Vec<Vec<u8>>)| {
             done(set(store.data_mut(), &fields, name, values))
         },
     )?;
-    types.func_wrap(
+    replace(
+        linker,
+        types,
         "[method]fields.append",
         move |mut store: Store<'_>, (fields, name, value): (Fields, String, Vec<u8>)| {
             done(append(store.data_mut(), &fields, name, value))
         },
     )?;
-    types.func_wrap("[method]fields.clone", |mut store: Store<'_>, (fields,): (Fields,)| {
+    replace(linker, types, "[method]fields.clone", |mut store: Store<'_>, (fields,): (Fields,)| {
         Ok((clone(store.data_mut(), &fields).map_err(|error| trap(&error))?,))
-    })?;
-    linker.allow_shadowing(false);
-    Ok(())
+    })
 }
 
 #[cfg(test)]

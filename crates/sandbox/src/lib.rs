@@ -30,6 +30,7 @@ mod guests;
 mod heap;
 mod held;
 mod http;
+mod instead;
 mod log;
 mod net;
 mod news;

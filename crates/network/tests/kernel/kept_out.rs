@@ -31,9 +31,12 @@ fn who_is_among_the_pods_reaches_neither_metadata_nor_the_nodes_api() {
         {
             ip(&["address", "add", address, "dev", "lo"]);
         }
-        let setup =
-            Setup { name_servers: vec!["169.254.20.10".parse().unwrap()], ..Setup::default() };
-        let node = Node::set_up(Home::new(), &["10.244.1.0/24", "fd00:1::/64"], setup).await;
+        let home = Home::new();
+        let resolv_conf = home.path().join("resolv.conf");
+        fs::write(&resolv_conf, "nameserver 169.254.20.10\n").unwrap();
+        let name_servers = NameServers { resolv_conf: Some(resolv_conf.clone()), given: vec![] };
+        let setup = Setup { name_servers, ..Setup::default() };
+        let node = Node::set_up(home, &["10.244.1.0/24", "fd00:1::/64"], setup).await;
         let [four, six] = node.network.allocate(&PodUid::new("pod")).unwrap()[..] else {
             panic!("an address of each family")
         };
@@ -68,7 +71,9 @@ fn who_is_among_the_pods_reaches_neither_metadata_nor_the_nodes_api() {
         let at_link = SocketAddr::V6(SocketAddrV6::new(hop, 7000, 0, index));
         assert_eq!(datagram(six, at_link), Err(io::ErrorKind::PermissionDenied));
 
-        // Where the node answers later is refused too, and no longer than it does.
+        // Where the node answers later is refused too, and no longer than it does. While
+        // the file is written anew that names them, servers are what they were.
+        fs::write(&resolv_conf, "").unwrap();
         let refused = || inside.within(|| Ok(ip(&["route", "show", "table", "108"]))).unwrap();
         for (change, is_refused) in [("add", true), ("del", false)] {
             ip(&["address", change, "192.0.2.9/32", "dev", "lo"]);
@@ -78,5 +83,6 @@ fn who_is_among_the_pods_reaches_neither_metadata_nor_the_nodes_api() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+        assert_eq!(told(&inside, four, "169.254.20.10:53"), Ok(format!("node {four}")));
     });
 }

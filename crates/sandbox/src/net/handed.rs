@@ -75,6 +75,14 @@ impl Which {
         }
     }
 
+    /// Whether it does not matter where they are bound.
+    pub(super) fn is_anywhere(self) -> bool {
+        match self {
+            Self::All | Self::Of(_) => true,
+            Self::At(_) => false,
+        }
+    }
+
     /// Whether one that is bound there is among them.
     pub(super) fn has(self, local: SocketAddr) -> bool {
         match self {

@@ -296,17 +296,23 @@ impl Stack {
         })
     }
 
-    /// As [`permit`](Self::permit), where none is needed.
-    pub(crate) fn permit_if_free(&self) -> Option<Permit> {
-        self.try_permit().ok()
+    /// As [`permit`](Self::permit), for what is done well without: a quarter of the
+    /// pod's sockets is left to others.
+    pub(crate) fn permit_to_spare(&self) -> Option<Permit> {
+        self.permit_within(|most| most - most.div_ceil(4)).ok()
     }
 
     fn try_permit(&self) -> Result<Permit, NetError> {
+        self.permit_within(|most| most)
+    }
+
+    /// One of some of those that the pod may have.
+    fn permit_within(&self, some: impl Fn(u32) -> u32) -> Result<Permit, NetError> {
         let network = self.network();
         if network.addresses.is_empty() {
             return Err(NetError::AccessDenied);
         }
-        Permit::new(&self.0.counters, network.limits.sockets)
+        Permit::new(&self.0.counters, some(network.limits.sockets))
     }
 
     /// As [`permit`](Self::permit); where there are as many as there may be, a

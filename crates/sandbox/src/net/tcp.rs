@@ -9,7 +9,6 @@ use std::{
 };
 
 use krustlet_model::services::Transport;
-use krustlet_protocol::PodNetwork;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -104,13 +103,6 @@ fn bind_to(socket: TcpSocket, ip: IpAddr, port: u16) -> Result<TcpSocket, NetErr
     Ok(socket)
 }
 
-/// Whether what was handed over for a port stands for an address, wherever it is
-/// bound. A pod in the node's network means what it says: another address than the
-/// wildcard is that one.
-fn whole_port(network: &PodNetwork, ip: IpAddr) -> bool {
-    !network.shares_loopback || ip.is_unspecified()
-}
-
 impl Stack {
     /// Binds to an address as a guest names it; port 0 is any.
     ///
@@ -125,7 +117,8 @@ impl Stack {
         for _ in 0..TRIES {
             // In host mode the agent binds what a container declares: what it has
             // bound for a port stands for the pod's own.
-            let for_port = network.is_host && whole_port(&network, address.ip());
+            let which = Which::for_address(&network, address.ip());
+            let for_port = network.is_host && which.is_some_and(Which::is_anywhere);
             let handed = |ip| self.0.handed.has(SocketAddr::new(ip, address.port()), for_port);
             let bound = self.bind_both(real.filter(|ip| !handed(*ip)), private, address)?;
             match bound {

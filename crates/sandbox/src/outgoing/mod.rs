@@ -165,6 +165,15 @@ struct Connecting {
     stage: watch::Sender<Stage>,
 }
 
+/// What is left of the times that a guest set, for both attempts together.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// To have a connection.
+    connect: Duration,
+    /// To have an answer then.
+    first: Duration,
+}
+
 /// What a request waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
@@ -282,23 +291,21 @@ impl Outgoing {
         let caller = timeout(connect, self.caller(request.uri(), whose)).await;
         let caller = caller.map_err(|_| HttpError::ConnectionTimeout)?;
         let caller = caller.ok_or(HttpError::ConfigurationError)?;
-        let connect = connect.saturating_sub(begun.elapsed());
+        let mut times = Times { connect: connect.saturating_sub(begun.elapsed()), first };
         let server = request.uri().authority().cloned();
         let under_way = Arc::new(UnderWay::new(permit));
         // So that the client sees first which connections have been closed: not every
         // request that was written to one of these may be sent again.
         yield_now().await;
         let (lent, again) = again::lend(request);
-        let begun = Instant::now();
-        let mut answer = caller.attempt(lent, &under_way, connect, first).await;
+        let mut answer = caller.attempt(lent, &under_way, &mut times).await;
         if let Some(Err(failure)) = &answer
             && let Some(lost) = error::loss(failure)
             && let Some(request) = again.after(lost, under_way.was_kept())
         {
             // What is kept may be as dead as the one that was lost.
             let caller = Caller::new(caller.stack, caller.roots, caller.usage);
-            let first = first.saturating_sub(begun.elapsed());
-            answer = caller.attempt(request, &under_way, connect, first).await;
+            answer = caller.attempt(request, &under_way, &mut times).await;
         }
         let answer = answer.ok_or(HttpError::ConnectionReadTimeout)?;
         let mut answer = answer.map_err(|failure| {
@@ -336,18 +343,19 @@ impl Caller {
         Self { stack, roots, usage, client }
     }
 
-    /// Sends a request once. None if it takes longer than `connect` to have a
-    /// connection and `first` to have an answer then.
+    /// Sends a request once, and takes what passes from its times. None if they end
+    /// before there is an answer.
     async fn attempt(
         &self,
         request: Request<WasiBody>,
         under_way: &Arc<UnderWay>,
-        connect: Duration,
-        first: Duration,
+        times: &mut Times,
     ) -> Option<Result<Response<Incoming>, legacy::Error>> {
+        let Times { connect, first } = *times;
+        let begun = Instant::now();
         let mut request = request.map(|body| Held::new(body, Arc::clone(under_way)).boxed_unsync());
         let connection = capture_connection(&mut request);
-        let stage = watch::Sender::new(Stage::Answer(Instant::now()));
+        let stage = watch::Sender::new(Stage::Answer(begun));
         let mut told = stage.subscribe();
         let connecting = Connecting { time: connect, stage };
         let mut sent = pin!(CONNECTING.scope(connecting, self.client.request(request)));
@@ -365,7 +373,15 @@ impl Caller {
             };
             tokio::select! {
                 biased;
-                answer = sent.as_mut() => return Some(answer),
+                answer = sent.as_mut() => {
+                    let connected = match *told.borrow() {
+                        Stage::Connection(_) => Instant::now(),
+                        Stage::Answer(since) => since,
+                    };
+                    times.connect = connect.saturating_sub(connected - begun);
+                    times.first = first.saturating_sub(connected.elapsed());
+                    return Some(answer);
+                }
                 Ok(()) = told.changed() => {}
                 () = sleep_until(end) => return None,
             }

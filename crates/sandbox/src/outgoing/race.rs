@@ -22,7 +22,8 @@ use crate::net::{Connection, NetError, Options, Stack};
 /// How long one may take before another is tried (RFC 8305, 5).
 const MOMENT: Duration = Duration::from_millis(250);
 
-/// Those that are tried at once. Each is a socket of the pod.
+/// Those that are tried at once. Each is a socket of the pod, all but the first of
+/// such as it can spare.
 const AT_ONCE: usize = 8;
 
 /// The families in turn, that of the first address first; within one as they come
@@ -63,7 +64,7 @@ pub(super) async fn first_of(
                 Some(stack.permit_or_room().await?)
             } else {
                 // Without a socket it has to wait for those who have one.
-                stack.permit_if_free()
+                stack.permit_to_spare()
             };
             if let Some(permit) = permit {
                 let to = SocketAddr::new(*address, port);

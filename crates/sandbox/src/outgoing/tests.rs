@@ -386,6 +386,30 @@ async fn an_address_that_does_not_answer_keeps_nobody_from_another() {
     assert_eq!(stack.report().sockets, before + 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn addresses_that_are_tried_leave_sockets_to_others() {
+    let stack = small_stack(8);
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    // Swallows whoever comes; the other is there.
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let at = listener.address();
+    let _waits = stack.connect_tcp(stack.permit().unwrap(), Options::default(), at).await.unwrap();
+    let other = SocketAddr::new("127.0.0.2".parse().unwrap(), at.port());
+    let _server = Server::raw_at(other, &stack, serve);
+    let mut held = Vec::new();
+    while stack.report().sockets < 5 {
+        held.push(stack.permit().unwrap());
+    }
+    let uri = format!("http://two.test:{}/", at.port());
+    let mut asked = std::pin::pin!(ask(&outgoing, &uri));
+    let early = timeout(Duration::from_secs(10), asked.as_mut()).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(stack.report().sockets, 6, "a quarter is free");
+    drop(held);
+    assert_eq!(asked.await.unwrap(), format!("{:?} /", Version::HTTP_11));
+}
+
 #[tokio::test]
 async fn who_may_not_go_to_one_of_the_addresses_is_told_that() {
     let stack = stack();
@@ -655,6 +679,44 @@ async fn what_a_server_has_surely_not_begun_with_is_sent_once_more() {
             while outgoing.permits.available_permits() < REQUESTS {
                 yield_now().await;
             }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_once_more_has_no_more_time() {
+    let second = Duration::from_secs(1);
+    // How long the server takes to connect the first time, and then to refuse.
+    for (connects, refuses, is_answered) in [(15, 0, false), (0, 15, true)] {
+        let stack = stack();
+        let (roots, tls) = trusted("web.test");
+        let served = Arc::new(AtomicUsize::new(0));
+        let server = Server::raw(&stack, move |stream: Stream| {
+            let (tls, is_first) = (tls.clone(), served.fetch_add(1, SeqCst) == 0);
+            async move {
+                sleep(second * if is_first { connects } else { 15 }).await;
+                // A client that has no time left goes away.
+                let Ok(stream) = tls.accept(stream).await else { return };
+                if is_first {
+                    sleep(second * refuses).await;
+                    says_of_the_first(stream, RST_STREAM, &[0, 0, 0, 7]).await;
+                } else {
+                    serve(stream).await;
+                }
+            }
+        });
+        let outgoing = Outgoing::trusting(&stack, roots);
+        let uri = format!("https://web.test:{}/", server.at.port());
+        let begun = Instant::now();
+        let options =
+            RequestOptions { connect_timeout: Some(second * 20), ..RequestOptions::default() };
+        let answer = outgoing.send(request(&uri), options, whose()).await.map(drop);
+        assert_eq!(server.connections.load(SeqCst), 2);
+        if is_answered {
+            assert!(answer.is_ok(), "a wait for an answer is none for a connection: {answer:?}");
+        } else {
+            assert!(matches!(answer, Err(HttpError::ConnectionTimeout)), "{answer:?}");
+            assert!(begun.elapsed() < second * 21, "{:?}", begun.elapsed());
         }
     }
 }

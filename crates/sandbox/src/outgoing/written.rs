@@ -23,6 +23,7 @@ use wasmtime_wasi_http::{
 
 use crate::{
     held::Held,
+    instead::replace,
     state::{Budgeted, Charge, ComponentState},
 };
 
@@ -42,25 +43,25 @@ const TYPES: &str = "wasi:http/types@0.2.12";
 /// What a guest is given for a body: none if it has one already, or may have none.
 type Given = Result<Resource<HostOutgoingBody>, ()>;
 
-/// Puts these in the place of wasmtime's, which must be there.
+/// Puts these in the place of wasmtime's.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> wasmtime::Result<()> {
     type Store<'a> = StoreContextMut<'a, ComponentState>;
-    linker.allow_shadowing(true);
-    let mut types = linker.instance(TYPES)?;
-    types.func_wrap(
+    replace(
+        linker,
+        TYPES,
         "[method]outgoing-request.body",
         |mut store: Store<'_>, (request,): (Resource<HostOutgoingRequest>,)| {
             Ok((of_request(store.data_mut(), request)?,))
         },
     )?;
-    types.func_wrap(
+    replace(
+        linker,
+        TYPES,
         "[method]outgoing-response.body",
         |mut store: Store<'_>, (response,): (Resource<HostOutgoingResponse>,)| {
             Ok((of_response(store.data_mut(), response)?,))
         },
-    )?;
-    linker.allow_shadowing(false);
-    Ok(())
+    )
 }
 
 fn of_request(

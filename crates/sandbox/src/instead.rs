@@ -1,0 +1,61 @@
+//! Functions in the place of wasmtime's own.
+//!
+//! A linker that allows shadowing takes any name. If wasmtime had its function by
+//! another one, guests would be given that, and ours by nobody's notice never called.
+
+use wasmtime::{
+    StoreContextMut,
+    component::{ComponentNamedList, Lift, Linker, Lower},
+    ensure,
+};
+
+use crate::state::ComponentState;
+
+/// Puts a function in the place of one of the same name.
+///
+/// # Errors
+///
+/// If there is none.
+pub(crate) fn replace<Params, Return>(
+    linker: &mut Linker<ComponentState>,
+    instance: &str,
+    name: &str,
+    function: impl Fn(StoreContextMut<'_, ComponentState>, Params) -> wasmtime::Result<Return>
+    + Copy
+    + Send
+    + Sync
+    + 'static,
+) -> wasmtime::Result<()>
+where
+    Params: ComponentNamedList + Lift + 'static,
+    Return: ComponentNamedList + Lower + 'static,
+{
+    // A name that is there can be given a second time only as a shadow.
+    let is_there = linker.instance(instance)?.func_wrap(name, function).is_err();
+    ensure!(is_there, "wasmtime has no `{name}` in `{instance}` to be replaced");
+    linker.allow_shadowing(true);
+    let replaced = linker.instance(instance)?.func_wrap(name, function);
+    linker.allow_shadowing(false);
+    replaced
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::Engine;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_there_is_replaced() {
+        let mut linker = Linker::new(&Engine::default());
+        linker.instance("a:b/c@0.2.1").unwrap().func_wrap("one", |_, (): ()| Ok((0_u32,))).unwrap();
+        let mut ours = |instance: &str, name: &str| {
+            replace(&mut linker, instance, name, |_, (): ()| Ok((1_u32,)))
+        };
+        for _ in 0..2 {
+            ours("a:b/c@0.2.1", "one").unwrap();
+        }
+        assert!(ours("a:b/c@0.2.1", "two").is_err());
+        assert!(ours("a:b/c@0.2.0", "one").is_err(), "it is there by another version only");
+    }
+}
