@@ -69,10 +69,6 @@ pub enum ZygoteRequest {
         gid: u32,
         /// Supplementary groups.
         groups: Vec<u32>,
-        /// Whether its listeners may have packet filters, which policies make use
-        /// of.
-        #[serde(default)]
-        has_policies: bool,
     },
     /// Asks what lives.
     List,

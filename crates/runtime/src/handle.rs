@@ -40,15 +40,12 @@ pub struct RuntimeConfig {
     /// The directory of Services that pods are led to, which exists; none if
     /// they are not led by their sandboxes.
     pub services: Option<PathBuf>,
-    /// Whether NetworkPolicies are enforced: then sandboxes may put packet filters
-    /// on what their pods listen on.
-    pub has_policies: bool,
 }
 
 impl RuntimeConfig {
     /// The usual: detached mounts, five log files for each container (kubelet's
-    /// `containerLogMaxFiles`), all pods in the node's network, and neither Services
-    /// nor policies.
+    /// `containerLogMaxFiles`), all pods in the node's network, and nobody led to
+    /// Services.
     #[must_use]
     pub fn new(state: PathBuf, zygote: Vec<OsString>) -> Self {
         Self {
@@ -58,7 +55,6 @@ impl RuntimeConfig {
             log_files: 5,
             pod_namespace: None,
             services: None,
-            has_policies: false,
         }
     }
 }
@@ -201,15 +197,8 @@ pub(crate) enum Command {
 pub async fn open(
     config: RuntimeConfig,
 ) -> Result<(Runtime, RuntimeTask, Vec<Adopted>), OpenError> {
-    let RuntimeConfig {
-        state: root,
-        zygote,
-        handover,
-        log_files,
-        pod_namespace,
-        services,
-        has_policies,
-    } = config;
+    let RuntimeConfig { state: root, zygote, handover, log_files, pod_namespace, services } =
+        config;
     let path = root.clone();
     let failed = |source| OpenError::State { path, source };
     let prepared = blocking(move || {
@@ -228,8 +217,7 @@ pub async fn open(
     let pods = pod_namespace.map(|path| nursery(Some(path))).transpose()?;
     // Once: a thousand sandboxes are handed the same mount.
     let services = services.map(|path| mounts::open(&path, Use::Read, handover)).transpose()?;
-    let common =
-        Common { state, handover, log_files, services: services.map(Arc::new), has_policies };
+    let common = Common { state, handover, log_files, services: services.map(Arc::new) };
     let (commands, requests) = mpsc::channel(QUEUE);
     let (task, adopted) = RuntimeTask::open(common, (node, pods), requests, lock).await?;
     let healthy = task.healthy();

@@ -71,8 +71,6 @@ pub(crate) struct Common {
     pub(crate) log_files: usize,
     /// The directory of Services, if pods are led to them.
     pub(crate) services: Option<Arc<OwnedFd>>,
-    /// Whether policies are enforced here.
-    pub(crate) has_policies: bool,
 }
 
 /// A sandbox process, living or dead.

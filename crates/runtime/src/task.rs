@@ -125,7 +125,7 @@ impl RuntimeTask {
         let (node_keeper, node) = keeper(node, of_node);
         let (pods_keeper, pods) = pods.map(|nursery| keeper(nursery, of_pods)).unzip();
         let keepers = std::iter::once(node_keeper).chain(pods_keeper).collect();
-        let zygotes = Zygotes { node, pods, has_policies: common.has_policies };
+        let zygotes = Zygotes { node, pods };
         let mut task = Self {
             common,
             requests,

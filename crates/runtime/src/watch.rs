@@ -535,7 +535,6 @@ mod tests {
             handover: Handover::Plain,
             log_files: 5,
             services: None,
-            has_policies: false,
         };
         let record = SandboxRecord {
             pid: 1,

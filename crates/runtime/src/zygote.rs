@@ -385,8 +385,6 @@ pub(crate) struct Zygotes {
     pub(crate) node: Line,
     /// None if there is no namespace for pods.
     pub(crate) pods: Option<Line>,
-    /// Whether policies are enforced here.
-    pub(crate) has_policies: bool,
 }
 
 /// The way to the zygote of one namespace.
@@ -425,8 +423,7 @@ impl Zygotes {
         };
         let caller = caller.ok_or(RuntimeError::NoZygote { limit: WAIT_LIMIT })?;
         let PodUser { uid, gid, groups } = who.user.clone();
-        let has_policies = self.has_policies;
-        let request = ZygoteRequest::RunSandbox { id, uid, gid, groups, has_policies };
+        let request = ZygoteRequest::RunSandbox { id, uid, gid, groups };
         let given = vec![(DescriptorName::Control, control), (DescriptorName::Status, status)];
         let mut answer = caller
             .call(request, given, ANSWER_LIMIT)

@@ -39,8 +39,6 @@ pub(crate) struct Birth {
     pub(crate) groups: Vec<u32>,
     /// What the zygote could put around it.
     pub(crate) walls: Walls,
-    /// Whether its listeners may have packet filters.
-    pub(crate) has_policies: bool,
     /// A bound socket, to listen on.
     pub(crate) control: OwnedFd,
     /// Gets a line for each ended container.
@@ -101,5 +99,5 @@ fn lock(filters: &Filters, nothing: BorrowedFd<'_>, birth: &Birth) -> Result<(),
     room::drop_rights().map_err(LockError::Rights)?;
     // Whose terminal or log that is may be gone long before this process is.
     zygote::redirect(libc::STDERR_FILENO, &nothing).map_err(LockError::Streams)?;
-    Ok(filters.lock_sandbox(birth.has_policies)?)
+    Ok(filters.lock_sandbox()?)
 }

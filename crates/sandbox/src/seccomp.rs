@@ -13,8 +13,7 @@
 //! calls (`clone3` to `clone`).
 //!
 //! A sandbox makes TCP and UDP sockets for its guests, with the few options that
-//! guests may set; on a node that enforces NetworkPolicies with a packet filter too
-//! (`net/filter.rs`). To which addresses they are bound and connected is not seen
+//! guests may set. To which addresses they are bound and connected is not seen
 //! here: that is the stack's ([`net`](crate::net)), and the namespace's. Beyond
 //! these there is the pair of streams by which tokio hears of signals, joined to
 //! each other and to nothing else.
@@ -40,8 +39,6 @@ pub(crate) struct Filters {
     forbidden: BpfProgram,
     allowed: BpfProgram,
     sandbox: Rules,
-    /// The same where policies are enforced.
-    with_policies: Rules,
 }
 
 /// Why there are no filters.
@@ -64,8 +61,7 @@ impl Filters {
                 Action::KillProcess,
             )?,
             allowed: program(plain(allowed), missing(), Action::Allow)?,
-            sandbox: refused_in_sandboxes(false)?,
-            with_policies: refused_in_sandboxes(true)?,
+            sandbox: refused_in_sandboxes()?,
         })
     }
 
@@ -77,20 +73,14 @@ impl Filters {
     }
 
     /// Installs the third, in the sandbox itself. Threads made later inherit it.
-    pub(crate) fn lock_sandbox(&self, has_policies: bool) -> Result<(), FilterError> {
-        let filter = self.sandbox_of(std::process::id(), has_policies)?;
-        Ok(seccompiler::apply_filter(&filter)?)
+    pub(crate) fn lock_sandbox(&self) -> Result<(), FilterError> {
+        Ok(seccompiler::apply_filter(&self.sandbox_of(std::process::id())?)?)
     }
 
     /// The third, for the process with this id. To abort is to send oneself a
     /// signal; another process of the same user gets none.
-    fn sandbox_of(
-        &self,
-        process: u32,
-        has_policies: bool,
-    ) -> Result<BpfProgram, seccompiler::BackendError> {
-        let rules = if has_policies { &self.with_policies } else { &self.sandbox };
-        let mut rules = rules.clone();
+    fn sandbox_of(&self, process: u32) -> Result<BpfProgram, seccompiler::BackendError> {
+        let mut rules = self.sandbox.clone();
         rules.insert(libc::SYS_tgkill, vec![rule(&[(0, Op::Ne, process.cast_signed())])?]);
         program(rules, Action::Allow, missing())
     }
@@ -126,7 +116,7 @@ fn rule(conditions: &[(u8, Op, i32)]) -> Result<Rule, seccompiler::BackendError>
 }
 
 /// What the third filter refuses; an empty list of rules means always.
-fn refused_in_sandboxes(has_policies: bool) -> Result<Rules, seccompiler::BackendError> {
+fn refused_in_sandboxes() -> Result<Rules, seccompiler::BackendError> {
     let masked = |bits: i32| Op::MaskedEq(u64::from(bits.cast_unsigned()));
     let mut rules = plain(ONLY_ZYGOTE.iter());
 
@@ -141,7 +131,7 @@ fn refused_in_sandboxes(has_policies: bool) -> Result<Rules, seccompiler::Backen
     rules.insert(libc::SYS_prctl, vec![rule(&[(0, Op::Ne, libc::PR_SET_NAME)])?]);
 
     rules.insert(libc::SYS_socket, other_sockets()?);
-    rules.insert(libc::SYS_setsockopt, other_options(has_policies)?);
+    rules.insert(libc::SYS_setsockopt, other_options()?);
     // tokio's runtime makes a pair of streams for signals. Datagrams could be
     // sent to others than the peer. The kind, 1 for a stream, is the low four
     // bits; above them are flags.
@@ -178,14 +168,13 @@ fn other_sockets() -> Result<Vec<Rule>, seccompiler::BackendError> {
     Ok(rules)
 }
 
-/// All options but those that the stack sets: no device, no mark, no address that
-/// is not there, no group; no packet filter but for policies.
-fn other_options(has_policies: bool) -> Result<Vec<Rule>, seccompiler::BackendError> {
+/// All options but those that the stack sets: no filter, no device, no mark, no
+/// address that is not there, no group.
+fn other_options() -> Result<Vec<Rule>, seccompiler::BackendError> {
     let mut rules = vec![rule(&OPTIONS.map(|(level, _)| (1, Op::Ne, level)))?];
     for (level, options) in OPTIONS {
-        let more = if has_policies && level == libc::SOL_SOCKET { FILTERS } else { &[] };
         let mut others = vec![(1, Op::Eq, level)];
-        others.extend(options.iter().chain(more).map(|option| (2, Op::Ne, *option)));
+        others.extend(options.iter().map(|option| (2, Op::Ne, *option)));
         rules.push(rule(&others)?);
     }
     Ok(rules)
@@ -201,9 +190,6 @@ const OPTIONS: [(i32, &[i32]); 4] = [
     (libc::IPPROTO_IP, &[libc::IP_TTL, libc::IP_BIND_ADDRESS_NO_PORT, libc::IP_PKTINFO]),
     (libc::IPPROTO_IPV6, &[libc::IPV6_V6ONLY, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVPKTINFO]),
 ];
-
-/// What a node that enforces policies has beyond these.
-const FILTERS: &[i32] = &[libc::SO_ATTACH_FILTER, libc::SO_DETACH_FILTER];
 
 /// What only an exploit would call.
 const FORBIDDEN: &[i64] = &[
@@ -453,9 +439,7 @@ mod tests {
     fn the_filters_compile_for_this_machine() {
         let filters = Filters::new().unwrap();
         // A filter's length is 16 bits, and its cost is paid in each sandbox.
-        for has_policies in [false, true] {
-            let sandbox = filters.sandbox_of(std::process::id(), has_policies).unwrap();
-            assert!(sandbox.len() < 400, "{} instructions", sandbox.len());
-        }
+        let sandbox = filters.sandbox_of(std::process::id()).unwrap();
+        assert!(sandbox.len() < 400, "{} instructions", sandbox.len());
     }
 }

@@ -257,7 +257,7 @@ impl Zygote {
         fds: Vec<OwnedFd>,
     ) -> Result<(ZygoteReply, Option<OwnedFd>), Failure> {
         match frame.body {
-            ZygoteRequest::RunSandbox { id, uid, gid, groups, has_policies } => {
+            ZygoteRequest::RunSandbox { id, uid, gid, groups } => {
                 if self.retiring {
                     return Err(Failure::Failed { message: "this zygote retires".into() });
                 }
@@ -275,8 +275,7 @@ impl Zygote {
                     let why = "a sandbox may not have the zygote's user".into();
                     return Err(Failure::Malformed { why });
                 }
-                let walls = self.walls;
-                let birth = Birth { uid, gid, groups, walls, has_policies, control, status };
+                let birth = Birth { uid, gid, groups, walls: self.walls, control, status };
                 let (pid, pidfd) = self.fork(id, birth).map_err(|error| Failure::Failed {
                     message: format!("cannot fork a sandbox: {error}"),
                 })?;

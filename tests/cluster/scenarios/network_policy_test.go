@@ -1,11 +1,8 @@
 package scenarios
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -68,28 +65,12 @@ func block(cidr string) networkingv1.NetworkPolicyPeer {
 	return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}}
 }
 
-// answerTime is as long as is long enough to be answered: one who is not let in is not
-// told of it.
-const answerTime = time.Second
-
-// connects is why no connection is made, though nothing is asked for on it.
-func connects(t *testing.T, from bed.Place, address string, port int) error {
-	t.Helper()
-	within, cancel := context.WithTimeout(t.Context(), answerTime)
-	defer cancel()
-	conn, err := from.Dial(within, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
-	if err == nil {
-		conn.Close()
-	}
-	return err
-}
-
-// waitRefuses waits until nobody who connects from there is taken.
+// waitRefuses waits until an HTTP server does not answer who asks from there.
 func waitRefuses(t *testing.T, b *bed.Bed, from bed.Place, address string, port int) {
 	t.Helper()
 	b.WaitFor(t, fmt.Sprintf("%s port %d refuses", address, port), limit, func() error {
-		if err := connects(t, from, address, port); err == nil {
-			return fmt.Errorf("it is connected to")
+		if err := from.Get(t.Context(), address, port); err == nil {
+			return fmt.Errorf("it answers")
 		}
 		return nil
 	})
@@ -240,7 +221,7 @@ func TestPoliciesOutliveTheAgent(t *testing.T) {
 
 	check := func(when string) {
 		t.Helper()
-		if err := connects(t, stranger, address, webPort); err == nil {
+		if err := stranger.Get(t.Context(), address, webPort); err == nil {
 			t.Errorf("%s the stranger is let in", when)
 		}
 		if err := friend.Get(t.Context(), address, webPort); err != nil {

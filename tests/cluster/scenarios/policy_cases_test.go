@@ -1,7 +1,6 @@
 package scenarios
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -272,9 +271,7 @@ func (s *stage) open(t *testing.T) {
 		return err
 	}
 	open := func() (net.Conn, error) {
-		within, cancel := context.WithTimeout(t.Context(), answerTime)
-		defer cancel()
-		conn, err := from.Dial(within, "tcp", to)
+		conn, err := from.Dial(t.Context(), "tcp", to)
 		if err == nil {
 			t.Cleanup(func() { conn.Close() })
 			err = says(conn, "first")
@@ -304,11 +301,12 @@ func (s *stage) address(name string) string { return s.pods[name].Status.PodIP }
 
 // reach is whether a pod is answered where it asks.
 func (s *stage) reach(t *testing.T, from string, url string) bool {
-	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, answerTime)
+	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, 10*time.Second)
 	return err == nil && strings.HasPrefix(said, "Hello")
 }
 
-// echoes is whether a datagram of a pod comes back.
+// echoes is whether a datagram of a pod comes back. One that does not come in is not
+// told of: it is waited for as long as is long enough.
 func (s *stage) echoes(t *testing.T, from string) bool {
 	to := net.JoinHostPort(s.address("datagrams"), strconv.Itoa(webPort))
 	conn, err := s.node.As(bed.PodAddress(t, s.pods[from])).Dial(t.Context(), "udp", to)
@@ -318,7 +316,7 @@ func (s *stage) echoes(t *testing.T, from string) bool {
 	}
 	defer conn.Close()
 	_, err = conn.Write([]byte("x"))
-	err = errors.Join(err, conn.SetDeadline(time.Now().Add(answerTime)))
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(300*time.Millisecond)))
 	if err == nil {
 		_, err = conn.Read(make([]byte, 16))
 	}

@@ -52,8 +52,6 @@ pub(crate) struct CoreConfig {
     pub(crate) pod_network: Mode,
     /// The directory of Services, if pods are led to them by their sandboxes.
     pub(crate) services: Option<PathBuf>,
-    /// Whether NetworkPolicies are enforced.
-    pub(crate) network_policy: bool,
     /// How registries are reached.
     pub(crate) registries: RegistryRules,
     /// Images pulled at once.
@@ -76,7 +74,6 @@ impl Core {
             lock,
             pod_network,
             services,
-            network_policy,
             registries,
             parallel_pulls,
             verification,
@@ -91,7 +88,6 @@ impl Core {
         let mut zygote = RuntimeConfig::new(root.runtime(), own_command("zygote"));
         zygote.log_files = log_files;
         zygote.services = services;
-        zygote.has_policies = network_policy;
         zygote.pod_namespace = prepared.namespace().map(|namespace| namespace.path().to_owned());
         if !rustix::process::geteuid().is_root() {
             tracing::warn!(

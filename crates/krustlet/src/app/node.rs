@@ -75,7 +75,6 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         lock,
         pod_network: settings.pod_network,
         services: services.as_ref().map(|_| root.services()),
-        network_policy: settings.network_policy,
         registries: registries::rules(args.registry.registry_config.as_deref())?,
         parallel_pulls: settings.parallel_pulls,
         verification: settings.verification.clone(),

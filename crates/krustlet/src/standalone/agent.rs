@@ -81,7 +81,6 @@ impl Agent {
             lock,
             pod_network,
             services: None,
-            network_policy: false,
             registries,
             parallel_pulls: PARALLEL_PULLS,
             verification: VerificationPolicy::default(),

@@ -63,13 +63,7 @@ async fn descriptors_go_and_come_with_their_names() {
         send_frame(theirs.as_fd(), &back, &[packet.fds[1].as_fd()]).unwrap();
     });
     let file = |text: &str| crate::socket::memfd(text.as_bytes()).unwrap();
-    let request = ZygoteRequest::RunSandbox {
-        id: "a".into(),
-        uid: 1,
-        gid: 1,
-        groups: vec![],
-        has_policies: true,
-    };
+    let request = ZygoteRequest::RunSandbox { id: "a".into(), uid: 1, gid: 1, groups: vec![] };
     let given =
         vec![(DescriptorName::Control, file("control")), (DescriptorName::Status, file("status"))];
     let (answer, news) = tokio::join!(caller.call(request, given, LIMIT), incoming.next());

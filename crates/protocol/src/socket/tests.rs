@@ -201,10 +201,8 @@ fn stats() -> impl Strategy<Value = StatsReport> {
 
 fn zygote_request() -> impl Strategy<Value = ZygoteRequest> {
     prop_oneof![
-        (any::<String>(), any::<[u32; 2]>(), any::<Vec<u32>>(), any::<bool>()).prop_map(
-            |(id, [uid, gid], groups, has_policies)| {
-                ZygoteRequest::RunSandbox { id, uid, gid, groups, has_policies }
-            }
+        (any::<String>(), any::<[u32; 2]>(), any::<Vec<u32>>()).prop_map(
+            |(id, [uid, gid], groups)| { ZygoteRequest::RunSandbox { id, uid, gid, groups } }
         ),
         Just(ZygoteRequest::List),
         Just(ZygoteRequest::Retire),

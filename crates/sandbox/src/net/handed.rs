@@ -8,7 +8,6 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener as Bound},
-    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
 };
@@ -219,11 +218,6 @@ impl Listening {
     /// Where it is bound.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.listener.as_ref()?.local_addr().ok()
-    }
-
-    /// The system's socket; none once it is dropped.
-    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.listener.as_ref().map(AsFd::as_fd)
     }
 
     /// The container's port that it is for.

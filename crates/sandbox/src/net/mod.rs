@@ -8,8 +8,7 @@
 //!      Stack ── place.rs: whose address is it, may one go there ──▶ refused
 //!        │      route.rs, services.rs, flows.rs: where a Service's address leads
 //!        │      policy.rs: does the cluster, and the pod itself, let it through ──▶ refused
-//!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address;
-//!        │      filter.rs: whose packets reach those that listen
+//!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs, hosted.rs: what the agent bound for a container's port
 //!      pace.rs: how fast, over all sockets of the system
@@ -21,7 +20,6 @@
 
 mod connection;
 mod error;
-mod filter;
 mod flows;
 mod handed;
 mod hosted;
@@ -56,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use krustlet_model::{policy::PodPolicy, services::Transport};
+use krustlet_model::policy::PodPolicy;
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
 use tokio::{
@@ -79,7 +77,6 @@ pub(crate) use self::{
     udp::{LONGEST as LONGEST_DATAGRAM, UdpSocket},
 };
 use self::{
-    filter::Filters,
     handed::Handed,
     hosted::Hosted,
     idle::Idle,
@@ -104,7 +101,6 @@ struct Shared {
     counters: Arc<Counters>,
     private: Arc<Private>,
     handed: Handed,
-    filters: Filters,
     hosted: Hosted,
     idle: Idle,
     logs: Logs,
@@ -211,8 +207,6 @@ impl Stack {
         let current = Current { network: Arc::new(network), names, services };
         *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         if is_other {
-            let network = self.network();
-            self.0.filters.renew(|port| policy::sources(&network, Transport::Tcp, port));
             // After the rules: what is made from now on is made by them.
             *self.0.outgoing.write().unwrap_or_else(PoisonError::into_inner) = None;
             // It may have more sockets now, and more look-ups.

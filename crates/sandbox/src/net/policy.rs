@@ -120,23 +120,6 @@ pub(super) fn lets_in_forged(
     policy(network).is_none_or(|policy| policy.lets_in(transport, from, port))
 }
 
-/// All whom [`lets_in`] lets in, in order and without overlap; anybody if none.
-pub(super) fn sources(
-    network: &PodNetwork,
-    transport: Transport,
-    port: u16,
-) -> Option<Vec<AddressRange>> {
-    let mut sources = policy(network)?.sources(transport, port)?;
-    let own = network.addresses.iter().filter(|address| is_own(network, **address));
-    sources.extend(own.copied().map(AddressRange::one));
-    sources.push(AddressRange {
-        first: Ipv4Addr::new(127, 0, 0, 0).into(),
-        last: Ipv4Addr::new(127, 255, 255, 255).into(),
-    });
-    sources.push(AddressRange::one(Ipv6Addr::LOCALHOST.into()));
-    Some(merge(sources))
-}
-
 fn policy(network: &PodNetwork) -> Option<&PodPolicy> {
     network.policy.as_ref()
 }
@@ -421,36 +404,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn sources_are_those_who_are_let_in(
-            own in 0_u8..8,
-            node in 0_u8..8,
-            first in 0_u8..8,
-            length in 0_u8..4,
-            is_host: bool,
-            has_peers: bool,
-        ) {
-            let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
-            let range = AddressRange { first: ip(first), last: ip(first + length) };
-            let ports = vec![PortRange { protocol: Transport::Tcp, first: 2, last: 3 }];
-            let rule = PolicyRule { peers: has_peers.then(|| vec![range]), ports: Some(ports) };
-            let policy =
-                PodPolicy { ingress: Some(vec![rule]), egress: None, node: vec![ip(node)] };
-            let addresses = vec![ip(own)];
-            let network =
-                PodNetwork { addresses, is_host, policy: Some(policy), ..PodNetwork::default() };
-            for (last, port) in (0..12).flat_map(|last| (1..5).map(move |port| (last, port))) {
-                let sources = sources(&network, Transport::Tcp, port);
-                let sources = sources.as_ref();
-                let has = sources.is_none_or(|all| all.iter().any(|range| range.contains(ip(last))));
-                prop_assert_eq!(has, lets_in(&network, Transport::Tcp, ip(last), port));
-                let node = sources.is_none_or(|all| {
-                    all.iter().any(|range| range.contains([127, 0, 0, last].into()))
-                });
-                prop_assert!(node, "the node's own loopback");
-            }
-        }
-
         #[test]
         fn what_is_remembered_is_bounded(
             ports in prop::collection::vec(1_u16..2000, 0..900),

@@ -17,7 +17,6 @@ use tokio::{
 
 use super::{
     Connection, NetError, Options, Permit, Stack,
-    filter::Filter,
     handed::{Listening, Which},
     permit::{Counters, Waiter},
     place::{self, Binding, Family},
@@ -153,27 +152,6 @@ impl Stack {
         }
         let address = SocketAddr::new(address.ip(), port);
         Ok(Ok(BoundTcp { stack: self.clone(), address, real, private }))
-    }
-
-    /// Keeps those from a listener whom the policies do not let in.
-    fn filter(
-        &self,
-        socket: BorrowedFd<'_>,
-        family: Family,
-        port: u16,
-    ) -> Result<Filter, NetError> {
-        let sources = |port| policy::sources(&self.network(), Transport::Tcp, port);
-        Ok(self.0.filters.add(socket, family, port, sources)?)
-    }
-
-    /// Policies speak of the container's port.
-    fn filtered(&self, listening: Listening) -> Result<Source, NetError> {
-        let family = listening.local().map_or(Family::V4, |local| Family::of(local.ip()));
-        let filter = match listening.socket() {
-            Some(socket) => self.filter(socket, family, listening.port())?,
-            None => return Err(NetError::AddressInUse),
-        };
-        Ok(Source::Handed(filter, listening))
     }
 
     /// Connects from any port.
@@ -383,15 +361,11 @@ impl BoundTcp {
         if let Some(which) = Which::for_address(&network, address.ip()) {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
             let handed = stack.0.handed.listen(address.port(), which, wanted)?;
-            for listening in handed {
-                sources.push(stack.filtered(listening)?);
-            }
+            sources.extend(handed.into_iter().map(Source::Handed));
         }
         if let Some(real) = real {
-            let family = Family::of(address.ip());
-            options.apply(&real, family)?;
-            let filter = stack.filter(real.as_fd(), family, address.port())?;
-            sources.push(Source::Real(filter, real.listen(backlog)?));
+            options.apply(&real, Family::of(address.ip()))?;
+            sources.push(Source::Real(real.listen(backlog)?));
         }
         if let Some(private) = private {
             let arrivals = private.listen(backlog as usize);
@@ -446,8 +420,8 @@ enum Right {
 
 #[derive(Debug)]
 enum Source {
-    Real(#[expect(dead_code, reason = "held")] Filter, TcpListener),
-    Handed(#[expect(dead_code, reason = "held")] Filter, Listening),
+    Real(TcpListener),
+    Handed(Listening),
     Private(mpsc::Receiver<Arrival>, #[expect(dead_code, reason = "held")] Reservation),
 }
 
@@ -460,8 +434,8 @@ impl Listener {
     /// The system's socket that options are to be set on.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.sources.iter().find_map(|source| match source {
-            Source::Real(_, listener) => Some(listener.as_fd()),
-            Source::Handed(..) | Source::Private(..) => None,
+            Source::Real(listener) => Some(listener.as_fd()),
+            Source::Handed(_) | Source::Private(..) => None,
         })
     }
 
@@ -530,9 +504,9 @@ impl Listener {
         while offset < count {
             let index = (self.turn + offset) % count;
             let (found, port) = match &mut self.sources[index] {
-                Source::Real(_, listener) => (listener.poll_accept(context), self.address.port()),
+                Source::Real(listener) => (listener.poll_accept(context), self.address.port()),
                 // Policies speak of the container's port.
-                Source::Handed(_, listener) => (listener.poll_accept(context), listener.port()),
+                Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
                     Poll::Ready(Some(Arrival { end, from, to, .. })) => {
                         self.turn = index + 1;
@@ -642,8 +616,7 @@ impl Stack {
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let place = self.listening_place()?;
-        let sources = handed.into_iter().map(|listening| self.filtered(listening));
-        let sources = sources.collect::<Result<_, _>>()?;
+        let sources = handed.into_iter().map(Source::Handed).collect();
         let (stack, turn, arrived) = (self.clone(), 0, None);
         Ok(Some(Listener {
             stack,

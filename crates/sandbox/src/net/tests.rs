@@ -224,26 +224,6 @@ async fn stranger() -> tokio::net::TcpStream {
 }
 
 #[test]
-fn whom_policies_do_not_let_in_hears_nothing_until_they_do() {
-    on_a_network(async |_, stack| {
-        let_in(&stack, false);
-        let mut listener = listening(&stack);
-        let mut refused = std::pin::pin!(stranger());
-        assert!(futures::poll!(&mut refused).is_pending());
-        // The node comes after him, and is the first.
-        let _node = caller(NODE).await;
-        let accepted = listener.accept().await.unwrap();
-        assert_eq!(accepted.remote().unwrap().ip(), NODE.parse::<IpAddr>().unwrap());
-        assert!(futures::poll!(&mut refused).is_pending(), "nobody answers him");
-        // As soon as he asks again.
-        let_in(&stack, true);
-        refused.await;
-        listener.accept().await.unwrap();
-        assert_eq!(stack.report().refused.all(), 0, "nobody came as far as that");
-    });
-}
-
-#[test]
 fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
     on_a_network(async |home, stack| {
         at_home(&stack);

@@ -114,17 +114,12 @@ impl Zygote {
     }
 
     pub(crate) fn fork(&self, uid: u32) -> (ZygoteReply, Option<Sandbox>) {
-        self.fork_for(uid, false)
-    }
-
-    /// On a node that enforces policies, or not.
-    pub(crate) fn fork_for(&self, uid: u32, has_policies: bool) -> (ZygoteReply, Option<Sandbox>) {
         let id = format!("s{uid}");
         let path = self.state.path().join(format!("{id}.sock"));
         let status = self.state.path().join(format!("{id}.status"));
         let control = socket::bind(&path).unwrap();
         let groups = vec![uid + 1];
-        let request = ZygoteRequest::RunSandbox { id, uid, gid: uid, groups, has_policies };
+        let request = ZygoteRequest::RunSandbox { id, uid, gid: uid, groups };
         let fds =
             [(DescriptorName::Control, control), (DescriptorName::Status, append(&status).into())];
         let (reply, mut fds) = self.ask(request, &fds);

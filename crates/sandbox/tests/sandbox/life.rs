@@ -190,13 +190,7 @@ pub(crate) fn wrong_descriptors_are_refused() {
         let reply = sandbox.connection.ask(SandboxRequest::CreateContainer, &fds);
         assert!(matches!(reply, SandboxReply::Failed(Failure::Malformed { .. })), "{reply:?}");
     }
-    let request = ZygoteRequest::RunSandbox {
-        id: "x".into(),
-        uid: 1,
-        gid: 1,
-        groups: vec![],
-        has_policies: false,
-    };
+    let request = ZygoteRequest::RunSandbox { id: "x".into(), uid: 1, gid: 1, groups: vec![] };
     let (reply, _) = zygote.ask(request, &[(DescriptorName::Status, null())]);
     assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
 }

@@ -125,10 +125,6 @@ pub(crate) fn what_no_sandbox_needs_is_refused() {
     for call in ["bind", "connect", "reuse-address"] {
         assert_eq!(sandbox.attack(call, "").as_deref(), Some(EBADF), "{call}");
     }
-    // Policies make use of packet filters, and only they do.
-    let policed = zygote.fork_for(sandbox.uid + 1, true).1.unwrap();
-    assert_eq!(policed.attack("attach-filter", "").as_deref(), Some(EBADF));
-    assert_eq!(policed.attack("mark", "").as_deref(), Some(ENOSYS));
     // It still works.
     let (_, exit) = sandbox.run(Make::module("exit", &["x"]));
     assert_eq!(exit.exit_code, 3);

@@ -168,7 +168,6 @@ const TESTS: &[Test] = tests! {
         a_guest_asks_a_service_for_a_page_by_its_name;
     policy:
         only_whom_a_policy_lets_in_is_heard,
-        whom_a_policy_does_not_let_in_is_not_answered,
         a_policy_lets_guests_out_and_answers_in,
         a_policy_that_is_not_known_stays_what_it_was,
         guests_go_only_where_their_pods_list_says;

@@ -1,14 +1,11 @@
 //! What the cluster's policies and a pod's own list let guests do.
 
-use std::{net::SocketAddr, time::Duration};
-
 use krustlet_model::{
     outbound::Outbound,
     policy::{AddressRange, PodPolicy, PolicyRule, PortRange},
     services::Transport,
 };
 use krustlet_protocol::{Destinations, Host, Names, PodNetwork};
-use tokio::{net::TcpSocket, time::timeout};
 
 use crate::{
     fixture::{Sandbox, Zygote},
@@ -34,28 +31,6 @@ fn under(policy: PodPolicy, address: &str) -> PodNetwork {
 
 fn get(sandbox: &Sandbox, how: &str) -> String {
     run(sandbox, "pod", &[how, SERVER, "8080", "hello"])
-}
-
-pub(crate) fn whom_a_policy_does_not_let_in_is_not_answered() {
-    let zygote = Zygote::start();
-    let (_, server) = zygote.fork_for(70_007, true);
-    let server = server.unwrap();
-    let at = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
-    let is_answered = |from: &str, port| {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(async {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind(at(from, 0)).unwrap();
-            let connects = socket.connect(at(SERVER, port));
-            timeout(Duration::from_secs(1), connects).await.is_ok_and(|made| made.is_ok())
-        })
-    };
-    let policy = PodPolicy { ingress: Some(one("10.77.0.2", 8080)), ..PodPolicy::closed() };
-    server.network("pod", &under(policy, SERVER));
-    serve(&server, "pod", &["tcp-echo", "8080"]);
-    assert!(is_answered("10.77.0.2", 8080));
-    assert!(!is_answered("10.77.0.3", 8080), "a stranger");
-    assert_eq!(report(&server).refused.all(), 0);
 }
 
 pub(crate) fn only_whom_a_policy_lets_in_is_heard() {
