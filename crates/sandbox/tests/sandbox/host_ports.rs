@@ -124,7 +124,7 @@ pub(crate) fn who_comes_by_the_nodes_port_is_let_in_by_the_containers() {
     // The node itself.
     is_answered("127.0.0.1", "127.0.0.1", port);
     let (stranger, _) = asks("10.77.5.6", "10.77.9.9", port);
-    wait_until(|| report(&sandbox).refused.policy == 1);
+    wait_until(|| report(&sandbox).refusals.policy == 1);
     is_answered("10.77.5.5", "10.77.9.9", port);
     stranger.set_nonblocking(true).unwrap();
     stranger.recv_from(&mut [0; 16]).unwrap_err();
