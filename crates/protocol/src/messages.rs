@@ -324,9 +324,19 @@ pub struct NetworkReport {
     pub accepted: u64,
     /// Binds, connections, datagrams and sockets that a rule or a bound of the
     /// pod refused.
-    pub refused: Refusals,
+    pub refused: u64,
+    /// What of it refused them. Sandboxes of version 2 do not say it.
+    pub refusals: Refusals,
     /// Sockets open now.
     pub sockets: u32,
+}
+
+impl NetworkReport {
+    /// How many were refused by what the sandbox does not say.
+    #[must_use]
+    pub fn refused_by_unknown(&self) -> u64 {
+        self.refused.saturating_sub(self.refusals.all())
+    }
 }
 
 /// What a pod was refused, by what refused it.
@@ -416,3 +426,6 @@ pub enum Failure {
         message: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,7 @@ pub(crate) fn own(usage: &Usage) -> String {
 
 fn refusals(pods: &[PodUsage]) -> MetricFamily {
     let samples = pods.iter().flat_map(|pod| {
-        pod.network.refused.by_rule().map(|(rule, count)| {
+        pod.network.refused.by_rule().map(move |(rule, count)| {
             let rule = rule.to_owned();
             let labels = [("namespace", &pod.namespace), ("pod", &pod.name), ("rule", &rule)];
             sample(REFUSED, &labels, number(count), None)
@@ -286,6 +286,16 @@ mod tests {
             let labels = format!("{{namespace=\"shop\",pod=\"we\\\"b\",rule=\"{rule}\"}}");
             has(&text, &format!("krustlet_pod_network_refused_total{labels} {value}"));
         }
+        assert!(!text.contains("rule=\"unknown\""), "{text}");
+    }
+
+    #[test]
+    fn what_an_older_sandbox_refused_is_nobodys_but_counted() {
+        let mut usage = usage();
+        usage.pods[0].network.refused = RefusedUsage { unknown: 5, ..RefusedUsage::default() };
+        let labels = "{namespace=\"shop\",pod=\"we\\\"b\",rule=\"unknown\"}";
+        has(&own(&usage), &format!("krustlet_pod_network_refused_total{labels} 5"));
+        assert_eq!(usage.pods[0].network.refused.all(), 5);
     }
 
     #[test]

@@ -68,19 +68,25 @@ pub struct RefusedUsage {
     pub list: u64,
     /// Because it had as many sockets as it may.
     pub bound: u64,
+    /// By one of these: a sandbox that an older version started does not say which.
+    #[serde(default)]
+    pub unknown: u64,
 }
 
 impl RefusedUsage {
-    /// Each with the name of what refused.
-    pub(crate) fn by_rule(self) -> [(&'static str, u64); 4] {
-        let Self { destination, policy, list, bound } = self;
-        [("destination", destination), ("policy", policy), ("list", list), ("bound", bound)]
+    /// Each with the name of what refused; what nobody can name only where there is
+    /// some.
+    pub(crate) fn by_rule(self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self { destination, policy, list, bound, unknown } = self;
+        let named =
+            [("destination", destination), ("policy", policy), ("list", list), ("bound", bound)];
+        named.into_iter().chain((unknown > 0).then_some(("unknown", unknown)))
     }
 
     /// All of them.
     #[must_use]
     pub fn all(self) -> u64 {
-        self.by_rule().iter().map(|(_, count)| count).sum()
+        self.by_rule().map(|(_, count)| count).sum()
     }
 }
 

@@ -167,10 +167,11 @@ fn usage_of(view: &PodView, reports: PodStats) -> Option<PodUsage> {
         opened: network.opened,
         accepted: network.accepted,
         refused: RefusedUsage {
-            destination: network.refused.destination,
-            policy: network.refused.policy,
-            list: network.refused.list,
-            bound: network.refused.bound,
+            destination: network.refusals.destination,
+            policy: network.refusals.policy,
+            list: network.refusals.list,
+            bound: network.refusals.bound,
+            unknown: network.refused_by_unknown(),
         },
         sockets: network.sockets,
     };

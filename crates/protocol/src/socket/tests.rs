@@ -181,11 +181,11 @@ fn report() -> impl Strategy<Value = ContainerReport> {
 }
 
 fn stats() -> impl Strategy<Value = StatsReport> {
-    let network = any::<([u64; 8], u32)>().prop_map(|(counts, sockets)| {
-        let [received_bytes, sent_bytes, opened, accepted, destination, policy, list, bound] =
-            counts;
-        let refused = Refusals { destination, policy, list, bound };
-        NetworkReport { received_bytes, sent_bytes, opened, accepted, refused, sockets }
+    let network = any::<([u64; 5], [u64; 4], u32)>().prop_map(|(counts, by, sockets)| {
+        let [received_bytes, sent_bytes, opened, accepted, refused] = counts;
+        let [destination, policy, list, bound] = by;
+        let refusals = Refusals { destination, policy, list, bound };
+        NetworkReport { received_bytes, sent_bytes, opened, accepted, refused, refusals, sockets }
     });
     (id(), pod(), any::<[u64; 3]>(), network).prop_map(
         |(id, pod, [memory_bytes, cpu_ns, log_dropped_bytes], network)| StatsReport {

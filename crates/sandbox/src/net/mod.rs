@@ -377,12 +377,14 @@ impl Stack {
     /// What its sockets did.
     pub(crate) fn report(&self) -> NetworkReport {
         let Counters { received, sent, opened, accepted, refused, .. } = &*self.0.counters;
+        let refusals = refused.report();
         NetworkReport {
             received_bytes: received.bytes(),
             sent_bytes: sent.bytes(),
             opened: opened.load(Relaxed),
             accepted: accepted.load(Relaxed),
-            refused: refused.report(),
+            refused: refusals.all(),
+            refusals,
             sockets: self.0.counters.sockets(),
         }
     }

@@ -212,12 +212,12 @@ mod tests {
         lead_to(home, "10.1.0.9:8080");
         let real = "10.1.0.9:8080".parse().unwrap();
         assert_eq!(destination(), Ok(Destination::Real(Route { asked, real })));
-        let before = stack.report().refused.destination;
+        let before = stack.report().refusals.destination;
         for secret in ["169.254.169.254:80", "127.0.0.1:80", "224.0.0.1:80", "255.255.255.255:80"] {
             lead_to(home, secret);
             assert_eq!(destination(), Err(NetError::AccessDenied), "{secret}");
         }
-        assert_eq!(stack.report().refused.destination, before + 4);
+        assert_eq!(stack.report().refusals.destination, before + 4);
         // A route that was good is bad under other rules.
         let network = PodNetwork {
             addresses: vec!["10.1.0.7".parse().unwrap()],

@@ -149,7 +149,7 @@ fn a_datagram_socket_of_a_pod_at_home_on_the_loopback_hears_only_whom_it_asked()
         poll_fn(|context| socket.poll_receive_ready(context)).await;
         assert_eq!(socket.try_receive(&mut [0; 8]).unwrap_err(), NetError::WouldBlock);
         // By no rule: nobody is told of it.
-        assert_eq!(stack.report().refused.all(), 0);
+        assert_eq!(stack.report().refused, 0);
         socket.send(b"asked", Some(at)).await.unwrap();
         unasked(&stranger, "10.77.0.1");
         let (from, heard) = exchange(&socket, &friend).await;
@@ -266,7 +266,7 @@ fn peers_that_are_refused_hold_up_no_other_source_of_a_listener() {
         }
         // They wait already when that comes.
         let_in(&stack, false);
-        let refused = || stack.report().refused.all();
+        let refused = || stack.report().refused;
         let mut poll = || listener.poll_accept(&mut Context::from_waker(Waker::noop()));
         while refused() == 0 {
             assert!(poll().is_pending());

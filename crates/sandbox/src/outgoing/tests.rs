@@ -569,7 +569,7 @@ async fn a_connection_that_is_kept_makes_room_for_one_that_is_needed() {
             assert_eq!(answer.unwrap(), format!("{:?} /", Version::HTTP_11));
         }
     }
-    assert_eq!(stack.report().refused.all(), 0);
+    assert_eq!(stack.report().refused, 0);
     // The guest's own: it is told so, and has it the next time.
     let mut kept = stack.permit().map(drop);
     assert_eq!(kept, Err(NetError::NewSocketLimit));

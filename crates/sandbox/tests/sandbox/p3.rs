@@ -250,7 +250,7 @@ pub(crate) fn destinations_limits_and_pods_without_network_are_refused() {
     ] {
         assert_eq!(run(&sandbox, args), "access-denied", "{args:?}");
     }
-    let refused = report(&sandbox).refused.destination;
+    let refused = report(&sandbox).refusals.destination;
     let outside = TcpListener::bind("10.77.8.1:0").unwrap();
     let port = outside.local_addr().unwrap().port();
     let (address, prefix) = ("10.77.8.0".parse().unwrap(), 24);
@@ -264,7 +264,7 @@ pub(crate) fn destinations_limits_and_pods_without_network_are_refused() {
     assert_eq!(run(&sandbox, &["connect", "10.77.8.1", &port]), "access-denied");
     assert_eq!(run(&sandbox, &["udp-get", "10.77.8.1", &port, "x"]), "access-denied");
     assert_eq!(run(&sandbox, &["udp-get", "224.0.0.1", "9", "x"]), "access-denied");
-    assert_eq!(report(&sandbox).refused.destination, refused + 3);
+    assert_eq!(report(&sandbox).refusals.destination, refused + 3);
     let outside = TcpListener::bind("10.77.9.9:0").unwrap();
     let port = outside.local_addr().unwrap().port().to_string();
     let said = run(&sandbox, &["connections", "20", "10.77.9.9", &port]);

@@ -49,7 +49,7 @@ pub(crate) fn only_whom_a_policy_lets_in_is_heard() {
         let before = report(&server);
         assert_ne!(get(&stranger, how), "hello", "{how}");
         let after = report(&server);
-        assert!(after.refused.policy > before.refused.policy, "{how}");
+        assert!(after.refusals.policy > before.refusals.policy, "{how}");
         assert_eq!(after.accepted, before.accepted, "{how}");
     }
     assert_ne!(run(&friend, "pod", &["tcp-get", SERVER, "8081", "hello"]), "hello");
@@ -76,7 +76,7 @@ pub(crate) fn a_policy_lets_guests_out_and_answers_in() {
     for how in ["tcp-get", "udp-get"] {
         assert_eq!(get(&client, how), "hello", "{how}");
     }
-    let refused = report(&client).refused.policy;
+    let refused = report(&client).refusals.policy;
     for call in [
         &["connect", SERVER, "8081"][..],
         &["connect", "10.77.0.3", "8080"],
@@ -84,7 +84,7 @@ pub(crate) fn a_policy_lets_guests_out_and_answers_in() {
     ] {
         assert_eq!(run(&client, "pod", call), "access-denied", "{call:?}");
     }
-    assert!(report(&client).refused.policy >= refused + 3);
+    assert!(report(&client).refusals.policy >= refused + 3);
 }
 
 pub(crate) fn a_policy_that_is_not_known_stays_what_it_was() {
@@ -142,7 +142,7 @@ pub(crate) fn guests_go_only_where_their_pods_list_says() {
     // What is refused to all stays refused.
     assert_eq!(call(&["lookup", "rebound.test"]), "10.77.0.9");
     assert_eq!(call(&["connect", "10.77.0.9", "80"]), "access-denied");
-    let refused = report(&client).refused;
+    let refused = report(&client).refusals;
     assert!(refused.list >= 3 && refused.destination == 1, "{refused:?}");
     // Another list knows nothing of what this one let through.
     client.network("pod", &listed("rebound.test"));

@@ -291,7 +291,7 @@ pub(crate) fn refused_destinations_are_refused_and_counted() {
         assert_eq!(found, "access-denied", "{many}");
     }
     let expected = Refusals { destination: 4, ..Refusals::default() };
-    assert_eq!(report(&sandbox).refused, expected);
+    assert_eq!(report(&sandbox).refusals, expected);
     // Another port, and a newer network.
     assert_eq!(run(&sandbox, "pod", &["connect", "10.77.8.1", "1"]), "connection-refused");
     pod.refused.clear();
@@ -405,7 +405,7 @@ pub(crate) fn there_are_no_more_sockets_than_allowed() {
     let port = outside.local_addr().unwrap().port().to_string();
     let said = run(&sandbox, "pod", &["connections", "20", "10.77.9.9", &port]);
     assert_eq!(said, "10 open\nnew-socket-limit");
-    assert_eq!(report(&sandbox).refused.bound, 1);
+    assert_eq!(report(&sandbox).refusals.bound, 1);
     assert_eq!(report(&sandbox).sockets, 0, "its end gives them back");
     // A server takes the others when there is room again.
     serve(&sandbox, "pod", &["tcp-echo", "8080"]);
