@@ -183,6 +183,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
         mounts: directories,
         listeners: sockets.bound,
         datagrams: sockets.datagrams,
+        own_datagrams: sockets.own_datagrams,
     };
     outside.runtime.create_container(launch).await?;
     // Until here, for the sandbox has everything open now: the directories that

@@ -271,6 +271,8 @@ pub(crate) struct Sockets {
     pub(crate) ports: Vec<u16>,
     pub(crate) datagrams: Vec<UdpSocket>,
     pub(crate) datagram_ports: Vec<u16>,
+    /// How many of those, the first ones, are at the pod's own addresses.
+    pub(crate) own_datagrams: usize,
 }
 
 impl Sockets {
@@ -328,6 +330,7 @@ pub(crate) fn sockets(
             }
         }
     }
+    sockets.own_datagrams = sockets.datagrams.len();
     for at in host_ports {
         let HostPort { transport, address, port } = *at;
         match sockets.add(transport, address, port) {
@@ -541,6 +544,7 @@ mod tests {
                 let count = if second.is_empty() { 2 } else { 1 };
                 let ports = if protocol == "TCP" { &found.ports } else { &found.datagram_ports };
                 assert_eq!(*ports, vec![80; count]);
+                assert_eq!(found.own_datagrams, 0, "they are the node's");
                 assert_eq!(found.bound.len() + found.datagrams.len(), count);
             }
         }
@@ -612,6 +616,7 @@ mod tests {
             // Of datagrams, if it can have any.
             let has_udp = matches!(guest, GuestKind::Command);
             assert_eq!(found.datagram_ports, if has_udp { vec![datagrams; 2] } else { vec![] });
+            assert_eq!(found.own_datagrams, found.datagrams.len());
             drop(found.bound);
             let free = bind();
             if has_udp {

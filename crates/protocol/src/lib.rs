@@ -43,10 +43,16 @@ pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimi
 ///
 /// 2: messages of any length ([`FOLDS`]), `Limits::cpu_millis`, `SetPodNetwork`,
 /// `UpdateContainer`, `Complained`, `Connect`.
-pub const VERSION: u32 = 2;
+///
+/// 3: sockets for datagrams ([`DATAGRAMS`]), `NetworkReport::refusals`,
+/// `RunSandbox::has_policies`, `HttpLimits::backlog`.
+pub const VERSION: u32 = 3;
 
 /// The version from which on an agent understands a message in a memfd.
 pub const FOLDS: u32 = 2;
+
+/// The version from which on a sandbox takes [`DescriptorName::Datagrams`].
+pub const DATAGRAMS: u32 = 3;
 
 /// The longest packet in bytes. The kernel's default send buffer is 212,992.
 pub const MAX_MESSAGE: usize = 64 << 10;

@@ -151,6 +151,7 @@ async fn adopt(common: Common, found: Found, namespace: Option<&Path>) -> Option
 /// A sandbox that has answered.
 struct Living {
     caller: Caller<WithSandbox>,
+    version: u32,
     process: PidFd,
     reading: Reading,
     /// None if there are more than it can list in one message.
@@ -252,19 +253,19 @@ async fn reach(
     }
     let mut early = Vec::new();
     let asked = async {
-        hello(&caller, &mut incoming, &mut early).await?;
+        let version = hello(&caller, &mut incoming, &mut early).await?;
         let list = SandboxRequest::ListContainers;
-        ask_early(&caller, &mut incoming, &mut early, list).await
+        Ok::<_, RuntimeError>((version, ask_early(&caller, &mut incoming, &mut early, list).await?))
     };
     match asked.await {
-        Ok(SandboxReply::Containers { containers }) => {
+        Ok((version, SandboxReply::Containers { containers })) => {
             let reading = Reading { incoming, early };
-            Some(Living { caller, process, reading, reports: Some(containers) })
+            Some(Living { caller, version, process, reading, reports: Some(containers) })
         }
-        Ok(SandboxReply::Failed(failure)) => {
+        Ok((version, SandboxReply::Failed(failure))) => {
             tracing::warn!(sandbox = id, %failure, "does not list its containers; its files do");
             let reading = Reading { incoming, early };
-            Some(Living { caller, process, reading, reports: None })
+            Some(Living { caller, version, process, reading, reports: None })
         }
         other => {
             tracing::error!(sandbox = id, answer = ?other, "does not answer as it should; it is killed");
@@ -277,7 +278,7 @@ async fn reach(
 
 impl Living {
     async fn adopt(self, common: Common, found: Found, record: SandboxRecord) -> Adoption {
-        let Self { caller, process, reading, reports } = self;
+        let Self { caller, version, process, reading, reports } = self;
         let reports = match reports {
             Some(reports) => reports,
             None => written(&common, &found).await,
@@ -293,7 +294,7 @@ impl Living {
         if let Err(error) = removed.await {
             tracing::warn!(sandbox = found.id, %error, "cannot forget containers");
         }
-        let sandbox = Sandbox::adopted((found.id, record), common, caller, process);
+        let sandbox = Sandbox::adopted((found.id, record), common, (caller, version), process);
         Adoption::new(sandbox, Some(reading), found.pods, there, reports)
     }
 }

@@ -82,6 +82,8 @@ pub(crate) struct Sandbox {
     pub(crate) who: Who,
     pub(crate) common: Common,
     pub(crate) pid: i32,
+    /// Of the protocol, as it says itself; 0 of one that was found dead.
+    pub(crate) version: u32,
     /// `None` for one that was found dead.
     link: Option<Link>,
     table: Mutex<Table>,
@@ -163,9 +165,9 @@ impl Sandbox {
                 let process = forked.process;
                 let pid = forked.pid;
                 match Self::greet(&common, &id, (pid, &process), &who).await {
-                    Ok((caller, reading)) => {
+                    Ok((caller, reading, version)) => {
                         let link = Some(Link::new(caller, process));
-                        let sandbox = Self::new(id, who, common, pid, link);
+                        let sandbox = Self::new(id, who, common, (pid, version), link);
                         Ok((Arc::new(sandbox), reading))
                     }
                     Err(error) => {
@@ -188,7 +190,7 @@ impl Sandbox {
         id: &str,
         (pid, process): (i32, &PidFd),
         who: &Who,
-    ) -> Result<(Caller<WithSandbox>, Reading), RuntimeError> {
+    ) -> Result<(Caller<WithSandbox>, Reading, u32), RuntimeError> {
         let record = SandboxRecord {
             pid,
             start_time: process::start_time(pid),
@@ -208,37 +210,44 @@ impl Sandbox {
         let (caller, mut incoming) =
             connection::connection(socket).map_err(RuntimeError::Process)?;
         let mut early = Vec::new();
-        hello(&caller, &mut incoming, &mut early).await?;
-        Ok((caller, Reading { incoming, early }))
+        let version = hello(&caller, &mut incoming, &mut early).await?;
+        Ok((caller, Reading { incoming, early }, version))
     }
 
     /// One that an earlier agent left, and that has answered.
     pub(crate) fn adopted(
         found: (String, SandboxRecord),
         common: Common,
-        caller: Caller<WithSandbox>,
+        (caller, version): (Caller<WithSandbox>, u32),
         process: PidFd,
     ) -> Self {
         let (id, record) = found;
         let link = Some(Link::new(caller, process));
         let pid = record.pid;
-        Self::new(id, record.who(), common, pid, link)
+        Self::new(id, record.who(), common, (pid, version), link)
     }
 
     /// One that an earlier agent left, and that has ended.
     pub(crate) fn found_dead(id: String, record: SandboxRecord, common: Common) -> Self {
         let pid = record.pid;
-        let sandbox = Self::new(id, record.who(), common, pid, None);
+        let sandbox = Self::new(id, record.who(), common, (pid, 0), None);
         sandbox.dead.store(true, Ordering::Release);
         sandbox
     }
 
-    fn new(id: String, who: Who, common: Common, pid: i32, link: Option<Link>) -> Self {
+    fn new(
+        id: String,
+        who: Who,
+        common: Common,
+        (pid, version): (i32, u32),
+        link: Option<Link>,
+    ) -> Self {
         Self {
             id,
             who,
             common,
             pid,
+            version,
             link,
             table: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -458,15 +467,16 @@ async fn settled(
     }
 }
 
-/// Whether the process at a descriptor can be asked: it is who it should be.
+/// Whether the process at a descriptor can be asked: it is who it should be. Says
+/// its version.
 pub(crate) async fn hello(
     caller: &Caller<WithSandbox>,
     incoming: &mut Incoming<WithSandbox>,
     early: &mut Vec<SandboxEvent>,
-) -> Result<(), RuntimeError> {
+) -> Result<u32, RuntimeError> {
     let request = SandboxRequest::Hello { version: VERSION };
     match ask_early(caller, incoming, early, request).await? {
-        SandboxReply::Hello { .. } => Ok(()),
+        SandboxReply::Hello { version, .. } => Ok(version),
         other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
     }
 }

@@ -12,8 +12,8 @@ use std::{
 
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
-    ContainerSpec, DescriptorName, ExecOutcome, Failure, Limits, PodNetwork, SandboxReply,
-    SandboxRequest, connection::CallError, socket::memfd,
+    ContainerSpec, DATAGRAMS, DescriptorName, ExecOutcome, Failure, Limits, PodNetwork,
+    SandboxReply, SandboxRequest, connection::CallError, socket::memfd,
 };
 
 use crate::{
@@ -52,6 +52,30 @@ pub struct Launch {
     pub listeners: Vec<TcpListener>,
     /// Bound, in the order of the spec's datagram ports.
     pub datagrams: Vec<UdpSocket>,
+    /// How many of these, the first ones, are where the guest would be bound
+    /// itself. A sandbox that takes no sockets for datagrams does without them.
+    pub own_datagrams: usize,
+}
+
+impl Launch {
+    /// As a sandbox of a version takes it.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::OldSandbox`] if a port of the node leads to the container
+    /// and the sandbox cannot hear it.
+    fn for_version(mut self, version: u32) -> Result<Self, RuntimeError> {
+        if version >= DATAGRAMS {
+            return Ok(self);
+        }
+        if self.datagrams.len() > self.own_datagrams {
+            return Err(RuntimeError::OldSandbox);
+        }
+        // Closed, so that the guest can be bound there.
+        self.datagrams.clear();
+        self.spec.datagram_ports.clear();
+        Ok(self)
+    }
 }
 
 /// The standard streams of an exec.
@@ -126,6 +150,7 @@ impl Sandbox {
     }
 
     async fn make(&self, launch: Launch, log: LogFile) -> Result<(), RuntimeError> {
+        let launch = launch.for_version(self.version)?;
         let (common, of) = (self.common.clone(), self.id.clone());
         let given = on_disk(move || {
             let record = ContainerRecord {
@@ -330,7 +355,7 @@ fn wrong(answer: &SandboxReply) -> RuntimeError {
 
 /// Opens what a container needs, in the order that the protocol sets. Blocks.
 fn open_all(launch: Launch, log: &LogFile, common: &Common) -> Result<Given, RuntimeError> {
-    let Launch { spec, artifact_directory, log: path, mounts, listeners, datagrams } = launch;
+    let Launch { spec, artifact_directory, log: path, mounts, listeners, datagrams, .. } = launch;
     fits("directories", mounts.len(), spec.preopens.len())?;
     fits("listeners", listeners.len(), usize::from(spec.listeners))?;
     fits("sockets for datagrams", datagrams.len(), spec.datagram_ports.len())?;

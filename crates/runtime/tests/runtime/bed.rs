@@ -140,6 +140,7 @@ impl Bed {
             mounts: vec![],
             listeners: vec![],
             datagrams: vec![],
+            own_datagrams: 0,
         }
     }
 

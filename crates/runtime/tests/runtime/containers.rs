@@ -8,8 +8,8 @@ use std::{
 };
 
 use krustlet_model::PodUid;
-use krustlet_protocol::{Failure, Limits};
-use krustlet_runtime::{PodEvent, RuntimeError, VisitStreams};
+use krustlet_protocol::{DATAGRAMS, Failure, Limits};
+use krustlet_runtime::{Launch, PodEvent, RuntimeError, VisitStreams};
 
 use crate::bed::{Bed, exit_code, id, next, preopen};
 
@@ -180,6 +180,41 @@ async fn limits_are_changed_by_those_who_can() {
     assert!(matches!(old, RuntimeError::OldSandbox), "{old}");
     let none = bed.runtime.update_container(&pod, &id(2), limits(1)).await.unwrap_err();
     assert!(matches!(none, RuntimeError::NoContainer { .. }), "{none}");
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn an_older_sandbox_goes_without_sockets_for_datagrams_where_its_guest_can() {
+    let bed = Bed::new().await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    let with_sockets = |bed: &Bed, digit, own_datagrams| {
+        let socket = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut launch = bed.launch("a", digit);
+        launch.datagrams = vec![socket(), socket()];
+        launch.spec.datagram_ports = vec![53, 53];
+        let at = launch.datagrams[0].local_addr().unwrap();
+        (Launch { own_datagrams, ..launch }, at)
+    };
+    let (launch, _) = with_sockets(&bed, 2, 1);
+    // The stand-in wants what the description names.
+    bed.runtime.create_container(launch).await.unwrap();
+    // As that of the agent before was.
+    bed.exec("a", 1, &["version", &(DATAGRAMS - 1).to_string()]).await.unwrap();
+    let (bed, adopted) = bed.agent_leaves().await.agent_returns().await;
+    assert_eq!(adopted.len(), 1);
+    let (launch, at) = with_sockets(&bed, 3, 2);
+    bed.runtime.create_container(launch).await.unwrap();
+    UdpSocket::bind(at).expect("it is the guest's to bind");
+    // The last one is a port of the node's.
+    let (launch, at) = with_sockets(&bed, 4, 1);
+    let old = bed.runtime.create_container(launch).await.unwrap_err();
+    assert!(matches!(old, RuntimeError::OldSandbox), "{old}");
+    UdpSocket::bind(at).expect("nothing is kept of it");
+    // Nor is the container.
+    let (launch, _) = with_sockets(&bed, 4, 2);
+    bed.runtime.create_container(launch).await.unwrap();
     bed.stop_pod("a").await;
     bed.finish().await;
 }

@@ -19,8 +19,8 @@ use std::{
 
 use krustlet_model::ContainerId;
 use krustlet_protocol::{
-    ContainerReport, ContainerSpec, DescriptorName, ExecOutcome, ExitReport, Failure, Frame,
-    MAX_SPEC, NetworkReport, Packet, RunState, SandboxEvent, SandboxMessage, SandboxReply,
+    ContainerReport, ContainerSpec, DATAGRAMS, DescriptorName, ExecOutcome, ExitReport, Failure,
+    Frame, MAX_SPEC, NetworkReport, Packet, RunState, SandboxEvent, SandboxMessage, SandboxReply,
     SandboxRequest, StatsReport, VERSION, ZygoteMessage, ZygoteReply, ZygoteRequest,
     socket::{parse_frame, read_memfd, receive, send_any_length, send_frame},
 };
@@ -210,6 +210,7 @@ fn sandbox() {
             flood: false,
             leaves: false,
             asked: 0,
+            version: VERSION,
         }
         .run();
     }
@@ -228,6 +229,8 @@ struct Sandbox {
     leaves: bool,
     /// How often it was asked what its containers use.
     asked: u64,
+    /// The protocol's that it speaks.
+    version: u32,
 }
 
 struct Container {
@@ -286,7 +289,7 @@ impl Sandbox {
     ) -> Result<SandboxReply, Failure> {
         match frame.body {
             SandboxRequest::Hello { .. } => {
-                Ok(SandboxReply::Hello { version: VERSION, pid: std::process::id() })
+                Ok(SandboxReply::Hello { version: self.version, pid: std::process::id() })
             }
             SandboxRequest::CreateContainer => self.create(&frame.descriptors, fds),
             SandboxRequest::StartContainer { id } => {
@@ -397,6 +400,9 @@ impl Sandbox {
         names: &[DescriptorName],
         fds: Vec<OwnedFd>,
     ) -> Result<SandboxReply, Failure> {
+        if self.version < DATAGRAMS && names.contains(&DescriptorName::Datagrams) {
+            return Err(Failure::UnknownVerb);
+        }
         let malformed = |why: &str| Failure::Malformed { why: why.into() };
         let mut fds = fds.into_iter();
         let mut take = || fds.next().ok_or(malformed("too few"));
@@ -445,6 +451,7 @@ impl Sandbox {
         let mut exit_code = 0;
         match args[0].as_str() {
             "pid" => write!(stdout, "{}", std::process::id()).unwrap(),
+            "version" => self.version = args[1].parse().unwrap(),
             "log" => writeln!(self.find(id)?.log, "{}", args[1]).unwrap(),
             "exit" => self.exit(id, number(), true),
             // Writes it down, and dies before it can tell.
