@@ -155,7 +155,7 @@ pub(crate) async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> 
     let host_ports =
         if place::is_host_network(pod) { Vec::new() } else { listeners::host_ports(container)? };
     let sockets =
-        listeners::sockets(shared.as_deref(), &host_ports, container, &guest, &listen_ports)?;
+        listeners::sockets(shared.as_ref(), &host_ports, container, &guest, &listen_ports)?;
 
     let (preopens, directories) = preopens(&program, &mounts);
     let name = ContainerName::new(&container.name);

@@ -20,6 +20,8 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, sockopt},
 };
 
+use crate::place::Shared;
+
 /// The port of a container that declares none; that of `wasmtime serve`.
 pub const DEFAULT_PORT: u16 = 8080;
 
@@ -302,7 +304,7 @@ impl Sockets {
 /// [`ListenError::InUse`] and [`ListenError::HostInUse`] if somebody is there
 /// already; otherwise what the system said.
 pub(crate) fn sockets(
-    shared: Option<&[IpAddr]>,
+    shared: Option<&Shared>,
     host_ports: &[HostPort],
     container: &Container,
     guest: &GuestKind,
@@ -310,11 +312,15 @@ pub(crate) fn sockets(
 ) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
     if let Some(shared) = shared {
-        if shared.is_empty() {
+        if shared.tcp.is_empty() {
             return Err(ListenError::NoAddress);
         }
         for (transport, port) in taken_ports(container, guest, listen_ports)? {
-            for address in shared.iter().map(|ip| SocketAddr::new(*ip, port)) {
+            let at = match transport {
+                Transport::Tcp => &shared.tcp,
+                Transport::Udp => &shared.udp,
+            };
+            for address in at.iter().map(|ip| SocketAddr::new(*ip, port)) {
                 // Where the pod has the node's address, its own port may be the host's.
                 if host_ports.iter().any(|host| host.has(transport, address)) {
                     continue;
@@ -559,9 +565,37 @@ mod tests {
         assert_eq!(all.each_ref().map(|one| one.bound.len()), [1, 1, 0, 1]);
     }
 
+    /// As a pod shares it whose node's addresses are the loopbacks.
+    fn loopbacks() -> Shared {
+        let tcp = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        Shared { udp: tcp.clone(), tcp }
+    }
+
+    #[test]
+    fn datagrams_of_the_nodes_network_are_heard_at_all_addresses() {
+        let udp = vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let shared = Shared { udp, ..loopbacks() };
+        let port = free_port();
+        let container = serde_json::from_value(json!({"name": "main", "ports": [
+            {"containerPort": port, "protocol": "UDP"},
+            {"containerPort": port},
+        ]}));
+        let container: Container = container.unwrap();
+        let take = || sockets(Some(&shared), &[], &container, &GuestKind::Command, &[]);
+        let found = take().unwrap();
+        let text = |at: SocketAddr| at.ip().to_string();
+        let datagrams = found.datagrams.iter().map(|one| text(one.local_addr().unwrap()));
+        assert_eq!(datagrams.collect::<Vec<_>>(), ["0.0.0.0", "::"]);
+        let bound = found.bound.iter().map(|one| text(one.local_addr().unwrap()));
+        assert_eq!(bound.collect::<Vec<_>>(), ["127.0.0.1", "::1"]);
+        drop(found.bound);
+        let told = take().unwrap_err().to_string();
+        assert!(told.starts_with(&format!("UDP port {port} of 0.0.0.0 is in use")), "{told}");
+    }
+
     #[test]
     fn a_pod_that_shares_the_nodes_address_may_have_its_own_port_as_the_nodes() {
-        let shared: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let shared = loopbacks();
         let port = free_port();
         for (ip, addresses) in [
             ("", vec!["0.0.0.0", "::"]),
@@ -583,7 +617,8 @@ mod tests {
 
     #[test]
     fn ports_of_all_guests_are_taken_of_an_address_that_pods_share() {
-        let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let shared = loopbacks();
+        let addresses = &shared.tcp;
         let mut ports = std::iter::repeat_with(free_port);
         let one = ports.next().unwrap();
         let other = ports.find(|port| *port != one).unwrap();
@@ -594,7 +629,7 @@ mod tests {
             {"containerPort": datagrams, "protocol": "UDP"},
         ]}))
         .unwrap();
-        let shared = Some(&addresses[..]);
+        let shared = Some(&shared);
         let module = GuestKind::Module { export: "_start".into() };
         let http = GuestKind::Http(HttpLimits::default());
         for (guest, taken) in [

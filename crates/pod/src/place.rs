@@ -45,20 +45,31 @@ pub(crate) fn is_host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or_default()
 }
 
-/// The addresses that a pod shares, so that its ports there are taken before it
-/// runs: the node's, with `hostNetwork` its loopback too. None if the pod has
-/// addresses of its own.
-pub(crate) fn shared(pod: &Pod, place: &Place) -> Option<Vec<IpAddr>> {
+/// The addresses that a pod shares, so that its ports there are taken before it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shared {
+    /// Those for connections.
+    pub(crate) tcp: Vec<IpAddr>,
+    /// Those for datagrams.
+    pub(crate) udp: Vec<IpAddr>,
+}
+
+/// What a pod shares: the node's addresses. With `hostNetwork` its loopback too, and
+/// datagrams are heard at all addresses, for some come to none of these: broadcasts,
+/// and what is sent to another address of the node. None if the pod has addresses of
+/// its own.
+pub(crate) fn shared(pod: &Pod, place: &Place) -> Option<Shared> {
     if place.kind != NetworkKind::Node {
         return None;
     }
-    let mut shared = place.addresses.clone();
-    if is_host_network(pod) {
-        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        // Standalone the node's address is one of them.
-        shared.extend(loopback.into_iter().filter(|ip| !place.addresses.contains(ip)));
+    let mut tcp = place.addresses.clone();
+    if !is_host_network(pod) {
+        return Some(Shared { udp: tcp.clone(), tcp });
     }
-    Some(shared)
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    // Standalone the node's address is one of them.
+    tcp.extend(loopback.into_iter().filter(|ip| !place.addresses.contains(ip)));
+    Some(Shared { tcp, udp: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] })
 }
 
 /// Finds a place for a pod.
@@ -146,14 +157,16 @@ mod tests {
         };
         let place = |kind, address: &str| Place { kind, addresses: vec![address.parse().unwrap()] };
         let found = |host, place: &Place| {
-            let all = shared(&pod(host), place)?;
-            Some(all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+            let Shared { tcp, udp } = shared(&pod(host), place)?;
+            let text =
+                |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            Some([text(&tcp), text(&udp)])
         };
         assert_eq!(found(false, &place(NetworkKind::Pods, "10.244.1.2")), None);
         let node = place(NetworkKind::Node, "192.0.2.1");
-        assert_eq!(found(false, &node).unwrap(), "192.0.2.1");
-        assert_eq!(found(true, &node).unwrap(), "192.0.2.1 127.0.0.1 ::1");
+        assert_eq!(found(false, &node).unwrap(), ["192.0.2.1"; 2]);
+        assert_eq!(found(true, &node).unwrap(), ["192.0.2.1 127.0.0.1 ::1", "0.0.0.0 ::"]);
         let standalone = place(NetworkKind::Node, "127.0.0.1");
-        assert_eq!(found(true, &standalone).unwrap(), "127.0.0.1 ::1");
+        assert_eq!(found(true, &standalone).unwrap(), ["127.0.0.1 ::1", "0.0.0.0 ::"]);
     }
 }

@@ -398,7 +398,7 @@ async fn the_nodes_ports_are_bound_for_a_pod_unless_it_has_the_nodes_network() {
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    // Its own are those of the node's address and loopback, of both families.
+    // Its own are those of all addresses, of both families.
     for (is_host, bound) in [(false, 1), (true, 2)] {
         let mut bed = Bed::with_network(own("10.244.1.0/24")).await;
         let ports = json!([

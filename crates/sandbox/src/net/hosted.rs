@@ -9,18 +9,19 @@
 //!
 //! One is heard only while a guest's socket is bound to its port. What came before
 //! is thrown away then: nobody heard it. In a pod that shares the node's address it
-//! stands in for a socket of the pod's own, which could not be bound there.
+//! stands in for a socket of the pod's own, which could not be bound there; one at all
+//! addresses makes room for a socket of a guest of the node's network at one of them.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket as Bound},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll},
     time::Instant,
 };
 
-use rustix::io::Errno;
+use rustix::{io::Errno, net::sockopt::set_socket_reuseaddr};
 use tokio::{io::Interest, net::UdpSocket};
 
 use super::{
@@ -103,6 +104,35 @@ impl Hosted {
         Ok(Kept { owner: Some(owner), home: self.clone() })
     }
 
+    /// Binds a socket of the pod's own. Where one that nobody hears has its port at
+    /// all addresses, what comes to this one is no more that one's.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(super) fn make_room(&self, socket: &OwnedFd, at: SocketAddr) -> io::Result<()> {
+        let error = match rustix::net::bind(socket, &at) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let idle = self.idle();
+        let is_around = |local: SocketAddr| {
+            local.ip().is_unspecified()
+                && local.port() == at.port()
+                && local.is_ipv4() == at.is_ipv4()
+        };
+        let around: Vec<_> = idle
+            .iter()
+            .filter(|one| one.port == at.port())
+            .map(|one| &one.socket)
+            .filter(|one| one.local_addr().is_ok_and(is_around))
+            .collect();
+        if error != Errno::ADDRINUSE || around.is_empty() {
+            return Err(error.into());
+        }
+        Ok(bind_beside(socket, at, &around)?)
+    }
+
     /// Hears all that are for a port and wanted.
     ///
     /// # Errors
@@ -131,6 +161,21 @@ impl Hosted {
         }
         Ok(ways)
     }
+}
+
+/// Binds a socket beside others that allow it for the moment. Whoever allows it too
+/// could come in between, and nobody else could then bind there.
+///
+/// (Linux, `udp_lib_lport_inuse` in `net/ipv4/udp.c`, looks at `SO_REUSEADDR` of both
+/// when one is bound, and never again.)
+fn bind_beside(socket: &OwnedFd, at: SocketAddr, others: &[&Bound]) -> rustix::io::Result<()> {
+    let allow = |is_allowed| {
+        others.iter().try_for_each(|one| set_socket_reuseaddr(one, is_allowed))?;
+        set_socket_reuseaddr(socket, is_allowed)
+    };
+    let bound = allow(true).and_then(|()| rustix::net::bind(socket, &at));
+    allow(false)?;
+    bound
 }
 
 /// Connects a socket no more that was bound there. The kernel lets go of a port that
@@ -207,8 +252,7 @@ impl Ways {
 
     /// Whether these are where a socket of the pod's own would be bound.
     pub(super) fn stand_in_at(&self, own: IpAddr) -> bool {
-        own.is_unspecified() && self.at_their_port().next().is_some()
-            || self.at_their_port().any(|(ip, _)| ip.is_unspecified() || ip == own)
+        self.at_their_port().any(|(ip, _)| ip.is_unspecified() || ip == own)
     }
 
     /// Those that have the port that they are for, and where.
@@ -439,9 +483,9 @@ mod tests {
         let (stack, client, other) = (stack(true), client(), client());
         let network = PodNetwork { shares_loopback: true, ..(*stack.network()).clone() };
         stack.set(network, None);
-        let socket = Bound::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let at = socket.local_addr().unwrap();
-        let _claim = stack.hand(Vec::new(), vec![(at.port(), socket)]).unwrap();
+        let (socket, port) = of_the_node();
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let _claim = stack.hand(Vec::new(), vec![(port, socket)]).unwrap();
         let (to, mut buffer) = (client.local_addr().unwrap(), [0; 8]);
         for _ in 0..2 {
             let mut guest = bind(&stack, at.port()).unwrap();
@@ -457,5 +501,36 @@ mod tests {
             client.send_to(b"answer", at).unwrap();
             assert_eq!(guest.receive(&mut buffer).await.unwrap(), (6, to));
         }
+    }
+
+    #[tokio::test]
+    async fn who_means_one_address_of_the_node_has_it_beside_the_one_at_all() {
+        let stack = stack(true);
+        let network = PodNetwork { shares_loopback: true, ..(*stack.network()).clone() };
+        stack.set(network, None);
+        let (socket, port) = of_the_node();
+        let _claim = stack.hand(Vec::new(), vec![(port, socket)]).unwrap();
+        let (client, mut buffer) = (client(), [0; 8]);
+        let at = |last| SocketAddr::from(([127, 0, 0, last], port));
+        let one = |last| stack.bind_udp(stack.permit().unwrap(), Options::default(), at(last));
+        let guests = [1, 9].map(|last| (at(last), one(last).unwrap()));
+        for (at, guest) in &guests {
+            client.send_to(b"who?", at).unwrap();
+            let (length, from) = guest.receive(&mut buffer).await.unwrap();
+            guest.send(&buffer[..length], Some(from)).await.unwrap();
+            assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, *at));
+        }
+        // As ever, nobody else is there, not even who would share it.
+        assert_eq!(one(1).unwrap_err(), NetError::AddressInUse);
+        for last in [1, 2] {
+            let family = rustix::net::AddressFamily::INET;
+            let other = rustix::net::socket(family, rustix::net::SocketType::DGRAM, None).unwrap();
+            set_socket_reuseaddr(&other, true).unwrap();
+            assert_eq!(rustix::net::bind(&other, &at(last)), Err(Errno::ADDRINUSE));
+        }
+        drop(guests);
+        // All are one guest's.
+        let _all = bind(&stack, port).unwrap();
+        assert_eq!(one(1).unwrap_err(), NetError::AddressInUse);
     }
 }

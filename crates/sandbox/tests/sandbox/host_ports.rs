@@ -19,8 +19,13 @@ use crate::{
 /// The port of the containers.
 const PORT: u16 = 5353;
 
-/// A socket at all addresses of the machine of its family, as an agent binds them.
+/// One at a port that is free.
 fn everywhere(family: AddressFamily) -> (u16, UdpSocket) {
+    (PORT, everywhere_at(family, 0))
+}
+
+/// A socket at all addresses of the machine of its family, as an agent binds them.
+fn everywhere_at(family: AddressFamily, port: u16) -> UdpSocket {
     let socket =
         rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
     let all: IpAddr = if family == AddressFamily::INET6 {
@@ -29,8 +34,8 @@ fn everywhere(family: AddressFamily) -> (u16, UdpSocket) {
     } else {
         std::net::Ipv4Addr::UNSPECIFIED.into()
     };
-    rustix::net::bind(&socket, &SocketAddr::new(all, 0)).unwrap();
-    (PORT, socket.into())
+    rustix::net::bind(&socket, &SocketAddr::new(all, port)).unwrap();
+    socket.into()
 }
 
 fn port_of((_, socket): &(u16, UdpSocket)) -> u16 {
@@ -151,4 +156,44 @@ pub(crate) fn a_pod_that_shares_an_address_hears_its_own_port_and_the_nodes() {
     sandbox.network("pod", &PodNetwork { is_host: true, ..network(&["127.0.0.1"]) });
     echoes(&sandbox, "net.wasm", "0.0.0.0", Vec::new());
     is_answered("127.0.0.1", "127.0.0.1", PORT);
+}
+
+pub(crate) fn a_pod_of_the_nodes_network_hears_its_port_at_all_addresses() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let shared = PodNetwork { is_host: true, shares_loopback: true, ..network(&["10.77.0.1"]) };
+    sandbox.network("pod", &shared);
+    for guest in ["net.wasm", "net3.wasm"] {
+        let datagrams = || {
+            [AddressFamily::INET, AddressFamily::INET6]
+                .map(|family| (PORT, everywhere_at(family, PORT)))
+                .into()
+        };
+        let server = echoes(&sandbox, guest, "0.0.0.0", datagrams());
+        for (from, to) in
+            [("10.77.5.5", "10.77.0.1"), ("10.77.5.5", "10.77.9.9"), ("127.0.0.1", "127.0.0.1")]
+        {
+            is_answered(from, to, PORT);
+        }
+        // To all, which nobody answers from.
+        let client = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        client.set_broadcast(true).unwrap();
+        client.send_to(b"who?", ("127.255.255.255", PORT)).unwrap();
+        let (_, answered) = client.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!(answered, SocketAddr::from(([127, 0, 0, 1], PORT)));
+        sandbox.stop(&server, 0);
+        sandbox.exit(&server);
+        let server = echoes(&sandbox, guest, "::", datagrams());
+        for to in ["fd00:77::1", "::1"] {
+            is_answered("::1", to, PORT);
+        }
+        sandbox.stop(&server, 0);
+        sandbox.exit(&server);
+        // One address alone.
+        let server = echoes(&sandbox, guest, "127.0.0.1", datagrams());
+        is_answered("127.0.0.1", "127.0.0.1", PORT);
+        sandbox.stop(&server, 0);
+        sandbox.exit(&server);
+    }
 }

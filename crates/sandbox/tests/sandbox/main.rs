@@ -77,7 +77,8 @@ const TESTS: &[Test] = tests! {
     host_ports:
         a_guest_hears_the_nodes_port_and_answers_from_it,
         who_comes_by_the_nodes_port_is_let_in_by_the_containers,
-        a_pod_that_shares_an_address_hears_its_own_port_and_the_nodes;
+        a_pod_that_shares_an_address_hears_its_own_port_and_the_nodes,
+        a_pod_of_the_nodes_network_hears_its_port_at_all_addresses;
     http:
         an_idle_server_has_few_threads_and_descriptors,
         requests_are_answered_each_by_its_own_instance,

@@ -12,7 +12,7 @@ use super::{
     super::{
         NetError, Options, Permit, Stack,
         handed::Which,
-        hosted::Ways,
+        hosted::{Hosted, Ways},
         pace::Turn,
         place::{self, Binding, Family},
         policy::{Answers, For},
@@ -23,14 +23,14 @@ use super::{
 /// As for TCP.
 const TRIES: usize = 16;
 
-fn bind_real(ip: IpAddr, port: u16) -> Result<tokio::net::UdpSocket, NetError> {
+fn bind_real(hosted: &Hosted, ip: IpAddr, port: u16) -> Result<tokio::net::UdpSocket, NetError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
     if ip.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
-    rustix::net::bind(&socket, &SocketAddr::new(ip, port))?;
+    hosted.make_room(&socket, SocketAddr::new(ip, port))?;
     Ok(tokio::net::UdpSocket::from_std(std::net::UdpSocket::from(socket))?)
 }
 
@@ -65,7 +65,7 @@ impl Stack {
         let mut tries = TRIES;
         let (real, private, port) = loop {
             let mut port = address.port();
-            let real = match home.map(|ip| bind_real(ip, port)).transpose() {
+            let real = match home.map(|ip| bind_real(&self.0.hosted, ip, port)).transpose() {
                 // A machine without IPv6; the pod's own loopback has it.
                 Err(NetError::NotSupported) if private.is_some() => None,
                 real => real?,
