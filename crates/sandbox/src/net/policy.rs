@@ -6,16 +6,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use krustlet_model::{
-    policy::{AddressRange, PodPolicy, merge},
-    services::Transport,
-};
+use krustlet_model::{policy::PodPolicy, services::Transport};
 use krustlet_protocol::{Names, PodNetwork};
 use tokio::time::Instant;
 
@@ -259,10 +256,7 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_model::{
-        outbound::Outbound,
-        policy::{PolicyRule, PortRange},
-    };
+    use krustlet_model::outbound::Outbound;
     use proptest::prelude::*;
 
     use super::*;

@@ -5,7 +5,7 @@ use std::{
     fs,
     future::poll_fn,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket as Bare},
+    net::{SocketAddr, TcpListener, UdpSocket as Bare},
     path::Path,
     process::Command,
     sync::Arc,
