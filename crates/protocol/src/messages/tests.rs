@@ -51,9 +51,9 @@ fn each_answer_of_a_sandbox_of_version_2_is_understood() {
         started_at: Some(2),
         finished_at: 3,
     };
-    let states = [RunState::Created, RunState::Running { started_at: 4 }, RunState::Exited(exit)];
+    let runs = [RunState::Created, RunState::Running { started_at: 4 }, RunState::Exited(exit)];
     let containers =
-        states.map(|state| ContainerReport { id: id(), pod: PodUid::new("u"), state }).into();
+        runs.map(|state| ContainerReport { id: id(), pod: PodUid::new("u"), state }).into();
     for (text, meant) in [
         (r#"{"reply":"done"}"#, SandboxReply::Done),
         (r#"{"reply":"hello","version":2,"pid":3}"#, SandboxReply::Hello { version: 2, pid: 3 }),

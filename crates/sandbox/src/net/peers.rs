@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_flood_takes_memory_of_the_pods_sockets_and_gives_it_back() {
-        assert!(2 * (FEW + 2) * (BYTES / PLACES) <= super::super::memory::LEAST);
+        const { assert!(2 * (FEW + 2) * (BYTES / PLACES) <= super::super::memory::LEAST) };
         let memory = Arc::<SocketMemory>::default();
         let (mut peers, mut now) = (Peers::new(&memory), Instant::now());
         let flood = |peers: &mut Peers, now| {

@@ -690,9 +690,9 @@ async fn what_is_sent_once_more_has_no_more_time() {
     for (connects, refuses, is_answered) in [(15, 0, false), (0, 15, true)] {
         let stack = stack();
         let (roots, tls) = trusted("web.test");
-        let served = Arc::new(AtomicUsize::new(0));
+        let calls = Arc::new(AtomicUsize::new(0));
         let server = Server::raw(&stack, move |stream: Stream| {
-            let (tls, is_first) = (tls.clone(), served.fetch_add(1, SeqCst) == 0);
+            let (tls, is_first) = (tls.clone(), calls.fetch_add(1, SeqCst) == 0);
             async move {
                 sleep(second * if is_first { connects } else { 15 }).await;
                 // A client that has no time left goes away.
