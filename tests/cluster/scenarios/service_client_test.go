@@ -213,9 +213,10 @@ func (c *client) log(t *testing.T, pod, container string) string {
 // why it is not. Each time it makes another connection.
 func (c *client) hears(t *testing.T, address string, port int) (string, error) {
 	t.Helper()
-	// One that is led to nobody before the node has heard of a change is given up: an
-	// answer comes within milliseconds, and whoever waits for one asks again.
-	return fetched(c.b, c.relay, at(address, port), time.Second)
+	// One that is led to nobody before the node has heard of a change is given up. The
+	// kernel tells a client once a second at most that it is refused (`ratelimit` of
+	// ICMP), and he asks again a second later.
+	return fetched(c.b, c.relay, at(address, port), 3*time.Second)
 }
 
 func at(address string, port int) string {
