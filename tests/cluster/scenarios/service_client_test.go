@@ -294,6 +294,17 @@ func (c *client) only(t *testing.T, args []string, want ...string) {
 	})
 }
 
+// keepsTo waits until of many runs one and the same is said, whichever that is.
+func (c *client) keepsTo(t *testing.T, args []string) {
+	t.Helper()
+	c.b.WaitFor(t, "one pod hears one of them", limit, func() error {
+		if said := c.said(t, 24, args...); len(said) != 1 {
+			return fmt.Errorf("one pod heard %v", said)
+		}
+		return nil
+	})
+}
+
 // silent waits until nothing is heard for a time that is long for an answer.
 func (c *client) silent(t *testing.T, address string, port int) {
 	t.Helper()
