@@ -11,16 +11,13 @@
 //! Use is charged afterwards (a guest runs for up to a tick at a time, a socket
 //! moves up to [`most_bytes`] at once), so the bucket may fall below empty; who
 //! wants more then waits until the debt is paid. Over any time no more is used
-//! than the limit's share of it, the depth, and one such use.
+//! than the limit's share of it, the depth, and one such use for each thread.
 
 use std::time::{Duration, Instant};
 
 /// Time whose share the bucket holds at most: the period of the kernel's CPU
 /// quotas, as kubelet sets it (`cpuCFSQuotaPeriod`, 100 ms by default).
 const PERIOD: Duration = Duration::from_millis(100);
-
-/// Thousandths of a core that guests can use: a sandbox runs them on one thread.
-const ONE_THREAD: u64 = 1000;
 
 /// A packet of most networks, in bytes: less is not worth a system call.
 const PACKET: u64 = 1500;
@@ -41,10 +38,9 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     /// A full bucket for a limit in thousandths of a core; it is charged
-    /// nanoseconds. `None` for what is no limit: 0, as for kubelet, and what one
-    /// thread cannot exceed.
+    /// nanoseconds. `None` for 0, which is no limit, as for kubelet.
     pub(crate) fn of_cpu(millis: u64, now: Instant) -> Option<Self> {
-        (millis > 0 && millis < ONE_THREAD).then(|| Self::full(millis, 1000, now))
+        (millis > 0).then(|| Self::full(millis, 1000, now))
     }
 
     /// A full bucket for a limit in bits per second; it is charged bytes.
@@ -170,7 +166,7 @@ mod tests {
         ) {
             let mut now = Instant::now();
             let Some(mut bucket) = Bucket::of_cpu(millis, now) else {
-                prop_assert!(millis == 0 || millis >= 1000);
+                prop_assert_eq!(millis, 0);
                 return Ok(());
             };
             for (seconds, used) in steps {

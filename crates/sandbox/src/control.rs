@@ -382,7 +382,8 @@ impl<'a> Control<'a> {
     /// The guests' thread, which a sandbox without containers does not have.
     fn guests(&mut self) -> Result<&Guests, Failure> {
         if self.guests.is_none() {
-            let guests = Guests::start(self.teller.clone(), Arc::clone(&self.ticker));
+            let (teller, ticker) = (self.teller.clone(), Arc::clone(&self.ticker));
+            let guests = Guests::start(teller, ticker, self.warm.cores);
             self.guests = Some(guests.map_err(|error| Failure::Failed {
                 message: format!("cannot start the guests' thread: {error}"),
             })?);

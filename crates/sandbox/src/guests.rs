@@ -6,8 +6,9 @@
 //! ```
 //!
 //! One thread, so that a sandbox with one pod stays small; guests yield to each
-//! other at every epoch ([`ticker`](crate::ticker)). File operations and logs
-//! use a few more threads, which end when they have nothing to do.
+//! other at every epoch ([`ticker`](crate::ticker)). Only connections of http
+//! guests are shared out to others ([`threads`](crate::threads)). File operations
+//! and logs use a few more threads, which end when they have nothing to do.
 
 use std::{
     any::Any,
@@ -35,26 +36,13 @@ use crate::{
     news::{News, RequestId, Teller},
     program::Program,
     run::{Session, run},
+    threads::{self, STACK, Threads},
     ticker::{Metered, Ticker},
     visit::Visit,
 };
 
 /// Orders that may wait: starts of a whole dense node at once.
 const ORDERS: usize = 16_384;
-
-/// Threads for calls that block: files of guests, logs. A stalled volume may
-/// hold some of them; what else needs one then waits.
-const BLOCKING_THREADS: usize = 8;
-
-/// Sockets heard of at once. tokio's default of 1024 takes 12 KiB of memory.
-const IO_EVENTS: usize = 64;
-
-/// How long such a thread waits for more; a guest at work keeps it.
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
-
-/// Stack of the threads in bytes, beside which guests have their own. Only
-/// touched pages cost anything.
-const STACK: usize = 1 << 20;
 
 /// How long a container's end waits for what its program has written to its
 /// connections. A pod's process may end with its last container, and peers that
@@ -75,26 +63,19 @@ pub(crate) struct Guests {
 }
 
 impl Guests {
-    /// Starts the thread.
+    /// Starts the thread, on a node with so many cores.
     ///
     /// # Errors
     ///
     /// When the system gives no thread or no descriptors.
-    pub(crate) fn start(teller: Teller, ticker: Arc<Ticker>) -> io::Result<Self> {
+    pub(crate) fn start(teller: Teller, ticker: Arc<Ticker>, cores: usize) -> io::Result<Self> {
         let (orders, taken) = mpsc::channel(ORDERS);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .max_io_events_per_tick(IO_EVENTS)
-            .enable_time()
-            .max_blocking_threads(BLOCKING_THREADS)
-            .thread_keep_alive(KEEP_ALIVE)
-            .thread_stack_size(STACK)
-            .thread_name("blocking")
-            .build()?;
+        let runtime = threads::runtime()?;
+        let threads = Threads::new(runtime.handle().clone(), cores);
         let thread = thread::Builder::new().name("guests".into()).stack_size(STACK);
         thread.spawn(move || {
             let end = panic::catch_unwind(AssertUnwindSafe(|| {
-                runtime.block_on(Host::new(teller.clone(), ticker).run(taken));
+                runtime.block_on(Host::new(teller.clone(), ticker, threads).run(taken));
             }));
             if let Err(panic) = end {
                 teller.tell(News::HostFailed { what: panic_text(&*panic) });
@@ -133,13 +114,15 @@ enum Owner {
 struct Host {
     teller: Teller,
     ticker: Arc<Ticker>,
+    threads: Arc<Threads>,
     tasks: JoinSet<Finished>,
     owners: HashMap<Id, Owner>,
 }
 
 impl Host {
-    fn new(teller: Teller, ticker: Arc<Ticker>) -> Self {
-        Self { teller, ticker, tasks: JoinSet::new(), owners: HashMap::new() }
+    fn new(teller: Teller, ticker: Arc<Ticker>, threads: Threads) -> Self {
+        let threads = Arc::new(threads);
+        Self { teller, ticker, threads, tasks: JoinSet::new(), owners: HashMap::new() }
     }
 
     /// Runs until the control thread is gone, and that is until the process is.
@@ -163,8 +146,9 @@ impl Host {
         let (task, owner) = match order {
             Order::Start(container) => {
                 let owner = Owner::Container(Arc::clone(&container));
+                let threads = Arc::clone(&self.threads);
                 let task = self.tasks.spawn(async move {
-                    let ending = run_container(&container, ticker).await;
+                    let ending = run_container(&container, ticker, &threads).await;
                     // The end is told after all output is in the log.
                     container.log.flush().await;
                     Finished::Container(container, ending)
@@ -232,8 +216,12 @@ impl Host {
     }
 }
 
-async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
-    let ending = run_program(container, ticker).await;
+async fn run_container(
+    container: &Arc<Container>,
+    ticker: Arc<Ticker>,
+    threads: &Threads,
+) -> Ending {
+    let ending = run_program(container, ticker, threads).await;
     tokio::select! {
         biased;
         // All may be dropped: they only wait.
@@ -245,11 +233,11 @@ async fn run_container(container: &Arc<Container>, ticker: Arc<Ticker>) -> Endin
 }
 
 /// Returns when nothing of the program is left but what is being sent for it.
-async fn run_program(container: &Arc<Container>, ticker: Arc<Ticker>) -> Ending {
+async fn run_program(container: &Arc<Container>, ticker: Arc<Ticker>, threads: &Threads) -> Ending {
     if let (Program::Http(handler), GuestKind::Http(limits)) =
         (&*container.program, &container.spec.guest)
     {
-        return http::serve(container, handler, limits, ticker).await;
+        return http::serve(container, handler, limits, ticker, threads).await;
     }
     let entered = {
         let container = Arc::clone(container);

@@ -7,9 +7,8 @@
 //! is over.
 //!
 //! ```text
-//! listener ──▶ connection (speak.rs) ──▶ permit ──▶ an instance that waits for a
-//!                                          request (places.rs), or a new one
-//!                                          (instance.rs) ──▶ response
+//! listener ──▶ a thread's server: connection (speak.rs) ──▶ permit ──▶ an instance
+//!              that waits for a request (places.rs), or a new one (instance.rs) ──▶ response
 //! stop: no more connections ──▶ open requests finish ──▶ end
 //! ```
 
@@ -24,7 +23,9 @@ use std::{
     future::poll_fn,
     io,
     net::Shutdown,
-    sync::{Arc, Mutex, PoisonError},
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -53,9 +54,10 @@ use crate::{
     guests::{out_of_time, stopped},
     log,
     log::LogStream,
-    net::{Connection, Stream},
+    net::{Connection, Leaving, Stream},
     ports::{http_port, listen},
     program::Handler,
+    threads::{Place, Threads},
     ticker::{Metered, Ticker},
 };
 
@@ -92,7 +94,18 @@ enum Reply {
     NoMemory,
 }
 
+/// What a container's requests are answered by on one thread.
 struct Server {
+    terms: Arc<Terms>,
+    /// The instances, which may outlive their connection. None once there are to be
+    /// no more.
+    instances: Mutex<Option<JoinSet<()>>>,
+    /// Of those that could answer another request.
+    places: Places<Asked>,
+}
+
+/// What holds for a container's requests on all threads.
+struct Terms {
     container: Arc<Container>,
     handler: Handler,
     ticker: Arc<Ticker>,
@@ -111,10 +124,14 @@ struct Server {
     /// Those of them that one of WASI 0.3 answers at once at most; not 0.
     at_once_in_one: usize,
     idle_instance_time: Duration,
-    /// The instances. They may outlive their connection.
-    instances: Mutex<JoinSet<()>>,
-    /// Of those that could answer another request.
-    places: Places<Asked>,
+}
+
+impl Deref for Server {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
 }
 
 /// Serves until the container is told to stop.
@@ -123,6 +140,7 @@ pub(crate) async fn serve(
     handler: &Handler,
     limits: &HttpLimits,
     ticker: Arc<Ticker>,
+    threads: &Threads,
 ) -> Ending {
     let listener = http_port(container).and_then(|port| listen(container, port, limits.backlog));
     let mut listener = match listener {
@@ -135,7 +153,7 @@ pub(crate) async fn serve(
         Handler::P2(_) => REUSE_P2,
         Handler::P3(_) => REUSE_P3,
     };
-    let server = Arc::new(Server {
+    let terms = Arc::new(Terms {
         container: Arc::clone(container),
         handler: handler.clone(),
         ticker,
@@ -148,16 +166,30 @@ pub(crate) async fn serve(
         reuse: limits.max_instance_reuse.unwrap_or(reuse).max(1),
         at_once_in_one: limits.max_instance_concurrent_reuse.unwrap_or(AT_ONCE_P3).max(1) as usize,
         idle_instance_time: Duration::from_millis(limits.idle_instance_timeout_ms),
-        instances: Mutex::default(),
-        places: Places::new(),
     });
+    let most = threads.of_limit(container.spec.limits.cpu_millis);
+    let servers: Vec<_> = (0..most).map(|_| Arc::new(Server::new(Arc::clone(&terms)))).collect();
     container.entered();
 
     let leave = watch::Sender::new(false);
     let mut connections = JoinSet::new();
-    let begin = |accepted| {
-        let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
-        Metered::of_host(connection, Arc::clone(&container.usage))
+    let begin = |connections: &mut JoinSet<()>, accepted: Connection| {
+        let place = threads.place(most);
+        let server = &servers[place.index()];
+        server.reap();
+        let accepted = if place.index() == 0 {
+            Accepted::Here(accepted)
+        } else {
+            match accepted.leave() {
+                Ok(leaving) => Accepted::Elsewhere(leaving),
+                // It is gone.
+                Err(_) => return,
+            }
+        };
+        let handle = place.handle().clone();
+        let connection = Arc::clone(server).connection(accepted, place, leave.subscribe());
+        let connection = Metered::of_host(connection, Arc::clone(&container.usage));
+        connections.spawn_on(connection, &handle);
     };
     let stop = loop {
         tokio::select! {
@@ -166,10 +198,7 @@ pub(crate) async fn serve(
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok(accepted) => {
-                    connections.spawn(begin(accepted));
-                    server.reap();
-                }
+                Ok(accepted) => begin(&mut connections, accepted),
                 // A client gone already, or no descriptors left.
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             },
@@ -183,7 +212,7 @@ pub(crate) async fn serve(
         while connections.len() < CONNECTIONS
             && let Some(Ok(accepted)) = listener.accept().now_or_never()
         {
-            connections.spawn(begin(accepted));
+            begin(&mut connections, accepted);
         }
     }
     drop(listener);
@@ -193,10 +222,10 @@ pub(crate) async fn serve(
         let finished = async {
             leave.send_replace(true);
             while connections.join_next().await.is_some() {}
-            server.places.end();
-            // What is dropped here halfway is ended below.
-            while poll_fn(|context| server.lock_instances().poll_join_next(context)).await.is_some()
-            {
+            for server in &servers {
+                server.places.end();
+                // What is dropped here halfway is ended below.
+                while poll_fn(|context| server.poll_instances(context)).await.is_some() {}
             }
         };
         tokio::select! {
@@ -205,12 +234,22 @@ pub(crate) async fn serve(
             () = out_of_time(container) => Ending::stopped(KILLED),
         }
     };
-    // First those who could begin requests. The instances own the server that
-    // owns them, so they would go on for ever if they were not taken from it.
     connections.shutdown().await;
-    let mut instances = std::mem::take(&mut *server.lock_instances());
-    instances.shutdown().await;
+    // They own the server that owns them, so they would go on for ever if they were
+    // not taken from it.
+    for server in &servers {
+        let instances = server.lock_instances().take();
+        if let Some(mut instances) = instances {
+            instances.shutdown().await;
+        }
+    }
     ending
+}
+
+/// A connection, and whether the thread that accepted it serves it.
+enum Accepted {
+    Here(Connection),
+    Elsewhere(Leaving),
 }
 
 /// Reads on until the client has done. A connection that is closed over bytes that
@@ -240,13 +279,26 @@ fn failed(status: StatusCode, text: &'static str) -> Response<WasiBody> {
 }
 
 impl Server {
-    fn lock_instances(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+    fn new(terms: Arc<Terms>) -> Self {
+        Self { terms, instances: Mutex::new(Some(JoinSet::new())), places: Places::new() }
+    }
+
+    fn lock_instances(&self) -> MutexGuard<'_, Option<JoinSet<()>>> {
         self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next instance that ends; nothing if there is none.
+    fn poll_instances(&self, context: &mut Context<'_>) -> Poll<Option<()>> {
+        match &mut *self.lock_instances() {
+            Some(instances) => instances.poll_join_next(context).map(|ended| ended.map(drop)),
+            None => Poll::Ready(None),
+        }
     }
 
     /// Lets go of instances that have ended.
     fn reap(&self) {
         let mut instances = self.lock_instances();
+        let Some(instances) = &mut *instances else { return };
         while let Some(ended) = instances.try_join_next() {
             if let Err(error) = ended {
                 self.complain(&format!("the sandbox failed in a request: {error}"));
@@ -259,7 +311,19 @@ impl Server {
         stderr.push(what.as_bytes());
     }
 
-    async fn connection(self: Arc<Self>, accepted: Connection, leave: watch::Receiver<bool>) {
+    async fn connection(
+        self: Arc<Self>,
+        accepted: Accepted,
+        _place: Place,
+        leave: watch::Receiver<bool>,
+    ) {
+        let accepted = match accepted {
+            Accepted::Here(connection) => connection,
+            Accepted::Elsewhere(leaving) => match leaving.arrive() {
+                Ok(connection) => connection,
+                Err(error) => return self.complain(&format!("cannot serve a client: {error}\n")),
+            },
+        };
         // Answers are whole when they are written; waiting for more is no gain.
         if let Some(socket) = accepted.socket() {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);

@@ -48,6 +48,7 @@ mod seccomp;
 mod sockets;
 mod state;
 mod table;
+mod threads;
 mod ticker;
 mod visit;
 mod warm;

@@ -1,7 +1,7 @@
 //! Epochs that tick only while a guest computes, and the processor time it takes.
 //!
 //! A guest yields at each tick, so that guests share their thread and a stop is
-//! heard. The guest thread says when it enters a guest ([`Ticker::enter`]); the
+//! heard. A guest thread says when it enters a guest ([`Ticker::enter`]); the
 //! control thread ticks ([`Ticks`]). A sandbox whose guests all wait has no
 //! timer at all. Where a container's CPU is limited ([`bucket`](crate::bucket)),
 //! [`Metered`] is what holds its guests back.
@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -31,11 +31,11 @@ const TICK: Duration = Duration::from_millis(5);
 /// often and briefly does not switch it on and off each time.
 const IDLE_TICKS: u32 = 4;
 
-/// The guest thread's side.
+/// The guest threads' side.
 #[derive(Debug)]
 pub(crate) struct Ticker {
-    /// Whether a guest is being run right now.
-    inside: AtomicBool,
+    /// Guests that are being run right now, each by a thread.
+    inside: AtomicUsize,
     /// How many times a guest was entered.
     entries: AtomicU64,
     ticking: AtomicBool,
@@ -45,7 +45,7 @@ pub(crate) struct Ticker {
 impl Ticker {
     pub(crate) fn new(wake: Arc<Wake>) -> Self {
         Self {
-            inside: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
             entries: AtomicU64::new(0),
             ticking: AtomicBool::new(false),
             wake,
@@ -55,7 +55,7 @@ impl Ticker {
     /// Says that a guest is entered, until the value is dropped.
     fn enter(&self) -> Inside<'_> {
         self.entries.fetch_add(1, SeqCst);
-        self.inside.store(true, SeqCst);
+        self.inside.fetch_add(1, SeqCst);
         // After `entries`: the control thread looks at them after it has
         // stopped ticking, so one of the two sees the other.
         if !self.ticking.load(SeqCst) {
@@ -69,7 +69,7 @@ struct Inside<'a>(&'a Ticker);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.inside.store(false, SeqCst);
+        self.0.inside.fetch_sub(1, SeqCst);
     }
 }
 
@@ -109,7 +109,7 @@ impl Ticks {
 
     fn tick(&mut self, now: Instant) {
         let entries = self.ticker.entries.load(SeqCst);
-        let inside = self.ticker.inside.load(SeqCst);
+        let inside = self.ticker.inside.load(SeqCst) > 0;
         if inside {
             self.engine.increment_epoch();
         }
@@ -140,7 +140,7 @@ impl Ticks {
 /// A guest whose container has used more than its CPU limit is not polled until
 /// that is made good: others have the thread, and whoever polls this can still
 /// drop it. It yields at each tick, so a container runs ahead of its limit by no
-/// more than that; a shorter tick for small limits would cut short pieces of
+/// more than that on each thread; a shorter tick for small limits would cut short pieces of
 /// work in two for the same share of the time.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,

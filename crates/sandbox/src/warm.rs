@@ -5,6 +5,8 @@
 //! here may use randomness, which would then be the same in every sandbox.
 //! Which import is missing is told by [`offers`](crate::offers).
 
+use std::{num::NonZero, thread};
+
 use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
@@ -20,6 +22,8 @@ pub(crate) struct Warm {
     pub(crate) modules: Linker<ModuleState>,
     /// What components may import: WASI 0.2 and 0.3, both with http.
     pub(crate) components: component::Linker<ComponentState>,
+    /// Cores that the node lets it use.
+    pub(crate) cores: usize,
 }
 
 /// The names under which core modules import WASI.
@@ -57,7 +61,9 @@ impl Warm {
         outgoing::written::add_to_linker(&mut components)?;
         p3::add_to_linker(&mut components)?;
         fields::add_to_linker(&mut components)?;
-        Ok(Self { engine, modules, components })
+        // Sandboxes cannot ask: the answer is partly in files.
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Self { engine, modules, components, cores })
     }
 }
 

@@ -75,7 +75,10 @@ impl Server {
     pub(super) fn begin(self: &Arc<Self>, asked: Asked) {
         if let Err(asked) = self.places.hand(asked) {
             let instance = Arc::clone(self).instance(asked);
-            self.lock_instances().spawn(instance);
+            // Nobody waits for an answer once there are to be no more.
+            if let Some(instances) = &mut *self.lock_instances() {
+                instances.spawn(instance);
+            }
         }
     }
 

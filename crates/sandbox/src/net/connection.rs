@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Shutdown, SocketAddr},
+    net::{self, Shutdown, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
@@ -250,6 +250,20 @@ impl Connection {
         }
     }
 
+    /// Takes it from the thread that has heard of it so far.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn leave(self) -> io::Result<Leaving> {
+        let Self { link, permit, _port: port, .. } = self;
+        let link = match link {
+            Link::Tcp { stream, led_by } => Passing::Tcp { stream: stream.into_std()?, led_by },
+            Link::Pipe { end, local, remote } => Passing::Pipe { end, local, remote },
+        };
+        Ok(Leaving { link, permit, port })
+    }
+
     /// The right to have it.
     pub(crate) fn permit(&self) -> Permit {
         self.permit.clone()
@@ -261,6 +275,37 @@ impl Connection {
             Link::Tcp { stream, .. } => Some(stream.as_fd()),
             Link::Pipe { .. } => None,
         }
+    }
+}
+
+/// A connection on its way to another thread, before anybody has used it.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    link: Passing,
+    permit: Permit,
+    port: Option<Reservation>,
+}
+
+#[derive(Debug)]
+enum Passing {
+    Tcp { stream: net::TcpStream, led_by: Option<SocketAddr> },
+    Pipe { end: PipeEnd, local: SocketAddr, remote: SocketAddr },
+}
+
+impl Leaving {
+    /// Has this thread hear of it from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn arrive(self) -> io::Result<Connection> {
+        let link = match self.link {
+            Passing::Tcp { stream, led_by } => {
+                Link::Tcp { stream: TcpStream::from_std(stream)?, led_by }
+            }
+            Passing::Pipe { end, local, remote } => Link::Pipe { end, local, remote },
+        };
+        Ok(Connection::new(link, self.permit, self.port))
     }
 }
 

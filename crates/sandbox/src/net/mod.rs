@@ -63,7 +63,7 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    connection::{Connection, Stream},
+    connection::{Connection, Leaving, Stream},
     error::NetError,
     handed::Claim,
     idle::{Asking, Kept},
