@@ -140,7 +140,12 @@ mod tests {
         }
 
         #[test]
-        fn who_always_wants_gets_the_whole_limit(millis in 1_u64..1000, slice in 1_u64..SLICE) {
+        fn who_always_wants_gets_the_whole_limit(
+            limit in 1_u64..1000,
+            threads in 1_u64..9,
+            slice in 1_u64..SLICE,
+        ) {
+            let millis = limit * threads;
             let start = Instant::now();
             let mut now = start;
             let mut bucket = Bucket::of_cpu(millis, now).unwrap();
@@ -151,12 +156,16 @@ mod tests {
                     prop_assert_eq!(bucket.wait(now), None, "the wait is long enough");
                 }
                 now += Duration::from_nanos(slice);
-                bucket.charge(now, slice);
-                used += u128::from(slice);
+                for _ in 0..threads {
+                    bucket.charge(now, slice);
+                    used += u128::from(slice);
+                }
             }
             let share = (now - start).as_nanos() * u128::from(millis) / 1000;
             // A wait is rounded up to a nanosecond.
-            prop_assert!(used + 200 >= share, "{used} of {share}");
+            prop_assert!(used + 200 * u128::from(threads) >= share, "{used} of {share}");
+            let depth = PERIOD.as_nanos() * u128::from(millis) / 1000;
+            prop_assert!(used <= share + depth + u128::from(slice * threads) + 1);
         }
 
         #[test]

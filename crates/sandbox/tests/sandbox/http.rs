@@ -1,10 +1,12 @@
 //! The http guests of WASI 0.2 and 0.3, asked over real sockets.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -79,6 +81,11 @@ fn serve_within(
     Server { id, address }
 }
 
+/// In a container that may use one core.
+fn on_one_thread(make: Make) -> Make {
+    Make { cpu: Some(1000), ..make }
+}
+
 impl Server {
     /// Sends a request and leaves the connection open.
     pub(crate) fn send(&self, path: &str) -> TcpStream {
@@ -144,6 +151,45 @@ pub(crate) fn an_idle_server_has_few_threads_and_descriptors() {
             let (threads, descriptors) = counts();
             (threads, descriptors.len()) == (2, DESCRIPTORS)
         });
+    }
+}
+
+/// The threads of a sandbox that run guests, and whether each has computed for a while.
+fn guests_threads(sandbox: &Sandbox) -> BTreeMap<String, bool> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", sandbox.pid)).unwrap();
+    let threads = tasks.filter_map(|task| {
+        let task = task.unwrap().path();
+        // It may have ended.
+        let name = fs::read_to_string(task.join("comm")).ok()?.trim().to_owned();
+        let times = fs::read_to_string(task.join("schedstat")).ok()?;
+        let nanoseconds: u64 = times.split(' ').next()?.parse().ok()?;
+        name.starts_with("guests").then_some((name, nanoseconds > 100_000_000))
+    });
+    threads.collect()
+}
+
+pub(crate) fn connections_are_served_by_as_many_threads_as_a_container_may_use_cores() {
+    let zygote = Zygote::start();
+    let cores = thread::available_parallelism().unwrap().get();
+    for program in PROGRAMS {
+        for (cpu, threads) in [(None, cores.min(3)), (Some(1001), cores.min(2)), (Some(1000), 1)] {
+            let sandbox = zygote.sandbox();
+            let server =
+                serve_as(&sandbox, 3_600_000, |make| Make { cpu, ..make.code(compiled(program)) });
+            let open: Vec<_> = (0..3).map(|_| server.send("/spin?ms=3600000")).collect();
+            let all_compute = || {
+                let found = guests_threads(&sandbox);
+                found.len() == threads && found.values().all(|computes| *computes)
+            };
+            wait_until(all_compute);
+            // What they do is the container's.
+            wait_until(|| used(&sandbox).1 > 100_000_000 * threads as u64);
+            // Whoever comes is heard on each.
+            assert_eq!(server.get("/env").0, 200);
+            drop(open);
+            sandbox.stop(&server.id, 0);
+            assert_eq!(sandbox.exit(&server.id).exit_code, 137);
+        }
     }
 }
 
@@ -219,7 +265,8 @@ pub(crate) fn requests_that_wait_share_an_instance_of_version_3() {
         idle_instance_timeout_ms: 3_600_000,
         ..LIMITS
     };
-    let server = serve_within(&sandbox, limits, |make| make.code(compiled("http3.wasm")));
+    let server =
+        serve_within(&sandbox, limits, |make| on_one_thread(make).code(compiled("http3.wasm")));
     let mut waiting = vec![server.send("/sleep?ms=3600000")];
     // An instance that has answered nothing else counts from one.
     let mut last = 0;
@@ -238,7 +285,8 @@ pub(crate) fn an_instance_that_computes_keeps_nobody_waiting() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
     let limits = HttpLimits { idle_instance_timeout_ms: 3_600_000, ..LIMITS };
-    let server = serve_within(&sandbox, limits, |make| make.code(compiled("http3.wasm")));
+    let server =
+        serve_within(&sandbox, limits, |make| on_one_thread(make).code(compiled("http3.wasm")));
     assert_eq!(server.count(), 1);
     // It waits, so that it would take another; then it computes for ever.
     let _busy = server.send("/sleep?ms=100&spin=3600000");

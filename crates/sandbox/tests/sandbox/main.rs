@@ -81,6 +81,7 @@ const TESTS: &[Test] = tests! {
         a_pod_of_the_nodes_network_hears_its_port_at_all_addresses;
     http:
         an_idle_server_has_few_threads_and_descriptors,
+        connections_are_served_by_as_many_threads_as_a_container_may_use_cores,
         requests_are_answered_each_by_its_own_instance,
         an_instance_answers_as_many_requests_as_it_may,
         an_instance_that_is_not_asked_ends,
