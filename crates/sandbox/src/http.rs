@@ -14,6 +14,7 @@
 
 mod instance;
 mod places;
+mod progress;
 mod speak;
 mod together;
 mod watched;
@@ -33,7 +34,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use krustlet_protocol::HttpLimits;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
@@ -45,7 +46,7 @@ use wasmtime_wasi_http::WasiBody;
 use self::{
     instance::Asked,
     places::Places,
-    speak::{Times, speak},
+    speak::{Arriving, Times, speak},
     watched::{Unread, Watched},
 };
 use crate::{
@@ -83,7 +84,7 @@ const REUSE_P3: u32 = 128;
 const AT_ONCE_P3: u32 = 16;
 
 /// A request's body as it comes.
-type Received = Watched<Incoming, Unread>;
+type Received = Watched<Arriving, Unread>;
 
 /// What the client is told.
 enum Reply {
