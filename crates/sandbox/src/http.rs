@@ -53,20 +53,21 @@ use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
     guests::{out_of_time, stopped},
+    held::Held,
     log,
     log::LogStream,
-    net::{Connection, Leaving, Stream},
+    net::{Connection, Lasting, Leaving, Listener, NetError, Served},
     ports::{http_port, listen},
     program::Handler,
     threads::{Place, Threads},
     ticker::{Metered, Ticker},
 };
 
-/// Connections open at once; most of them wait between requests. A process may
-/// have 20,000 descriptors.
+/// Connections open at once at most; most of them wait between requests.
 const CONNECTIONS: usize = 4096;
 
-/// Wait after a failed accept: descriptors are short, and others must end first.
+/// Wait after a failed accept: descriptors are short, and others must end first. And
+/// how long one that is to make room for another may take before the next is.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after a request's time the rest of its answer may take to be sent;
@@ -108,6 +109,7 @@ struct Server {
 /// What holds for a container's requests on all threads.
 struct Terms {
     container: Arc<Container>,
+    connections: Arc<Served>,
     handler: Handler,
     ticker: Arc<Ticker>,
     permits: Arc<Semaphore>,
@@ -154,8 +156,10 @@ pub(crate) async fn serve(
         Handler::P2(_) => REUSE_P2,
         Handler::P3(_) => REUSE_P3,
     };
+    let served = container.stack.serve();
     let terms = Arc::new(Terms {
         container: Arc::clone(container),
+        connections: Arc::clone(&served),
         handler: handler.clone(),
         ticker,
         permits: Arc::new(Semaphore::new(at_once)),
@@ -193,15 +197,18 @@ pub(crate) async fn serve(
         connections.spawn_on(connection, &handle);
     };
     let stop = loop {
+        let is_full =
+            connections.len() >= most_connections(container.stack.network().limits.sockets);
         tokio::select! {
             biased;
             // All may be dropped and asked again.
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok(accepted) => begin(&mut connections, accepted),
+            accepted = next(&mut listener, is_full.then_some(&*served)) => match accepted {
+                Some(Ok(accepted)) => begin(&mut connections, accepted),
                 // A client gone already, or no descriptors left.
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+                Some(Err(_)) => sleep(ACCEPT_PAUSE).await,
+                None => {}
             },
         }
     };
@@ -245,6 +252,27 @@ pub(crate) async fn serve(
         }
     }
     ending
+}
+
+/// Connections at once of one server of a pod that may have so many sockets. A quarter
+/// of these is left to whoever it calls, asks for names or is visited by.
+fn most_connections(sockets: u32) -> usize {
+    let most = sockets - sockets.div_ceil(4);
+    (most.max(1) as usize).min(CONNECTIONS)
+}
+
+/// The next connection. Where the server is full none is taken, and one that is idle is
+/// closed for it.
+async fn next(
+    listener: &mut Listener,
+    full: Option<&Served>,
+) -> Option<Result<Connection, NetError>> {
+    let Some(served) = full else { return Some(listener.accept().await) };
+    poll_fn(|context| listener.poll_ready(context)).await;
+    served.close_one();
+    // Whoever waits for this is told of its end.
+    sleep(ACCEPT_PAUSE).await;
+    None
 }
 
 /// A connection, and whether the thread that accepted it serves it.
@@ -330,15 +358,20 @@ impl Server {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         }
         let accepted = Arc::new(accepted);
+        let kept = self.connections.add(&accepted);
+        let io = Lasting::new(Arc::clone(&accepted), Arc::clone(&kept));
         let unread = Unread::default();
         // It waits for its turn as long as it may then take.
         let request = self.time.saturating_mul(2).saturating_add(SEND_TIME);
         let times = Times { idle: self.idle_time, request };
-        speak(Stream(Arc::clone(&accepted)), times, leave, |request| {
-            let unread = unread.clone();
-            Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)))
+        speak(io, times, leave, |request| {
+            let (asking, unread) = (kept.asked(), unread.clone());
+            let answer = Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)));
+            async move { answer.await.map(|body| Held::new(body, asking)) }
         })
         .await;
+        // It makes no room from now on.
+        drop(kept);
         if unread.is_set() {
             let _ = timeout(LINGER_TIME, linger(&accepted)).await;
         }
@@ -384,6 +417,19 @@ impl Server {
             Ok(Err(_)) | Err(_) => {
                 failed(StatusCode::GATEWAY_TIMEOUT, "the program took too long\n")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_leaves_a_quarter_of_its_pods_sockets_to_others() {
+        let table = [(0, 1), (1, 1), (2, 1), (4, 3), (8, 6), (4096, 3072), (16_384, CONNECTIONS)];
+        for (sockets, most) in table {
+            assert_eq!(most_connections(sockets), most, "{sockets}");
         }
     }
 }
