@@ -60,7 +60,7 @@ use crate::{
     ports::{http_port, listen},
     program::Handler,
     threads::{Place, Threads},
-    ticker::{Metered, Ticker},
+    ticker::{Charged, Metered, Ticker},
 };
 
 /// Connections open at once at most; most of them wait between requests.
@@ -364,7 +364,8 @@ impl Server {
         // It waits for its turn as long as it may then take.
         let request = self.time.saturating_mul(2).saturating_add(SEND_TIME);
         let times = Times { idle: self.idle_time, request };
-        speak(io, times, leave, |request| {
+        let charged = Charged::new(Arc::clone(&self.container.usage));
+        speak(io, times, charged, leave, |request| {
             let (asking, unread) = (kept.asked(), unread.clone());
             let answer = Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)));
             async move { answer.await.map(|body| Held::new(body, asking)) }

@@ -19,7 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::progress::{Coming, Heard, Progress};
-use crate::held::Held;
+use crate::{held::Held, ticker::Charged};
 
 /// How long a client of version 1 may take to send a request's head, from its first
 /// byte. nginx's default.
@@ -82,10 +82,11 @@ pub(super) type Arriving = Held<Incoming, Option<Coming>>;
 
 /// Serves a connection until its client leaves, has been idle for too long, takes too
 /// long for a head or does not take its answer, or `stop` says true and what was asked
-/// is answered.
+/// is answered. What does not run within it is run by `charged`.
 pub(super) async fn speak<I, F, B>(
     io: I,
     times: Times,
+    charged: Charged,
     stop: watch::Receiver<bool>,
     answer: impl Fn(Request<Arriving>) -> F + Send + Sync,
 ) where
@@ -98,7 +99,7 @@ pub(super) async fn speak<I, F, B>(
     tokio::select! {
         biased;
         // Whichever is dropped, the connection goes with it.
-        () = converse(io, times.idle, stop, &progress, answer) => {}
+        () = converse(io, times.idle, builder(charged), (stop, &progress), answer) => {}
         () = progress.overdue(times.request) => {}
         () = progress.head_overdue(HEAD_TIME) => {}
     }
@@ -107,8 +108,8 @@ pub(super) async fn speak<I, F, B>(
 async fn converse<I, F, B>(
     io: I,
     idle_time: Duration,
-    stop: watch::Receiver<bool>,
-    progress: &Progress,
+    builder: auto::Builder<Charged>,
+    (stop, progress): (watch::Receiver<bool>, &Progress),
     answer: impl Fn(Request<Arriving>) -> F + Send + Sync,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -129,7 +130,6 @@ async fn converse<I, F, B>(
         }
     });
     let mut told = stop.clone();
-    let builder = builder();
     let io = TokioIo::new(Heard::new(io, progress.clone()));
     let mut connection = pin!(builder.serve_connection(io, service));
     tokio::select! {
@@ -166,8 +166,8 @@ async fn told_to_leave(stop: &mut watch::Receiver<bool>, progress: &Progress) {
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(charged: Charged) -> auto::Builder<Charged> {
+    let mut builder = auto::Builder::new(charged);
     // hyper's time for a head begins with the end of the answer before it, and is one
     // for idle connections too.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER);
@@ -185,10 +185,12 @@ fn builder() -> auto::Builder<TokioExecutor> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use http_body_util::{BodyExt, Empty, Full, StreamBody};
     use hyper::{body::Frame, client::conn};
+    use hyper_util::rt::TokioExecutor;
+    use krustlet_protocol::Limits;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
         sync::mpsc,
@@ -197,6 +199,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{state::Usage, ticker::thread_time};
 
     const IDLE: Duration = Duration::from_secs(5);
 
@@ -217,6 +220,11 @@ mod tests {
         tasks: JoinSet<()>,
     }
 
+    /// On nobody's account.
+    fn charged() -> Charged {
+        Charged::new(Arc::new(Usage::new(&Limits::default())))
+    }
+
     /// The next task ends.
     async fn end(tasks: &mut JoinSet<()>) {
         let ended = timeout(LIMIT, tasks.join_next()).await.expect("it ends");
@@ -231,9 +239,9 @@ mod tests {
     fn served_for(times: Times, gate: Option<mpsc::Receiver<()>>) -> Bed {
         let (client, server) = tokio::io::duplex(1 << 16);
         let stop = watch::Sender::new(false);
-        let gate = std::sync::Arc::new(tokio::sync::Mutex::new(gate));
+        let gate = Arc::new(tokio::sync::Mutex::new(gate));
         let answer = move |request: Request<Arriving>| {
-            let gate = std::sync::Arc::clone(&gate);
+            let gate = Arc::clone(&gate);
             async move {
                 if let Some(gate) = &mut *gate.lock().await {
                     gate.recv().await;
@@ -242,7 +250,7 @@ mod tests {
             }
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(speak(server, times, stop.subscribe(), answer));
+        tasks.spawn(speak(server, times, charged(), stop.subscribe(), answer));
         Bed { client, stop, tasks }
     }
 
@@ -255,7 +263,7 @@ mod tests {
             Response::new(StreamBody::new(futures::stream::iter((0..640).map(move |_| piece()))))
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(speak(server, TIMES, stop.subscribe(), answer));
+        tasks.spawn(speak(server, TIMES, charged(), stop.subscribe(), answer));
         Bed { client, stop, tasks }
     }
 
@@ -346,7 +354,7 @@ mod tests {
         };
         let mut tasks = JoinSet::new();
         let times = Times { idle: TIME, ..TIMES };
-        tasks.spawn(speak(server, times, stop.subscribe(), answer));
+        tasks.spawn(speak(server, times, charged(), stop.subscribe(), answer));
         let head = b"POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 4\r\n\r\n";
         client.write_all(head).await.unwrap();
         self::answer(&mut client).await;
@@ -456,11 +464,11 @@ mod tests {
             text
         }
         let (open, gate) = mpsc::channel(1);
-        let gate = std::sync::Arc::new(tokio::sync::Mutex::new(gate));
+        let gate = Arc::new(tokio::sync::Mutex::new(gate));
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let stop = watch::Sender::new(false);
         let answer = move |_| {
-            let gate = std::sync::Arc::clone(&gate);
+            let gate = Arc::clone(&gate);
             let end = async move {
                 gate.lock().await.recv().await;
                 Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"end")))
@@ -469,7 +477,7 @@ mod tests {
             async move { Response::new(body) }
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(speak(server, TIMES, stop.subscribe(), answer));
+        tasks.spawn(speak(server, TIMES, charged(), stop.subscribe(), answer));
         client.write_all(ASK).await.unwrap();
         assert!(!until("\r\n\r\n", &mut client).await.contains("connection: close"));
         stop.send(true).unwrap();
@@ -565,6 +573,26 @@ mod tests {
             };
             assert_eq!(told, why, "{resets} resets");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_request_takes_is_charged_in_version_2_too() {
+        const SOME: u64 = 20_000_000;
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let stop = watch::Sender::new(false);
+        let answer = |_| async {
+            let end = thread_time() + SOME;
+            while thread_time() < end {}
+            Response::new(Full::new(Bytes::new()))
+        };
+        let mut tasks = JoinSet::new();
+        let charged = Charged::new(Arc::clone(&usage));
+        tasks.spawn(speak(server, TIMES, charged, stop.subscribe(), answer));
+        let mut client = by_version_2(client, &mut tasks).await;
+        client.send_request(get()).await.unwrap();
+        // The connection itself is whoever's who runs it.
+        assert!(usage.cpu() >= SOME, "{} ns", usage.cpu());
     }
 
     /// What a server of version 2 says of its bounds: its settings by number, and

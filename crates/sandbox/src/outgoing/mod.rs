@@ -38,13 +38,13 @@ use http::{
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, rt::Executor};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{
         self, Client,
         connect::{CaptureConnection, capture_connection},
     },
-    rt::{TokioExecutor, TokioTimer},
+    rt::TokioTimer,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -64,7 +64,7 @@ use crate::{
     held::Held,
     net::{Asking, Stack, WeakStack},
     state::Usage,
-    ticker::Metered,
+    ticker::{Charged, Metered},
 };
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -137,20 +137,6 @@ pub(crate) struct Whose {
     pub(crate) own: Option<Arc<OwnRoots>>,
     /// What is charged.
     pub(crate) usage: Arc<Usage>,
-}
-
-/// Runs what a client does beside its requests, charged to its container.
-#[derive(Clone, Debug)]
-struct Charged(Arc<Usage>);
-
-impl<F> Executor<F> for Charged
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, work: F) {
-        TokioExecutor::new().execute(Metered::of_host(work, Arc::clone(&self.0)));
-    }
 }
 
 tokio::task_local! {
@@ -326,7 +312,7 @@ impl Caller {
     /// One without connections. All that it makes are to servers that these vouch
     /// for.
     fn new(stack: WeakStack, roots: Arc<Roots>, usage: Arc<Usage>) -> Self {
-        let mut builder = Client::builder(Charged(Arc::clone(&usage)));
+        let mut builder = Client::builder(Charged::new(Arc::clone(&usage)));
         builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
