@@ -14,6 +14,7 @@
 
 mod instance;
 mod places;
+mod progress;
 mod speak;
 mod together;
 mod watched;
@@ -25,7 +26,6 @@ use std::{
     net::Shutdown,
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -33,10 +33,10 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use krustlet_protocol::HttpLimits;
 use tokio::{
-    sync::{Semaphore, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -45,27 +45,28 @@ use wasmtime_wasi_http::WasiBody;
 use self::{
     instance::Asked,
     places::Places,
-    speak::{Times, speak},
+    speak::{Arriving, Times, speak},
     watched::{Unread, Watched},
 };
 use crate::{
     container::{Container, Stop},
     exit::{Ending, KILLED, STOPPED},
     guests::{out_of_time, stopped},
+    held::Held,
     log,
     log::LogStream,
-    net::{Connection, Leaving, Stream},
+    net::{Connection, Lasting, Leaving, Listener, NetError, Served},
     ports::{http_port, listen},
     program::Handler,
     threads::{Place, Threads},
-    ticker::{Metered, Ticker},
+    ticker::{Charged, Metered, Ticker},
 };
 
-/// Connections open at once; most of them wait between requests. A process may
-/// have 20,000 descriptors.
+/// Connections open at once at most; most of them wait between requests.
 const CONNECTIONS: usize = 4096;
 
-/// Wait after a failed accept: descriptors are short, and others must end first.
+/// Wait after a failed accept: descriptors are short, and others must end first. And
+/// how long one that is to make room for another may take before the next is.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after a request's time the rest of its answer may take to be sent;
@@ -83,7 +84,7 @@ const REUSE_P3: u32 = 128;
 const AT_ONCE_P3: u32 = 16;
 
 /// A request's body as it comes.
-type Received = Watched<Incoming, Unread>;
+type Received = Watched<Arriving, Unread>;
 
 /// What the client is told.
 enum Reply {
@@ -97,9 +98,9 @@ enum Reply {
 /// What a container's requests are answered by on one thread.
 struct Server {
     terms: Arc<Terms>,
-    /// The instances, which may outlive their connection. None once there are to be
-    /// no more.
-    instances: Mutex<Option<JoinSet<()>>>,
+    /// What the instances have, which may outlive their connection. None once there are
+    /// to be no more.
+    life: Mutex<Option<Life>>,
     /// Of those that could answer another request.
     places: Places<Asked>,
 }
@@ -107,6 +108,7 @@ struct Server {
 /// What holds for a container's requests on all threads.
 struct Terms {
     container: Arc<Container>,
+    connections: Arc<Served>,
     handler: Handler,
     ticker: Arc<Ticker>,
     permits: Arc<Semaphore>,
@@ -124,6 +126,16 @@ struct Terms {
     /// Those of them that one of WASI 0.3 answers at once at most; not 0.
     at_once_in_one: usize,
     idle_instance_time: Duration,
+}
+
+/// Each instance has one. Not a `JoinSet`: what is left there of those that have ended
+/// holds descriptors of their thread until somebody looks.
+#[derive(Clone)]
+struct Life {
+    /// Says true when it is to end, or nothing any more.
+    end: watch::Receiver<bool>,
+    /// Nothing is sent: they are waited for by it.
+    _alive: mpsc::Sender<Infallible>,
 }
 
 impl Deref for Server {
@@ -153,8 +165,10 @@ pub(crate) async fn serve(
         Handler::P2(_) => REUSE_P2,
         Handler::P3(_) => REUSE_P3,
     };
+    let served = container.stack.serve();
     let terms = Arc::new(Terms {
         container: Arc::clone(container),
+        connections: Arc::clone(&served),
         handler: handler.clone(),
         ticker,
         permits: Arc::new(Semaphore::new(at_once)),
@@ -168,7 +182,12 @@ pub(crate) async fn serve(
         idle_instance_time: Duration::from_millis(limits.idle_instance_timeout_ms),
     });
     let most = threads.of_limit(container.spec.limits.cpu_millis);
-    let servers: Vec<_> = (0..most).map(|_| Arc::new(Server::new(Arc::clone(&terms)))).collect();
+    let end = watch::Sender::new(false);
+    let (alive, mut all) = mpsc::channel(1);
+    let life = Life { end: end.subscribe(), _alive: alive };
+    let server = |_| Arc::new(Server::new(Arc::clone(&terms), life.clone()));
+    let servers: Vec<_> = (0..most).map(server).collect();
+    drop(life);
     container.entered();
 
     let leave = watch::Sender::new(false);
@@ -176,7 +195,6 @@ pub(crate) async fn serve(
     let begin = |connections: &mut JoinSet<()>, accepted: Connection| {
         let place = threads.place(most);
         let server = &servers[place.index()];
-        server.reap();
         let accepted = if place.index() == 0 {
             Accepted::Here(accepted)
         } else {
@@ -192,15 +210,18 @@ pub(crate) async fn serve(
         connections.spawn_on(connection, &handle);
     };
     let stop = loop {
+        let is_full =
+            connections.len() >= most_connections(container.stack.network().limits.sockets);
         tokio::select! {
             biased;
             // All may be dropped and asked again.
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok(accepted) => begin(&mut connections, accepted),
+            accepted = next(&mut listener, is_full.then_some(&*served)) => match accepted {
+                Some(Ok(accepted)) => begin(&mut connections, accepted),
                 // A client gone already, or no descriptors left.
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+                Some(Err(_)) => sleep(ACCEPT_PAUSE).await,
+                None => {}
             },
         }
     };
@@ -223,10 +244,10 @@ pub(crate) async fn serve(
             leave.send_replace(true);
             while connections.join_next().await.is_some() {}
             for server in &servers {
+                server.begin_no_more();
                 server.places.end();
-                // What is dropped here halfway is ended below.
-                while poll_fn(|context| server.poll_instances(context)).await.is_some() {}
             }
+            all.recv().await;
         };
         tokio::select! {
             biased;
@@ -235,15 +256,33 @@ pub(crate) async fn serve(
         }
     };
     connections.shutdown().await;
-    // They own the server that owns them, so they would go on for ever if they were
-    // not taken from it.
     for server in &servers {
-        let instances = server.lock_instances().take();
-        if let Some(mut instances) = instances {
-            instances.shutdown().await;
-        }
+        server.begin_no_more();
     }
+    end.send_replace(true);
+    all.recv().await;
     ending
+}
+
+/// Connections at once of one server of a pod that may have so many sockets. A quarter
+/// of these is left to whoever it calls, asks for names or is visited by.
+fn most_connections(sockets: u32) -> usize {
+    let most = sockets - sockets.div_ceil(4);
+    (most.max(1) as usize).min(CONNECTIONS)
+}
+
+/// The next connection. Where the server is full none is taken, and one that is idle is
+/// closed for it.
+async fn next(
+    listener: &mut Listener,
+    full: Option<&Served>,
+) -> Option<Result<Connection, NetError>> {
+    let Some(served) = full else { return Some(listener.accept().await) };
+    poll_fn(|context| listener.poll_ready(context)).await;
+    served.close_one();
+    // Whoever waits for this is told of its end.
+    sleep(ACCEPT_PAUSE).await;
+    None
 }
 
 /// A connection, and whether the thread that accepted it serves it.
@@ -279,31 +318,17 @@ fn failed(status: StatusCode, text: &'static str) -> Response<WasiBody> {
 }
 
 impl Server {
-    fn new(terms: Arc<Terms>) -> Self {
-        Self { terms, instances: Mutex::new(Some(JoinSet::new())), places: Places::new() }
+    fn new(terms: Arc<Terms>, life: Life) -> Self {
+        Self { terms, life: Mutex::new(Some(life)), places: Places::new() }
     }
 
-    fn lock_instances(&self) -> MutexGuard<'_, Option<JoinSet<()>>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    fn life(&self) -> MutexGuard<'_, Option<Life>> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next instance that ends; nothing if there is none.
-    fn poll_instances(&self, context: &mut Context<'_>) -> Poll<Option<()>> {
-        match &mut *self.lock_instances() {
-            Some(instances) => instances.poll_join_next(context).map(|ended| ended.map(drop)),
-            None => Poll::Ready(None),
-        }
-    }
-
-    /// Lets go of instances that have ended.
-    fn reap(&self) {
-        let mut instances = self.lock_instances();
-        let Some(instances) = &mut *instances else { return };
-        while let Some(ended) = instances.try_join_next() {
-            if let Err(error) = ended {
-                self.complain(&format!("the sandbox failed in a request: {error}"));
-            }
-        }
+    /// What is asked from now on is asked in vain.
+    fn begin_no_more(&self) {
+        self.life().take();
     }
 
     fn complain(&self, what: &str) {
@@ -329,15 +354,21 @@ impl Server {
             let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         }
         let accepted = Arc::new(accepted);
+        let kept = self.connections.add(&accepted);
+        let io = Lasting::new(Arc::clone(&accepted), Arc::clone(&kept));
         let unread = Unread::default();
         // It waits for its turn as long as it may then take.
         let request = self.time.saturating_mul(2).saturating_add(SEND_TIME);
         let times = Times { idle: self.idle_time, request };
-        speak(Stream(Arc::clone(&accepted)), times, leave, |request| {
-            let unread = unread.clone();
-            Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)))
+        let charged = Charged::new(Arc::clone(&self.container.usage));
+        speak(io, times, charged, leave, |request| {
+            let (asking, unread) = (kept.asked(), unread.clone());
+            let answer = Arc::clone(&self).answer(request.map(|body| Watched::new(body, unread)));
+            async move { answer.await.map(|body| Held::new(body, asking)) }
         })
         .await;
+        // It makes no room from now on.
+        drop(kept);
         if unread.is_set() {
             let _ = timeout(LINGER_TIME, linger(&accepted)).await;
         }
@@ -364,7 +395,6 @@ impl Server {
         let (reply, answered) = oneshot::channel();
         self.begin(Asked { request, reply, permit, end });
         let answer = timeout_at(end, answered).await;
-        self.reap();
         match answer {
             Ok(Ok(Reply::Guest(response))) => response,
             Ok(Ok(Reply::Refused)) => {
@@ -383,6 +413,19 @@ impl Server {
             Ok(Err(_)) | Err(_) => {
                 failed(StatusCode::GATEWAY_TIMEOUT, "the program took too long\n")
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_leaves_a_quarter_of_its_pods_sockets_to_others() {
+        let table = [(0, 1), (1, 1), (2, 1), (4, 3), (8, 6), (4096, 3072), (16_384, CONNECTIONS)];
+        for (sockets, most) in table {
+            assert_eq!(most_connections(sockets), most, "{sockets}");
         }
     }
 }

@@ -14,6 +14,7 @@
 //! before it is needed, and has each task that is woken pass between threads.
 
 use std::{
+    cell::Cell,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -48,6 +49,15 @@ pub(crate) const STACK: usize = 1 << 20;
 
 /// Threads of one sandbox at most.
 const MOST: usize = 64;
+
+thread_local! {
+    static INDEX: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Which thread this is, as [`Place::index`] has it.
+pub(crate) fn current() -> usize {
+    INDEX.get()
+}
 
 /// What runs tasks on one thread.
 ///
@@ -146,7 +156,10 @@ impl Other {
         let other = Arc::clone(self);
         let thread = thread::Builder::new().name(format!("guests {index}")).stack_size(STACK);
         // A task that panics ends alone.
-        thread.spawn(move || runtime.block_on(other.until_idle()))?;
+        thread.spawn(move || {
+            INDEX.set(index);
+            runtime.block_on(other.until_idle());
+        })?;
         Ok(handle)
     }
 

@@ -18,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper::rt::Executor;
+use hyper_util::rt::TokioExecutor;
 use tokio::time::{Sleep, sleep};
 use wasmtime::Engine;
 
@@ -194,13 +196,34 @@ impl<F: Future> Future for Metered<F> {
     }
 }
 
+/// Runs what HTTP does beside the task that serves or asks: streams of version 2,
+/// connections that are kept. Charged to a container and held back as that is.
+#[derive(Clone, Debug)]
+pub(crate) struct Charged(Arc<Usage>);
+
+impl Charged {
+    pub(crate) fn new(usage: Arc<Usage>) -> Self {
+        Self(usage)
+    }
+}
+
+impl<F> Executor<F> for Charged
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, work: F) {
+        TokioExecutor::new().execute(Metered::of_host(work, Arc::clone(&self.0)));
+    }
+}
+
 thread_local! {
     /// Nanoseconds that those have paid for who were polled within the one at hand.
     static WITHIN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Processor time of this thread in nanoseconds.
-fn thread_time() -> u64 {
+pub(crate) fn thread_time() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a value of the right type.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };

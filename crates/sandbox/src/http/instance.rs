@@ -11,9 +11,11 @@
 
 use std::{
     future::poll_fn,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures::FutureExt;
 use http::Request;
 use http_body_util::{BodyExt, Limited};
 use tokio::{
@@ -27,10 +29,11 @@ use wasmtime_wasi_http::{
     p2::bindings::{Proxy, ProxyPre, http::types::Scheme},
 };
 
-use super::{Received, Reply, Server, places::Place, together::together};
+use super::{Life, Received, Reply, Server, places::Place, together::together};
 use crate::{
     exit::Ending,
     fields::{Trailed, count_all},
+    guests::panic_text,
     held::Held,
     log,
     log::LogStream,
@@ -74,24 +77,30 @@ impl Server {
     /// Has a request answered: by an instance that waits for one, or by a new one.
     pub(super) fn begin(self: &Arc<Self>, asked: Asked) {
         if let Err(asked) = self.places.hand(asked) {
-            let instance = Arc::clone(self).instance(asked);
             // Nobody waits for an answer once there are to be no more.
-            if let Some(instances) = &mut *self.lock_instances() {
-                instances.spawn(instance);
+            if let Some(life) = self.life().clone() {
+                tokio::spawn(Arc::clone(self).instance(asked, life));
             }
         }
     }
 
     /// Lives as long as an instance does.
-    async fn instance(self: Arc<Self>, first: Asked) {
+    async fn instance(self: Arc<Self>, first: Asked, mut life: Life) {
         let (place, until) = (self.places.place(), Until::new(Some(first.end)));
         let guest = self.live(first, place, &until);
         let usage = Arc::clone(&self.container.usage);
+        let guest = Metered::new(guest, Arc::clone(&self.ticker), usage);
         tokio::select! {
             biased;
+            // A server that is gone says so too.
+            _ = life.end.wait_for(|is_over| *is_over) => {}
             // Past its time a guest is dropped, and with it a body half sent.
             () = is_over(&until) => {}
-            () = Metered::new(guest, Arc::clone(&self.ticker), usage) => {}
+            // Of one that panics nothing is used again.
+            ended = AssertUnwindSafe(guest).catch_unwind() => if let Err(panic) = ended {
+                let what = panic_text(&*panic);
+                self.complain(&format!("the sandbox failed in a request: {what}\n"));
+            },
         }
         self.leave(place);
     }

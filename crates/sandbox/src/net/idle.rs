@@ -1,19 +1,40 @@
-//! Connections that the pod's http client keeps for later, and that are closed
-//! when the pod has no socket left for something else.
+//! Connections of HTTP that are closed when their pod has no socket left for
+//! something else: those that its client keeps for later, and those of its servers,
+//! while nothing is asked on them.
+//!
+//! Whoever reads from one closes it, where he does so: only there it is sure that
+//! nothing is begun on it in the same moment.
 
 use std::{
-    net::Shutdown,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
+    task::{Context, Poll},
 };
 
-use super::Connection;
+use futures::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Connection, Stream};
 
 /// Those of one pod.
 #[derive(Debug, Default)]
-pub(super) struct Idle(Mutex<Vec<Weak<Kept>>>);
+pub(super) struct Idle {
+    /// Of its client.
+    kept: Mutex<Vec<Weak<Kept>>>,
+    servers: Mutex<Vec<Weak<Served>>>,
+}
+
+/// Those of one http server.
+#[derive(Debug, Default)]
+pub(crate) struct Served(Mutex<VecDeque<Weak<Kept>>>);
 
 /// A connection on which requests follow each other or, in version 2, are under
 /// way side by side.
@@ -30,6 +51,12 @@ pub(crate) struct Kept {
     requests: AtomicUsize,
     /// That one has not come yet.
     is_awaited: AtomicBool,
+    /// Something was asked on it since it was looked at.
+    was_asked: AtomicBool,
+    /// Another needs the socket.
+    is_to_go: AtomicBool,
+    /// Whoever reads from it.
+    reader: AtomicWaker,
 }
 
 /// A request that is under way on a connection, until it is dropped.
@@ -40,36 +67,96 @@ pub(crate) struct Asking {
     is_first: bool,
 }
 
+/// A connection as what is read and written, which ends when it is to go.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    stream: Stream,
+    kept: Arc<Kept>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Idle {
+    /// One of the client's, made for a request.
     pub(super) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
-        let kept = Arc::new(Kept {
-            connection: Arc::downgrade(connection),
-            requests: AtomicUsize::new(1),
-            is_awaited: AtomicBool::new(true),
-        });
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = Kept::new(connection, true);
+        let mut all = lock(&self.kept);
         all.retain(|kept| kept.strong_count() > 0);
         all.push(Arc::downgrade(&kept));
         kept
     }
 
-    /// Closes the oldest that is idle; its socket is free as soon as the client
-    /// has seen it. False if there is none.
+    /// For one more http server.
+    pub(super) fn serve(&self) -> Arc<Served> {
+        let served = Arc::default();
+        let mut servers = lock(&self.servers);
+        servers.retain(|served| served.strong_count() > 0);
+        servers.push(Arc::downgrade(&served));
+        served
+    }
+
+    /// Closes one that is idle, the client's oldest first; its socket is free as soon
+    /// as whoever reads from it has seen it. False if there is none.
     pub(super) fn close_one(&self) -> bool {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |kept: &Weak<Kept>| kept.upgrade().is_some_and(|kept| kept.is_idle());
-        let Some(index) = all.iter().position(idle) else { return false };
-        let closed = all.remove(index).upgrade();
-        drop(all);
-        // The client sees it before it is asked for the next request.
-        let connection = closed.and_then(|kept| kept.connection.upgrade());
-        connection.inspect(|connection| connection.shutdown(Shutdown::Both)).is_some()
+        let closes = |kept: &Weak<Kept>| kept.upgrade().is_some_and(|kept| kept.close());
+        if lock(&self.kept).iter().any(closes) {
+            return true;
+        }
+        let mut servers = lock(&self.servers).clone().into_iter().filter_map(|one| one.upgrade());
+        servers.any(|served| served.close_one())
+    }
+}
+
+impl Served {
+    /// One that was accepted.
+    pub(crate) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
+        let kept = Kept::new(connection, false);
+        let mut all = lock(&self.0);
+        if all.len() == all.capacity() {
+            all.retain(|kept| kept.strong_count() > 0);
+            // Not again before as many have come.
+            let more = all.len().max(16);
+            all.reserve(more);
+        }
+        all.push_back(Arc::downgrade(&kept));
+        kept
+    }
+
+    /// Closes one that is idle, of those on which nothing was asked for long. False if
+    /// there is none.
+    pub(crate) fn close_one(&self) -> bool {
+        let mut all = lock(&self.0);
+        // One on which something was asked since it was looked at has its turn again
+        // when all others have had theirs.
+        for _ in 0..2 * all.len() {
+            let Some(next) = all.pop_front() else { return false };
+            let Some(kept) = next.upgrade() else { continue };
+            if !kept.was_asked.swap(false, Relaxed) && kept.close() {
+                return true;
+            }
+            all.push_back(next);
+        }
+        false
     }
 }
 
 impl Kept {
-    /// A request takes it.
+    fn new(connection: &Arc<Connection>, is_awaited: bool) -> Arc<Self> {
+        Arc::new(Self {
+            connection: Arc::downgrade(connection),
+            requests: AtomicUsize::new(is_awaited.into()),
+            is_awaited: AtomicBool::new(is_awaited),
+            was_asked: AtomicBool::new(false),
+            is_to_go: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        })
+    }
+
+    /// A request takes it. To be called where it is read from.
     pub(crate) fn asked(self: &Arc<Self>) -> Asking {
+        self.was_asked.store(true, Relaxed);
         let is_first = self.is_awaited.swap(false, Relaxed);
         if !is_first {
             self.requests.fetch_add(1, Relaxed);
@@ -79,6 +166,22 @@ impl Kept {
 
     fn is_idle(&self) -> bool {
         self.requests.load(Relaxed) == 0
+    }
+
+    /// Has it closed if it is there, idle, and not to be closed already. If it is asked
+    /// something in the same moment it is closed after that.
+    fn close(&self) -> bool {
+        let is_there = self.is_idle() && self.connection.strong_count() > 0;
+        let goes = is_there && !self.is_to_go.swap(true, SeqCst);
+        if goes {
+            self.reader.wake();
+        }
+        goes
+    }
+
+    /// Whether it is to be closed now, as seen where it is read from.
+    fn goes(&self) -> bool {
+        self.is_to_go.load(SeqCst) && self.is_idle()
     }
 }
 
@@ -100,10 +203,70 @@ impl Drop for Asking {
     }
 }
 
+impl Lasting {
+    pub(crate) fn new(connection: Arc<Connection>, kept: Arc<Kept>) -> Self {
+        Self { stream: Stream(connection), kept }
+    }
+}
+
+impl AsyncRead for Lasting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.kept.reader.register(context.waker());
+        // As if the other side had ended it.
+        if self.kept.goes() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Lasting {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+impl Kept {
+    pub(super) fn is_to_go(&self) -> bool {
+        self.goes()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
-    use crate::net::test_connection;
+    use crate::net::{test_connection, test_connections};
 
     #[test]
     fn a_connection_is_idle_when_no_request_is_under_way_on_it() {
@@ -120,5 +283,52 @@ mod tests {
         drop(second);
         assert!(idle.close_one());
         assert!(!idle.close_one(), "it was closed");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_to_go_ends_for_its_reader_when_it_is_idle() {
+        let [ours, theirs] = test_connections();
+        let (idle, ours) = (Idle::default(), Arc::new(ours));
+        let kept = idle.add(&ours);
+        let mut reader = Lasting::new(ours, Arc::clone(&kept));
+        drop(kept.asked());
+        let reads = async { reader.read(&mut [0]).await.unwrap() };
+        let closes = async {
+            tokio::task::yield_now().await;
+            assert!(idle.close_one());
+        };
+        assert_eq!(tokio::join!(reads, closes), (0, ()));
+        // A request was quicker.
+        let asking = kept.asked();
+        theirs.try_write(b"answer").unwrap();
+        assert_eq!(reader.read(&mut [0; 8]).await.unwrap(), 6);
+        drop(asking);
+        assert_eq!(reader.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_servers_connections_are_closed_last_and_those_that_were_asked_last_of_these() {
+        let idle = Idle::default();
+        let all = [(); 4].map(|()| Arc::new(test_connection()));
+        let served = idle.serve();
+        let [busy, asked, silent] = [0, 1, 2].map(|index| served.add(&all[index]));
+        let kept = idle.add(&all[3]);
+        let request = busy.asked();
+        for kept in [&asked, &kept] {
+            drop(kept.asked());
+        }
+        for kept in [&kept, &silent, &asked] {
+            assert!(!kept.goes());
+            assert!(idle.close_one());
+            assert!(kept.goes());
+        }
+        assert!(!idle.close_one(), "something is asked on the last");
+        drop(request);
+        assert!(idle.close_one() && busy.goes());
+        // Those that are gone take no place for ever.
+        for _ in 0..1000 {
+            served.add(&all[0]);
+        }
+        assert!(lock(&served.0).len() < 100);
     }
 }

@@ -66,7 +66,7 @@ pub(crate) use self::{
     connection::{Connection, Leaving, Stream},
     error::NetError,
     handed::Claim,
-    idle::{Asking, Kept},
+    idle::{Asking, Kept, Lasting, Served},
     memory::{LEAST as LEAST_MEMORY, SocketMemory, Taken},
     options::{Options, Setting},
     permit::Permit,
@@ -328,9 +328,14 @@ impl Stack {
         permit.inspect_err(|error| self.note(*error))
     }
 
-    /// Closes a connection that is kept and not in use. False if there is none.
+    /// Closes a connection of http that is not in use. False if there is none.
     fn make_room(&self) -> bool {
         self.0.idle.close_one()
+    }
+
+    /// For the connections of one more http server.
+    pub(crate) fn serve(&self) -> Arc<Served> {
+        self.0.idle.serve()
     }
 
     /// Takes note of one that the http client may keep.

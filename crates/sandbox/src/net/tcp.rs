@@ -648,7 +648,10 @@ mod tests {
     use krustlet_protocol::{PodNetwork, SocketLimits};
     use tokio::time::timeout;
 
-    use super::{super::LISTENING, *};
+    use super::{
+        super::{Kept, LISTENING},
+        *,
+    };
 
     #[tokio::test]
     async fn a_handed_socket_serves_one_listener_and_the_next_is_told_so() {
@@ -736,12 +739,12 @@ mod tests {
             let connection = Arc::new(Connection::private(end, [address; 2], permit, None));
             let kept = stack.may_be_kept(&connection);
             drop(kept.asked());
-            Some((connection, (kept, other)))
+            Some((connection, kept, other))
         });
         let _guest = [(); 2].map(|()| stack.permit().unwrap());
         let noop = &mut Context::from_waker(std::task::Waker::noop());
-        let is_closed = |one: &Option<(Arc<Connection>, _)>| {
-            one.as_ref().is_some_and(|(connection, _)| connection.has_ended())
+        let is_closed = |one: &Option<(Arc<Connection>, Arc<Kept>, _)>| {
+            one.as_ref().is_some_and(|(_, kept, _)| kept.is_to_go())
         };
         for _ in 0..3 {
             assert!(listener.poll_ready(noop).is_pending());

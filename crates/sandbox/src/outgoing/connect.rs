@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::{CONNECTING, Connecting, PATIENCE, Stage, race::first_of, roots::Roots};
-use crate::net::{Kept, NetError, Stream, WeakStack};
+use crate::net::{Kept, Lasting, NetError, WeakStack};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +66,8 @@ impl Connector {
         let tls = is_tls.then(|| self.roots.config()).transpose()?.map(TlsConnector::from);
         let addresses = stack.lookup(host).await?;
         let connection = Arc::new(first_of(&stack, &addresses, port, end).await?);
-        let stream = Stream(Arc::clone(&connection));
         let kept = stack.may_be_kept(&connection);
+        let stream = Lasting::new(connection, Arc::clone(&kept));
         let Some(tls) = tls else { return Ok(Link::new(Box::new(stream), kept, false)) };
         let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
         let name = ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::NoHost)?;

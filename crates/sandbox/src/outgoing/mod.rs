@@ -38,13 +38,13 @@ use http::{
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, rt::Executor};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{
         self, Client,
         connect::{CaptureConnection, capture_connection},
     },
-    rt::{TokioExecutor, TokioTimer},
+    rt::TokioTimer,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -64,7 +64,8 @@ use crate::{
     held::Held,
     net::{Asking, Stack, WeakStack},
     state::Usage,
-    ticker::Metered,
+    threads,
+    ticker::{Charged, Metered},
 };
 
 /// How long a guest waits for a connection or an answer if it names no time of
@@ -107,18 +108,37 @@ pub(crate) struct Outgoing {
     /// Whom the system believes.
     roots: Arc<Roots>,
     /// One for each container: what a connection takes is charged to who uses it.
-    callers: Mutex<Vec<(Weak<Whose>, Caller)>>,
+    callers: Mutex<Vec<Its<Whose>>>,
     /// Those for https of containers that say whom they believe: a connection is
     /// as good as the word of who vouched for it, and used by nobody else.
-    own: Mutex<Vec<Own>>,
+    own: Mutex<Vec<Its<OwnRoots>>>,
     permits: Arc<Semaphore>,
 }
 
-/// The caller of a container that says whom it believes.
+/// The caller of a container, on one thread: who asks and the connections that are
+/// kept for him share one, so that he sees which of them have been closed.
 #[derive(Debug)]
-struct Own {
-    of: Weak<OwnRoots>,
+struct Its<T> {
+    of: Weak<T>,
+    thread: usize,
     caller: Caller,
+}
+
+impl<T> Its<T> {
+    /// On this thread.
+    fn new(of: &Arc<T>, caller: Caller) -> Self {
+        Self { of: Arc::downgrade(of), thread: threads::current(), caller }
+    }
+
+    fn is_of(&self, whose: &Arc<T>) -> bool {
+        self.of.as_ptr() == Arc::as_ptr(whose)
+    }
+
+    fn find<'a>(all: &'a [Self], whose: &Arc<T>) -> Option<&'a Caller> {
+        let thread = threads::current();
+        let is_it = |its: &&Self| its.thread == thread && its.is_of(whose);
+        all.iter().find(is_it).map(|its| &its.caller)
+    }
 }
 
 /// A client of one container, and whom it believes.
@@ -137,20 +157,6 @@ pub(crate) struct Whose {
     pub(crate) own: Option<Arc<OwnRoots>>,
     /// What is charged.
     pub(crate) usage: Arc<Usage>,
-}
-
-/// Runs what a client does beside its requests, charged to its container.
-#[derive(Clone, Debug)]
-struct Charged(Arc<Usage>);
-
-impl<F> Executor<F> for Charged
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, work: F) {
-        TokioExecutor::new().execute(Metered::of_host(work, Arc::clone(&self.0)));
-    }
 }
 
 tokio::task_local! {
@@ -234,13 +240,13 @@ impl Outgoing {
     /// whom nothing has to be believed.
     fn usual_caller(&self, whose: &Arc<Whose>) -> Caller {
         let mut all = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(of, _)| of.strong_count() > 0);
-        if let Some((_, known)) = all.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(whose)) {
+        all.retain(|its| its.of.strong_count() > 0);
+        if let Some(known) = Its::find(&all, whose) {
             return known.clone();
         }
         let (roots, usage) = (Arc::clone(&self.roots), Arc::clone(&whose.usage));
         let caller = Caller::new(self.stack.clone(), roots, usage);
-        all.push((Arc::downgrade(whose), caller.clone()));
+        all.push(Its::new(whose, caller.clone()));
         caller
     }
 
@@ -251,22 +257,21 @@ impl Outgoing {
             return Some(self.usual_caller(whose));
         };
         let roots = own.roots().await;
-        let is_its = |one: &Own| one.of.as_ptr() == Arc::as_ptr(own);
         let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         // With a client go the connections that it keeps.
         all.retain(|one| {
-            if is_its(one) {
+            if one.is_of(own) {
                 roots.as_ref().is_some_and(|roots| Arc::ptr_eq(&one.caller.roots, roots))
             } else {
                 one.of.strong_count() > 0
             }
         });
         let roots = roots?;
-        if let Some(known) = all.iter().find(|one| is_its(one)) {
-            return Some(known.caller.clone());
+        if let Some(known) = Its::find(&all, own) {
+            return Some(known.clone());
         }
         let caller = Caller::new(self.stack.clone(), roots, Arc::clone(&whose.usage));
-        all.push(Own { of: Arc::downgrade(own), caller: caller.clone() });
+        all.push(Its::new(own, caller.clone()));
         Some(caller)
     }
 
@@ -326,7 +331,7 @@ impl Caller {
     /// One without connections. All that it makes are to servers that these vouch
     /// for.
     fn new(stack: WeakStack, roots: Arc<Roots>, usage: Arc<Usage>) -> Self {
-        let mut builder = Client::builder(Charged(Arc::clone(&usage)));
+        let mut builder = Client::builder(Charged::new(Arc::clone(&usage)));
         builder
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())

@@ -16,12 +16,15 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::{body::Frame, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use krustlet_model::ContainerId;
-use krustlet_protocol::{GuestKind, HttpLimits, SandboxReply, SandboxRequest};
+use krustlet_protocol::{
+    GuestKind, HttpLimits, PodNetwork, SandboxReply, SandboxRequest, SocketLimits,
+};
 
 use crate::{
     code::compiled,
     fixture::{LIMIT, Make, Sandbox, Zygote},
     guests::wait_until,
+    sockets::network,
 };
 
 pub(crate) struct Server {
@@ -510,7 +513,7 @@ pub(crate) fn a_handler_calls_other_servers_by_its_pods_network() {
     let url = format!("/fetch?url=http://{to}/some/path");
     // A pod without network reaches nobody.
     assert!(server.get(&url).1.contains("DestinationIpProhibited"));
-    sandbox.network("pod", &crate::sockets::network(&["10.77.0.1"]));
+    sandbox.network("pod", &network(&["10.77.0.1"]));
     let (code, said) = server.get(&url);
     assert!(code == 418 && said.contains("tea"), "{code} {said}");
     let (from, head) = answering.join().unwrap();
@@ -600,4 +603,44 @@ pub(crate) fn answers_that_nobody_takes_are_bounded() {
     assert_eq!(server.get("/").0, 503);
     drop(clients);
     wait_until(|| server.get("/").0 == 200);
+}
+
+pub(crate) fn clients_that_ask_nothing_make_room_for_others() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let server = serve(&sandbox, "http3.wasm", 60_000, None);
+    let limits = SocketLimits { sockets: 8, ..SocketLimits::default() };
+    sandbox.network("pod", &PodNetwork { limits, ..network(&["10.77.0.1"]) });
+    let begun = server.send("/sleep?ms=3000");
+    wait_until(|| used(&sandbox).0 > 0);
+    let silent: Vec<_> = (0..20)
+        .map(|number| {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            // Half of them have begun to say something.
+            if number % 2 == 0 {
+                stream.write_all(b"GET / HT").unwrap();
+            }
+            stream
+        })
+        .collect();
+    // Whoever is closed for others hears so, and all but those of whom there may be
+    // as many are.
+    for mut stream in &silent[..14] {
+        let end = stream.read(&mut [0]).err().map(|error| error.kind());
+        assert_ne!(end, Some(std::io::ErrorKind::WouldBlock));
+    }
+    assert_eq!(server.get("/").0, 200);
+    // Sockets are left to the guest.
+    let other = TcpListener::bind("10.77.9.9:0").unwrap();
+    let to = other.local_addr().unwrap();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = other.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(b"HTTP/1.1 418 x\r\nContent-Length: 4\r\n\r\ntea\n").unwrap();
+    });
+    let (code, said) = server.get(&format!("/fetch?url=http://{to}/"));
+    assert!(code == 418 && said.contains("tea"), "{code} {said}");
+    answering.join().unwrap();
+    assert_eq!(read(begun).0, 200, "whatever is answered is answered to its end");
 }
