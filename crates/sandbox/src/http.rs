@@ -31,12 +31,12 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use krustlet_protocol::HttpLimits;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -45,7 +45,7 @@ use wasmtime_wasi_http::WasiBody;
 use self::{
     instance::Asked,
     places::Places,
-    speak::{Arriving, Times, speak},
+    speak::{Arriving, RECEIVING, Times, speak},
     watched::{Unread, Watched},
 };
 use crate::{
@@ -55,7 +55,7 @@ use crate::{
     held::Held,
     log,
     log::LogStream,
-    net::{Connection, Lasting, Leaving, Listener, NetError, Served},
+    net::{Connection, Lasting, Leaving, Listener, NetError, Served, Taken},
     ports::{http_port, listen},
     program::Handler,
     threads::{Place, Threads},
@@ -306,12 +306,18 @@ async fn linger(connection: &Connection) {
     }
 }
 
-/// How a request that the guest did not answer is answered.
-fn failed(status: StatusCode, text: &'static str) -> Response<WasiBody> {
+/// How a request that the guest did not answer is answered. In version 2 without a
+/// body: that would wait for as long as its client takes none, of a hundred requests
+/// on each connection.
+fn failed(version: Version, status: StatusCode, text: &'static str) -> Response<WasiBody> {
+    let text = if version == Version::HTTP_2 { "" } else { text };
     let body = Full::new(Bytes::from_static(text.as_bytes()));
     let body = body.map_err(|never: Infallible| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
+    if text.is_empty() {
+        return response;
+    }
     let plain = header::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
@@ -375,51 +381,81 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Received>) -> Response<WasiBody> {
+        let version = request.version();
+        let answered = self.answered(request).await;
+        answered.unwrap_or_else(|(status, text)| failed(version, status, text))
+    }
+
+    async fn answered(
+        self: &Arc<Self>,
+        request: Request<Received>,
+    ) -> Result<Response<WasiBody>, (StatusCode, &'static str)> {
         if self.max_body.is_some_and(|most| request.body().size_hint().lower() > most) {
-            return failed(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n");
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n"));
         }
-        // Who waits for others does so no longer than one of them may take. The
-        // semaphore is closed never: it lives as long as the server.
-        let permit = match self.queue.try_acquire() {
-            Ok(_place) => {
-                let granted = timeout(self.time, Arc::clone(&self.permits).acquire_owned()).await;
-                granted.ok().and_then(Result::ok)
-            }
-            // As many as may wait do so already.
-            Err(_) => Arc::clone(&self.permits).try_acquire_owned().ok(),
-        };
-        let Some(permit) = permit else {
-            return failed(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
-        };
+        let permit = self.permit(&request).await;
+        let permit =
+            permit.ok_or((StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n"))?;
         let end = Instant::now() + self.time;
         let (reply, answered) = oneshot::channel();
         self.begin(Asked { request, reply, permit, end });
         let answer = timeout_at(end, answered).await;
         match answer {
-            Ok(Ok(Reply::Guest(response))) => response,
+            Ok(Ok(Reply::Guest(response))) => Ok(response),
             Ok(Ok(Reply::Refused)) => {
-                failed(StatusCode::BAD_GATEWAY, "the program refused to answer\n")
+                Err((StatusCode::BAD_GATEWAY, "the program refused to answer\n"))
             }
             Ok(Ok(Reply::BadRequest)) => {
-                failed(StatusCode::BAD_REQUEST, "the request names no host\n")
+                Err((StatusCode::BAD_REQUEST, "the request names no host\n"))
             }
             Ok(Ok(Reply::NoMemory)) => {
-                failed(StatusCode::SERVICE_UNAVAILABLE, "no memory is left for the request\n")
+                Err((StatusCode::SERVICE_UNAVAILABLE, "no memory is left for the request\n"))
             }
             // Its end of the channel went with the guest.
             Ok(Err(_)) if Instant::now() < end => {
-                failed(StatusCode::INTERNAL_SERVER_ERROR, "the program failed\n")
+                Err((StatusCode::INTERNAL_SERVER_ERROR, "the program failed\n"))
             }
             Ok(Err(_)) | Err(_) => {
-                failed(StatusCode::GATEWAY_TIMEOUT, "the program took too long\n")
+                Err((StatusCode::GATEWAY_TIMEOUT, "the program took too long\n"))
             }
         }
+    }
+
+    /// The right to be answered at the same time as others. Waits for it no longer than
+    /// one of these may take.
+    async fn permit(&self, request: &Request<Received>) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.permits);
+        let place = self.queue.try_acquire().ok();
+        let Some(_place) = place.zip(self.room_to_wait(request)) else {
+            // As many as may wait do so already.
+            return permits.try_acquire_owned().ok();
+        };
+        // The semaphore is closed never: it lives as long as the server.
+        timeout(self.time, permits.acquire_owned()).await.ok().and_then(Result::ok)
+    }
+
+    /// The room for what may come of a request's body while it waits: in version 2 as
+    /// much as its stream may have, in 1.1 no more than its connection has.
+    fn room_to_wait(&self, request: &Request<Received>) -> Option<Option<Taken>> {
+        if request.version() != Version::HTTP_2 || request.body().is_end_stream() {
+            return Some(None);
+        }
+        self.container.stack.memory().hold(RECEIVING as usize).map(Some)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_turned_away_in_version_2_has_nothing_to_take() {
+        for (version, is_empty) in [(Version::HTTP_11, false), (Version::HTTP_2, true)] {
+            let answer = failed(version, StatusCode::SERVICE_UNAVAILABLE, "too many\n");
+            assert_eq!(answer.status(), 503);
+            assert_eq!(answer.body().is_end_stream(), is_empty, "{version:?}");
+        }
+    }
 
     #[test]
     fn a_server_leaves_a_quarter_of_its_pods_sockets_to_others() {

@@ -52,15 +52,16 @@ const STREAMS: u32 = 100;
 const RESETS: usize = 20;
 
 /// Bytes of a connection of version 1 that wait each way, and of a request's head
-/// there.
-const BUFFER: usize = 64 << 10;
+/// there. hyper keeps as much room as it had last for a connection that rests, and no
+/// limit counts it.
+const BUFFER: usize = 16 << 10;
 
 /// Bytes of a request's head in version 2, as HPACK counts them. What holds a head takes several times as much.
 const HEAD: u32 = 16 << 10;
 
 /// Bytes of requests' bodies that may wait for the guest, for each stream of
 /// version 2 and for the connection.
-const RECEIVING: u32 = 64 << 10;
+pub(super) const RECEIVING: u32 = 64 << 10;
 const RECEIVING_TOGETHER: u32 = 256 << 10;
 
 /// Bytes of an answer that may wait for a slow client, for each stream.
@@ -632,14 +633,14 @@ mod tests {
         let mut bed = served(None);
         bed.client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nX: ").await.unwrap();
         // It may be cut off before it is written.
-        let _ = bed.client.write_all(&vec![b'x'; BUFFER]).await;
+        let _ = bed.client.write_all(&[b'x'; 16 << 10]).await;
         let mut answer = String::new();
         bed.client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
         // Half of it is none too large.
         let mut bed = served(None);
         bed.client.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nX: ").await.unwrap();
-        bed.client.write_all(&vec![b'x'; BUFFER / 2]).await.unwrap();
+        bed.client.write_all(&[b'x'; 8 << 10]).await.unwrap();
         bed.client.write_all(b"\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         bed.client.read_to_string(&mut answer).await.unwrap();

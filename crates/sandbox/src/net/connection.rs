@@ -1,7 +1,7 @@
 //! An established connection, on the network or within the pod.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{self, Shutdown, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
@@ -137,6 +137,25 @@ impl Connection {
             }
             Link::Pipe { end, .. } => end.try_write(bytes),
         }
+    }
+
+    /// As [`try_write`](Self::try_write), of several pieces.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn try_write_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let first = pieces.iter().find(|piece| !piece.is_empty());
+        let first = first.map_or(&[][..], |piece| &**piece);
+        let Link::Tcp { stream, .. } = &self.link else { return self.try_write(first) };
+        let wanted = pieces.iter().map(|piece| piece.len()).sum();
+        let flow = &self.permit.counters().sent;
+        if flow.may_move(&self.writing, wanted) < wanted {
+            return self.try_write(first);
+        }
+        let written = stream.try_write_vectored(pieces)?;
+        flow.moved(&self.writing, written);
+        Ok(written)
     }
 
     /// Bytes that can be read at once.
@@ -316,6 +335,27 @@ impl Leaving {
 #[derive(Debug)]
 pub(crate) struct Stream(pub(crate) Arc<Connection>);
 
+impl Stream {
+    fn poll_write_by(
+        &self,
+        context: &mut Context<'_>,
+        writes: impl Fn(&Connection) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let budget = ready!(poll_proceed(context));
+        loop {
+            match writes(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.0.poll_write_ready(context));
+                }
+                written => {
+                    budget.made_progress();
+                    return Poll::Ready(written);
+                }
+            }
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -343,18 +383,21 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let budget = ready!(poll_proceed(context));
-        loop {
-            match self.0.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.0.poll_write_ready(context));
-                }
-                written => {
-                    budget.made_progress();
-                    return Poll::Ready(written);
-                }
-            }
-        }
+        self.poll_write_by(context, |connection| connection.try_write(bytes))
+    }
+
+    /// So that nobody puts a head and its body together first, and keeps the room that
+    /// this took.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_by(context, |connection| connection.try_write_pieces(pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -389,6 +432,36 @@ mod tests {
         }
         let error = connection.try_read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn pieces_are_written_in_order_and_no_more_than_there_is_room_for() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let large = vec![7; 1 << 20];
+        let pieces = [&b"head"[..], b"", &large, b"end"].concat();
+        let (tcp, peer) = test_tcp().await;
+        peer.set_nonblocking(true).unwrap();
+        let peer: Box<dyn AsyncRead + Unpin> = Box::new(TcpStream::from_std(peer).unwrap());
+        let [pipe, other] = test_connections();
+        let other: Box<dyn AsyncRead + Unpin> = Box::new(Stream(Arc::new(other)));
+        let ends = [(tcp, peer), (pipe, other)];
+        for (writer, mut reader) in ends {
+            let mut stream = Stream(Arc::new(writer));
+            let writes = async {
+                let mut slices = [&b"head"[..], b"", &large, b"end"].map(IoSlice::new);
+                let mut left = &mut slices[..];
+                while !left.is_empty() {
+                    let written = stream.write_vectored(left).await.unwrap();
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                drop(stream);
+            };
+            let mut came = Vec::new();
+            let (read, ()) = tokio::join!(reader.read_to_end(&mut came), writes);
+            read.unwrap();
+            assert!(came == pieces);
+        }
     }
 
     #[tokio::test]

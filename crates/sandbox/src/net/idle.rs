@@ -24,6 +24,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Stream};
 
+/// Connections of a pod's client, those in use among them: twice as many as requests
+/// may be under way. Each may take some 25 KiB for TLS and what waits.
+const KEPT: usize = 512;
+
 /// Those of one pod.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
@@ -78,12 +82,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// False if none is idle.
+fn close_first(all: &[Weak<Kept>]) -> bool {
+    all.iter().any(|kept| kept.upgrade().is_some_and(|kept| kept.close()))
+}
+
 impl Idle {
-    /// One of the client's, made for a request.
+    /// One of the client's, made for a request. Where there are many the oldest that is
+    /// idle is closed.
     pub(super) fn add(&self, connection: &Arc<Connection>) -> Arc<Kept> {
         let kept = Kept::new(connection, true);
         let mut all = lock(&self.kept);
         all.retain(|kept| kept.strong_count() > 0);
+        if all.len() >= KEPT {
+            close_first(&all);
+        }
         all.push(Arc::downgrade(&kept));
         kept
     }
@@ -100,8 +113,7 @@ impl Idle {
     /// Closes one that is idle, the client's oldest first; its socket is free as soon
     /// as whoever reads from it has seen it. False if there is none.
     pub(super) fn close_one(&self) -> bool {
-        let closes = |kept: &Weak<Kept>| kept.upgrade().is_some_and(|kept| kept.close());
-        if lock(&self.kept).iter().any(closes) {
+        if close_first(&lock(&self.kept)) {
             return true;
         }
         let mut servers = lock(&self.servers).clone().into_iter().filter_map(|one| one.upgrade());
@@ -283,6 +295,22 @@ mod tests {
         drop(second);
         assert!(idle.close_one());
         assert!(!idle.close_one(), "it was closed");
+    }
+
+    #[test]
+    fn a_client_keeps_no_more_than_a_number() {
+        let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
+        let all: Vec<_> = (0..KEPT + 8)
+            .map(|number| {
+                let kept = idle.add(&connection);
+                // Every other is in use.
+                let asking = kept.asked();
+                (kept, (number % 2 == 0).then_some(asking))
+            })
+            .collect();
+        let gone = all.iter().filter(|(kept, _)| kept.goes()).count();
+        assert_eq!(gone, 8);
+        assert!(all[1].0.goes() && !all[0].0.goes());
     }
 
     #[tokio::test]

@@ -72,8 +72,10 @@ use crate::{
 /// its own, as with `wasmtime serve`.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// Requests of one pod that are under way at once; more wait.
+/// Requests of one pod that are under way at once, and how many more wait: each takes
+/// some KiB that no limit counts.
 const REQUESTS: usize = 256;
+const WAITING: usize = 1024;
 
 /// Connections to one server that are kept while nobody uses them, and how
 /// long. All of them count as sockets of the pod.
@@ -113,6 +115,8 @@ pub(crate) struct Outgoing {
     /// as good as the word of who vouched for it, and used by nobody else.
     own: Mutex<Vec<Its<OwnRoots>>>,
     permits: Arc<Semaphore>,
+    /// Places for those who wait for one.
+    waiting: Semaphore,
 }
 
 /// The caller of a container, on one thread: who asks and the connections that are
@@ -233,7 +237,8 @@ impl Outgoing {
         let stack = stack.downgrade();
         let permits = Arc::new(Semaphore::new(REQUESTS));
         let (callers, own) = Default::default();
-        Self { stack, roots: Arc::new(roots), callers, own, permits }
+        let waiting = Semaphore::new(WAITING);
+        Self { stack, roots: Arc::new(roots), callers, own, permits, waiting }
     }
 
     /// What sends for a container to those whom the system believes, and to those of
@@ -275,6 +280,17 @@ impl Outgoing {
         Some(caller)
     }
 
+    /// The right to be under way. None if too many wait for it.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.permits);
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        let _place = self.waiting.try_acquire().ok()?;
+        // The semaphore is closed never: it lives as long as the client.
+        permits.acquire_owned().await.ok()
+    }
+
     /// Sends a request and waits for the head of its answer.
     ///
     /// # Errors
@@ -289,9 +305,8 @@ impl Outgoing {
         let connect = options.connect_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let first = options.first_byte_timeout.unwrap_or(PATIENCE).min(LONGEST);
         let between = options.between_bytes_timeout.unwrap_or(PATIENCE);
-        // The semaphore is closed never: it lives as long as the client.
-        let permit = timeout(connect, Arc::clone(&self.permits).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else { return Err(HttpError::ConnectionLimitReached) };
+        let permit = timeout(connect, self.permit()).await.ok().flatten();
+        let permit = permit.ok_or(HttpError::ConnectionLimitReached)?;
         let begun = Instant::now();
         let caller = timeout(connect, self.caller(request.uri(), whose)).await;
         let caller = caller.map_err(|_| HttpError::ConnectionTimeout)?;

@@ -10,9 +10,11 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::{Context, Waker},
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{StatusCode, Version};
 use http_body_util::{Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
@@ -823,6 +825,26 @@ async fn a_connection_in_use_makes_no_room() {
     let mut body = answer.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(first, "half");
+}
+
+#[tokio::test]
+async fn so_many_requests_wait_for_others_and_no_more() {
+    let stack = stack();
+    let server = Server::start(&stack, None);
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = format!("http://web.test:{}/", server.at.port());
+    let all = u32::try_from(REQUESTS).unwrap();
+    let under_way = Arc::clone(&outgoing.permits).acquire_many_owned(all).await.unwrap();
+    let mut waiting: FuturesUnordered<_> = (0..WAITING).map(|_| ask(&outgoing, &uri)).collect();
+    let noop = &mut Context::from_waker(Waker::noop());
+    assert!(waiting.poll_next_unpin(noop).is_pending());
+    let refused = ask(&outgoing, &uri).await;
+    assert!(matches!(refused, Err(HttpError::ConnectionLimitReached)), "{refused:?}");
+    // The others have their turn.
+    drop(under_way);
+    while let Some(answer) = waiting.next().await {
+        answer.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use krustlet_model::ContainerId;
 use krustlet_protocol::{
     GuestKind, HttpLimits, PodNetwork, SandboxReply, SandboxRequest, SocketLimits,
 };
+use tokio::task::JoinSet;
 
 use crate::{
     code::compiled,
@@ -643,4 +644,37 @@ pub(crate) fn clients_that_ask_nothing_make_room_for_others() {
     assert!(code == 418 && said.contains("tea"), "{code} {said}");
     answering.join().unwrap();
     assert_eq!(read(begun).0, 200, "whatever is answered is answered to its end");
+}
+
+pub(crate) fn bodies_of_requests_that_wait_are_bounded() {
+    const SERVED: usize = 100;
+    // What a pod's sockets may keep, by what a stream may send unasked.
+    const WAITING: usize = (16 << 20) / (64 << 10);
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // Without a body 400 could wait.
+    let limits = HttpLimits { max_concurrent: 100, ..LIMITS };
+    let server = serve_within(&sandbox, limits, |make| make.code(compiled("http3.wasm")));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut asked, mut connections) = (JoinSet::new(), JoinSet::new());
+        for _ in 0..5 {
+            let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+            let io = TokioIo::new(stream);
+            let (client, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            connections.spawn(connection);
+            for _ in 0..80 {
+                let body = futures::stream::pending::<Result<Frame<Bytes>, Infallible>>();
+                let request = Request::post("http://test/sleep?ms=3600000");
+                let request = request.body(StreamBody::new(body)).unwrap();
+                let mut client = client.clone();
+                asked.spawn(async move { client.send_request(request).await.unwrap().status() });
+            }
+        }
+        for _ in 0..5 * 80 - SERVED - WAITING {
+            let answered = tokio::time::timeout(LIMIT, asked.join_next()).await;
+            assert_eq!(answered.expect("it is turned away").unwrap().unwrap(), 503);
+        }
+        assert!(asked.try_join_next().is_none());
+    });
 }

@@ -91,6 +91,7 @@ const TESTS: &[Test] = tests! {
         who_sends_what_nobody_wants_hears_why,
         answers_that_nobody_takes_are_bounded,
         clients_that_ask_nothing_make_room_for_others,
+        bodies_of_requests_that_wait_are_bounded,
         a_request_that_traps_fails_alone_and_is_logged,
         a_request_that_takes_too_long_is_cut_off,
         a_request_that_waits_too_long_for_its_turn_is_turned_away,
