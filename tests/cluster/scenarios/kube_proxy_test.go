@@ -63,7 +63,7 @@ var nodeCases = []serviceCase{
 func TestPoliciesHoldWhereAKubeProxyLeads(t *testing.T) {
 	b := bed.Start(t)
 	node := policed(t, b, "policed-proxied")
-	b.KubeProxy(t, node)
+	b.KubeProxy(t, node, bed.NFTables)
 	c := &client{b: b, node: node, ns: b.Namespace(t)}
 	app, role := map[string]string{"app": "web"}, map[string]string{"role": "friend"}
 	web(t, b, c.ns, labelled(webPodOn(t, b, node, "server"), app))
