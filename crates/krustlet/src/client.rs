@@ -136,7 +136,7 @@ impl Local {
     /// Asks for a JSON object.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let mut answer = self.send(Method::GET, path, empty()).await?;
-        serde_json::from_slice(&answer.whole().await?).context("the agent's answer makes no sense")
+        read(&answer.whole().await?)
     }
 
     /// Sends a JSON object, waits until it is carried out, and gives the answer.
@@ -171,6 +171,18 @@ impl Answer {
     }
 }
 
+/// Reads what an agent answered.
+///
+/// # Errors
+///
+/// If it is not what this version of the command expects.
+pub(crate) fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T> {
+    serde_json::from_slice(answer).context(
+        "the agent's answer makes no sense: it may be of another version than this command; use \
+         the krustlet that it was started with",
+    )
+}
+
 /// What an agent answers that takes nothing any more because it is about to end.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -194,4 +206,16 @@ pub(crate) fn path(parts: &[&str]) -> String {
         path.extend(url::form_urlencoded::byte_serialize(part.as_bytes()));
     }
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_another_kind_says_what_may_be_wrong() {
+        let error = read::<Vec<u8>>(br#"{"pods":[]}"#).unwrap_err().to_string();
+        assert!(error.contains("use the krustlet that it was started with"), "{error}");
+        assert_eq!(read::<Vec<u8>>(b"[1]").unwrap(), [1]);
+    }
 }

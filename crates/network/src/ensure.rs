@@ -65,9 +65,34 @@ pub(crate) struct Changes {
     pub(crate) made_pair: bool,
     /// Whether passing packets on had to be turned on, by family: IPv4, IPv6.
     pub(crate) forwarding: [bool; 2],
-    /// Whether this kernel has no rules for routes, so that pods cannot meet at the
-    /// node, and nothing but the sandboxes keeps anybody from the node's API.
-    pub(crate) lacks_rules: bool,
+    /// Whether this kernel has no rules for routes, by family: see [`without_rules`].
+    pub(crate) lacks_rules: [bool; 2],
+}
+
+/// What people are told where a kernel has no rules for routes of families that pods
+/// have, IPv4 and IPv6; None where it has. Pods live there nevertheless.
+pub(crate) fn without_rules(lacks: [bool; 2], by_node: bool) -> Option<String> {
+    let (families, options) = match lacks {
+        [false, false] => return None,
+        [true, false] => ("IPv4", "CONFIG_IP_MULTIPLE_TABLES"),
+        [false, true] => ("IPv6", "CONFIG_IPV6_MULTIPLE_TABLES"),
+        [true, true] => {
+            ("IPv4 and IPv6", "CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES")
+        }
+    };
+    // Pods meet at the node for a kube-proxy alone.
+    let (led, otherwise) = if by_node {
+        (
+            "a kube-proxy leads pods to pods of their own node only if it masquerades all, and ",
+            ", or lead pods to Services by --service-proxy=builtin",
+        )
+    } else {
+        ("", "")
+    };
+    Some(format!(
+        "this kernel has no rules for routes of {families}: {led}only sandboxes keep pods from \
+         metadata addresses and the node's API. Use a kernel with {options}{otherwise}"
+    ))
 }
 
 impl Changes {
@@ -169,13 +194,9 @@ fn inside(plan: &Plan, outer: &Link, changes: &mut Changes) -> io::Result<Link> 
 /// The rules of the pods' side, which may be those of an agent that let pods meet
 /// elsewhere.
 fn order(net: &mut Netlink, plan: &Plan, is_ipv4: bool, changes: &mut Changes) -> io::Result<()> {
-    let found = match net.rules(is_ipv4) {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            changes.lacks_rules |= plan.has_family(is_ipv4);
-            return Ok(());
-        }
-        Err(error) => return Err(error),
+    let Some(found) = net.rules(is_ipv4)? else {
+        changes.lacks_rules[usize::from(!is_ipv4)] = plan.has_family(is_ipv4);
+        return Ok(());
     };
     let (api_at, refused) = (plan.api_at(is_ipv4), net.refused(is_ipv4, API_TABLE)?);
     for range in api_at.iter().filter(|range| !refused.contains(range)) {
@@ -300,4 +321,27 @@ pub(crate) fn lead_to_peers(
         failed.map_or(Ok(unled), Err)
     };
     on_a_thread(lead).map_err(EnsureError::Peers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_rules_is_told_of_with_what_is_lost_and_what_to_do() {
+        assert_eq!(without_rules([false, false], true), None);
+        let all = without_rules([true, true], true).unwrap();
+        for part in [
+            "of IPv4 and IPv6",
+            "kube-proxy",
+            "metadata addresses",
+            "CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES",
+            "--service-proxy=builtin",
+        ] {
+            assert!(all.contains(part), "{all}");
+        }
+        let alone = without_rules([false, true], false).unwrap();
+        assert!(alone.contains("of IPv6: only sandboxes"), "{alone}");
+        assert!(alone.ends_with("Use a kernel with CONFIG_IPV6_MULTIPLE_TABLES"), "{alone}");
+    }
 }

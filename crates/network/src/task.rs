@@ -39,7 +39,7 @@ use crate::{
         AfterFailure, Decision, Facts, Failure, Mode, NODE_WAIT, NodeRanges, after_failure, apart,
         decide,
     },
-    ensure::{Changes, EnsureError, ensure, node_addresses, withdraw},
+    ensure::{Changes, EnsureError, ensure, node_addresses, withdraw, without_rules},
     freed::Freed,
     handle::{Network, NetworkState, Shared},
     name_servers::{KnownServers, NameServers},
@@ -227,7 +227,7 @@ pub fn open(
         seen_without: None,
         was_led,
         is_led: false,
-        lacks_rules: false,
+        lacks_rules: [false; 2],
         failures: 0,
     };
     task.decide_without_kernel();
@@ -260,8 +260,8 @@ pub struct NetworkTask {
     was_led: bool,
     /// Whether all was in order once.
     is_led: bool,
-    /// Whether it was told that the kernel has no rules for routes.
-    lacks_rules: bool,
+    /// For which families it was told that the kernel has no rules for routes.
+    lacks_rules: [bool; 2],
     /// Turns that failed, in a row.
     failures: u32,
 }
@@ -507,12 +507,10 @@ impl NetworkTask {
                 );
             }
         }
-        if changes.lacks_rules && !self.lacks_rules {
-            tracing::warn!(
-                "this kernel has no rules for routes (CONFIG_IP_MULTIPLE_TABLES, \
-                 CONFIG_IPV6_MULTIPLE_TABLES): pods do not reach each other by a kube-proxy, \
-                 unless that masquerades all, and only sandboxes keep pods from the node's API"
-            );
+        if changes.lacks_rules != self.lacks_rules
+            && let Some(told) = without_rules(changes.lacks_rules, plan.by_node)
+        {
+            tracing::warn!("{told}");
         }
         self.lacks_rules = changes.lacks_rules;
         if changes.made_pair && self.is_led {

@@ -1,4 +1,7 @@
 //! What pods use, and who may ask for it at once.
+//!
+//! `krustlet stats` reads it as the agent's JSON, and may be older or newer than that
+//! agent: what is added is a new field, and no field's kind is changed.
 
 use std::sync::Arc;
 
@@ -40,7 +43,7 @@ pub struct PodUsage {
 /// What the sockets of one pod did since its sandbox began. What stays within the
 /// pod counts as a socket only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct NetworkUsage {
     /// Bytes received.
     pub received_bytes: u64,
@@ -50,15 +53,17 @@ pub struct NetworkUsage {
     pub opened: u64,
     /// TCP connections accepted.
     pub accepted: u64,
-    /// What a rule or a bound refused.
-    pub refused: RefusedUsage,
+    /// What a rule or a bound refused. A number for ever: commands of before read it.
+    pub refused: u64,
+    /// What of it refused them.
+    pub refused_by: RefusedUsage,
     /// Sockets open now.
     pub sockets: u32,
 }
 
 /// What a pod was refused: binds, connections, datagrams and sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct RefusedUsage {
     /// Because no pod may go there.
     pub destination: u64,
@@ -69,7 +74,6 @@ pub struct RefusedUsage {
     /// Because it had as many sockets as it may.
     pub bound: u64,
     /// By one of these: a sandbox that an older version started does not say which.
-    #[serde(default)]
     pub unknown: u64,
 }
 
@@ -81,12 +85,6 @@ impl RefusedUsage {
         let named =
             [("destination", destination), ("policy", policy), ("list", list), ("bound", bound)];
         named.into_iter().chain((unknown > 0).then_some(("unknown", unknown)))
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn all(self) -> u64 {
-        self.by_rule().map(|(_, count)| count).sum()
     }
 }
 
@@ -123,5 +121,84 @@ impl Meter {
         // Never closed.
         let _one = self.one.acquire().await;
         self.pods.usage().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_str, from_value, json, to_value};
+
+    use super::*;
+
+    /// What an agent of before said, word for word. It is never changed: one that says
+    /// it may live still.
+    const BEFORE: &str = r#"{"namespace":"shop","name":"web","uid":"u","startedAt":null,
+        "askedAt":"2026-11-29T12:00:00Z","network":{"receivedBytes":1,"sentBytes":2,"opened":3,
+        "accepted":4,"refused":5,"sockets":6},"containers":[{"name":"app","startedAt":null,
+        "cpuNanoseconds":7,"memoryBytes":8}]}"#;
+
+    fn usage() -> PodUsage {
+        PodUsage {
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u".into(),
+            started_at: None,
+            asked_at: Time("2026-11-29T12:00:00Z".parse().unwrap()),
+            network: NetworkUsage {
+                received_bytes: 1,
+                sent_bytes: 2,
+                opened: 3,
+                accepted: 4,
+                refused: 5,
+                refused_by: RefusedUsage::default(),
+                sockets: 6,
+            },
+            containers: vec![ContainerUsage {
+                name: "app".into(),
+                started_at: None,
+                cpu_nanoseconds: 7,
+                memory_bytes: 8,
+            }],
+        }
+    }
+
+    #[test]
+    fn an_agent_of_before_is_understood() {
+        assert_eq!(from_str::<PodUsage>(BEFORE).unwrap(), usage());
+    }
+
+    #[test]
+    fn an_agent_of_later_is_understood_as_far_as_it_is_known() {
+        let mut later = to_value(usage()).unwrap();
+        for place in ["", "/network", "/network/refusedBy", "/containers/0"] {
+            later.pointer_mut(place).unwrap()["more"] = json!({"of": [1]});
+        }
+        assert_eq!(from_value::<PodUsage>(later).unwrap(), usage());
+    }
+
+    /// Whether all that was said before is said now. What was null may be anything.
+    fn has_all_of(now: &Value, before: &Value) -> bool {
+        match (now, before) {
+            (Value::Object(now), Value::Object(before)) => before
+                .iter()
+                .all(|(name, before)| now.get(name).is_some_and(|now| has_all_of(now, before))),
+            (Value::Array(now), Value::Array(before)) => {
+                now.iter().zip(before).all(|(now, before)| has_all_of(now, before))
+            }
+            _ => before.is_null() || now == before,
+        }
+    }
+
+    #[test]
+    fn a_command_of_before_finds_all_that_it_reads() {
+        let now = to_value(PodUsage {
+            network: NetworkUsage {
+                refused_by: RefusedUsage { policy: 5, ..RefusedUsage::default() },
+                ..usage().network
+            },
+            ..usage()
+        });
+        let now = now.unwrap();
+        assert!(has_all_of(&now, &from_str(BEFORE).unwrap()), "{now}");
     }
 }

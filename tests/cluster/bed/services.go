@@ -147,9 +147,27 @@ func (n *Node) LedTo(address string) ([]netip.AddrPort, error) {
 	return of.Ports[0].Endpoints, nil
 }
 
+// ProxyMode is by which of the kernel's rules a kube-proxy leads.
+type ProxyMode string
+
+const (
+	NFTables ProxyMode = "nftables"
+	IPTables ProxyMode = "iptables"
+)
+
+// clear removes what a kube-proxy of that mode leaves in its namespace.
+func (m ProxyMode) clear() string {
+	if m == IPTables {
+		// Tables that are given without anything in them are emptied.
+		return `for program in iptables-restore ip6tables-restore; do
+			printf '*%s\nCOMMIT\n' nat filter mangle | $program || exit; done`
+	}
+	return "nft delete table ip kube-proxy; nft delete table ip6 kube-proxy"
+}
+
 // KubeProxy starts a kube-proxy for a node's pods, for one test. All nodes are on
 // one network here, so there is one at a time.
-func (b *Bed) KubeProxy(t testing.TB, node *Node) {
+func (b *Bed) KubeProxy(t testing.TB, node *Node, mode ProxyMode) {
 	t.Helper()
 	// A node has a way to anywhere, so that packets for a Service come as far as the
 	// rules that reject them; the room has none.
@@ -162,7 +180,10 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 	args := []string{
 		"--kubeconfig=" + b.cluster.AdminKubeconfig(),
 		"--hostname-override=" + node.Name,
-		"--proxy-mode=nftables",
+		"--proxy-mode=" + string(mode),
+		// It would set the kernel to take packets of others for the loopback, and leave
+		// it so.
+		"--iptables-localhost-nodeports=false",
 		// By this it tells pods from clients elsewhere, to whom other policies apply.
 		"--cluster-cidr=" + strings.Join(b.cluster.PodRanges(), ","),
 		// Of nftables' rules too; a second otherwise, for each change that a test waits for.
@@ -184,8 +205,8 @@ func (b *Bed) KubeProxy(t testing.TB, node *Node) {
 		}
 		process.Kill()
 		// Its rules would go on without it.
-		for _, family := range []string{"ip", "ip6"} {
-			_, _ = b.cluster.Room.Run(room.Command{Name: "nft", Path: "nft", Args: []string{"delete", "table", family, "kube-proxy"}})
+		if _, err := b.cluster.Room.Run(room.Command{Name: "clear", Path: "sh", Args: []string{"-c", mode.clear()}}); err != nil {
+			t.Error("rules of kube-proxy are left: ", err)
 		}
 	})
 }

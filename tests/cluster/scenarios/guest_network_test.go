@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -17,9 +18,16 @@ import (
 func serving(t *testing.T, b *bed.Bed, namespace string, pod *corev1.Pod) string {
 	t.Helper()
 	create(t, b, namespace, always(pod))
-	ready := awaitReady(t, b, namespace, pod.Name)
-	b.WaitFor(t, pod.Name+" listens", limit, func() error {
-		if said := logs(t, b, namespace, pod.Name); !strings.Contains(said, "listening") && !strings.Contains(said, "serving") {
+	return listens(t, b, namespace, pod.Name, limit)
+}
+
+// listens waits until such a pod is Ready, which takes as long as its image is large,
+// and listens.
+func listens(t *testing.T, b *bed.Bed, namespace, name string, within time.Duration) string {
+	t.Helper()
+	ready := awaitReadyWithin(t, b, namespace, name, within)
+	b.WaitFor(t, name+" listens", limit, func() error {
+		if said := logs(t, b, namespace, name); !strings.Contains(said, "listening") && !strings.Contains(said, "serving") {
 			return io.ErrNoProgress
 		}
 		return nil
@@ -104,12 +112,14 @@ func TestAModuleInCServesManyConnectionsAtOnce(t *testing.T) {
 }
 
 func TestAModuleInGoServesHTTP(t *testing.T) {
+	t.Parallel()
 	b := bed.Start(t)
-	b.Node(t)
+	node := b.Node(t)
 	ns := b.Namespace(t)
 	image := b.Registry() + "/go-http:1"
 	b.Push(t, bed.GoGuest(t), image)
-	server := serving(t, b, ns, port(wasmPod("server", image), 8080))
+	create(t, b, ns, on(node, always(port(wasmPod("server", image), 8080))))
+	server := listens(t, b, ns, "server", compiled)
 
 	base := "http://" + net.JoinHostPort(server, "8080")
 	client := b.Outside().Client(limit)

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"krustlet.dev/tests/cluster/bed"
 )
@@ -55,4 +57,27 @@ var nodeCases = []serviceCase{
 			})
 		}
 	}},
+}
+
+// The proxy of a node leaves clients their addresses, so that policies know them.
+func TestPoliciesHoldWhereAKubeProxyLeads(t *testing.T) {
+	b := bed.Start(t)
+	node := policed(t, b, "policed-proxied")
+	b.KubeProxy(t, node, bed.NFTables)
+	c := &client{b: b, node: node, ns: b.Namespace(t)}
+	app, role := map[string]string{"app": "web"}, map[string]string{"role": "friend"}
+	web(t, b, c.ns, labelled(webPodOn(t, b, node, "server"), app))
+	service := c.service(t, func(spec *corev1.ServiceSpec) {
+		spec.Selector, spec.Ports[0].TargetPort = app, intstr.FromInt32(webPort)
+	})
+	friend := bed.PodAddress(t, web(t, b, c.ns, labelled(webPodOn(t, b, node, "friend"), role)))
+	stranger := bed.PodAddress(t, web(t, b, c.ns, webPodOn(t, b, node, "stranger")))
+	b.WaitServes(t, node.As(friend), cluster(service), 80)
+	b.WaitServes(t, node.As(stranger), cluster(service), 80)
+
+	policy(t, b, c.ns, "in", app, lets(pods(role)))
+	waitRefuses(t, b, node.As(stranger), cluster(service), 80)
+	b.WaitServes(t, node.As(friend), cluster(service), 80)
+	policy(t, b, c.ns, "in", app, networkingv1.NetworkPolicySpec{PolicyTypes: inOnly})
+	waitRefuses(t, b, node.As(friend), cluster(service), 80)
 }

@@ -96,7 +96,12 @@ func awaitPhase(t *testing.T, b *bed.Bed, namespace, name string, phase corev1.P
 
 func awaitReady(t *testing.T, b *bed.Bed, namespace, name string) *corev1.Pod {
 	t.Helper()
-	return await(t, b, namespace, name, "is Ready", limit, func(pod *corev1.Pod) error {
+	return awaitReadyWithin(t, b, namespace, name, limit)
+}
+
+func awaitReadyWithin(t *testing.T, b *bed.Bed, namespace, name string, within time.Duration) *corev1.Pod {
+	t.Helper()
+	return await(t, b, namespace, name, "is Ready", within, func(pod *corev1.Pod) error {
 		if isReady(pod) {
 			return nil
 		}

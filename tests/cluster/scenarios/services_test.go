@@ -24,17 +24,27 @@ const zone = "a"
 var ways = []struct {
 	name  string
 	start func(*testing.T, *bed.Bed) *bed.Node
+	cases []serviceCase
 }{
 	{"builtin", func(t *testing.T, b *bed.Bed) *bed.Node {
 		b.NetworkRights(t)
 		return b.StartNode(t, "leading", "--service-proxy=builtin", "--node-labels=topology.kubernetes.io/zone="+zone)
-	}},
+	}, allCases},
 	{"kube-proxy", func(t *testing.T, b *bed.Bed) *bed.Node {
 		node := b.StartNode(t, "proxied", "--node-labels=topology.kubernetes.io/zone="+zone)
-		b.KubeProxy(t, node)
+		b.KubeProxy(t, node, bed.NFTables)
 		return node
-	}},
+	}, allCases},
+	// Its rules are of another kind, what it chooses is the same. It rejects nobody who
+	// calls a port that a Service does not have.
+	{"kube-proxy by iptables", func(t *testing.T, b *bed.Bed) *bed.Node {
+		node := b.StartNode(t, "proxied-by-iptables")
+		b.KubeProxy(t, node, bed.IPTables)
+		return node
+	}, slices.Concat(baseCases, nodeCases)},
 }
+
+var allCases = slices.Concat(baseCases, cases, nodeCases, sliceCases, familyCases)
 
 // serviceCase is something that a guest sees of Services.
 type serviceCase struct {
@@ -42,8 +52,9 @@ type serviceCase struct {
 	run  func(*testing.T, *client)
 }
 
-// cases are those of Services themselves.
-var cases = []serviceCase{
+// baseCases are what people first ask of Services: connections and datagrams, to the
+// cluster's address and the node's, and to the same endpoint where that is asked for.
+var baseCases = []serviceCase{
 	{"each endpoint that is ready is called", func(t *testing.T, c *client) {
 		one, two, three := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two"), c.b.Answerer(t, "tcp", "three")
 		service := c.service(t, nil)
@@ -85,6 +96,38 @@ var cases = []serviceCase{
 		c.until(t, "two\n", call(service)...)
 		c.only(t, call(service), "two")
 	}},
+	{"datagrams go to those that are there, and of one pod to the same where that is asked for", func(t *testing.T, c *client) {
+		one, two := c.b.Answerer(t, "udp", "one"), c.b.Answerer(t, "udp", "two")
+		service := c.service(t, func(spec *corev1.ServiceSpec) { spec.Ports[0].Protocol = corev1.ProtocolUDP })
+		ask := []string{"udp-get", cluster(service), "80", "x"}
+		c.lead(t, service, ends(one, two))
+		c.until(t, "one\n", ask...)
+		c.only(t, ask, "one", "two")
+		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
+		c.keepsTo(t, ask)
+		c.lead(t, service, ends(two))
+		c.until(t, "two\n", ask...)
+		c.only(t, ask, "two")
+	}},
+	{"a Service is reached by its port at the node's address, and that keeps to one endpoint where asked", func(t *testing.T, c *client) {
+		one, two := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")
+		local := corev1.ServiceExternalTrafficPolicyLocal
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.Type, spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, local
+		})
+		ask := []string{"tcp-get", c.node.Address.String(), fmt.Sprint(service.Spec.Ports[0].NodePort), "x"}
+		// As by its other addresses, pods go to others' endpoints too.
+		c.lead(t, service, []end{end{Answerer: one}.in("elsewhere"), end{Answerer: two}.in("elsewhere")})
+		c.until(t, "one\n", ask...)
+		c.until(t, "two\n", ask...)
+		c.only(t, ask, "one", "two")
+		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
+		c.keepsTo(t, ask)
+	}},
+}
+
+// cases are the others of Services themselves.
+var cases = []serviceCase{
 	{"a local policy keeps to the node, and is silent if only others could answer", func(t *testing.T, c *client) {
 		one, two := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")
 		local := corev1.ServiceInternalTrafficPolicyLocal
@@ -181,19 +224,6 @@ var cases = []serviceCase{
 		c.lead(t, service, ends(c.b.Answerer(t, "udp", "one")))
 		c.until(t, "one\n", "udp-get", service.Spec.ClusterIP, "80", "x")
 	}},
-	{"datagrams go to those that are there, and of one pod to the same where that is asked for", func(t *testing.T, c *client) {
-		one, two := c.b.Answerer(t, "udp", "one"), c.b.Answerer(t, "udp", "two")
-		service := c.service(t, func(spec *corev1.ServiceSpec) { spec.Ports[0].Protocol = corev1.ProtocolUDP })
-		ask := []string{"udp-get", cluster(service), "80", "x"}
-		c.lead(t, service, ends(one, two))
-		c.until(t, "one\n", ask...)
-		c.only(t, ask, "one", "two")
-		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
-		c.keepsTo(t, ask)
-		c.lead(t, service, ends(two))
-		c.until(t, "two\n", ask...)
-		c.only(t, ask, "two")
-	}},
 	{"pods of the node's network and of WASI 0.3 are led to Services too", func(t *testing.T, c *client) {
 		service := c.service(t, nil)
 		c.lead(t, service, ends(c.b.Answerer(t, "tcp", "one")))
@@ -281,21 +311,6 @@ var cases = []serviceCase{
 			c.until(t, "one\n", "tcp-get", address, "80", "x")
 		}
 	}},
-	{"a Service is reached by its port at the node's address, and that keeps to one endpoint where asked", func(t *testing.T, c *client) {
-		one, two := c.b.Answerer(t, "tcp", "one"), c.b.Answerer(t, "tcp", "two")
-		local := corev1.ServiceExternalTrafficPolicyLocal
-		service := c.service(t, func(spec *corev1.ServiceSpec) {
-			spec.Type, spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, local
-		})
-		ask := []string{"tcp-get", c.node.Address.String(), fmt.Sprint(service.Spec.Ports[0].NodePort), "x"}
-		// As by its other addresses, pods go to others' endpoints too.
-		c.lead(t, service, []end{end{Answerer: one}.in("elsewhere"), end{Answerer: two}.in("elsewhere")})
-		c.until(t, "one\n", ask...)
-		c.until(t, "two\n", ask...)
-		c.only(t, ask, "one", "two")
-		c.patch(t, service, `{"spec":{"sessionAffinity":"ClientIP"}}`)
-		c.keepsTo(t, ask)
-	}},
 	{"the API server is reached by its Service", func(t *testing.T, c *client) {
 		kubernetes, err := c.b.Client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
 		if err != nil {
@@ -344,7 +359,7 @@ func TestServices(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
 			c := calling(t, b, way.start(t, b))
-			for _, one := range slices.Concat(cases, nodeCases, sliceCases, familyCases) {
+			for _, one := range way.cases {
 				t.Run(one.name, func(t *testing.T) { one.run(t, c) })
 			}
 		})

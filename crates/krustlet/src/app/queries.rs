@@ -166,7 +166,8 @@ fn usage_of(view: &PodView, reports: PodStats) -> Option<PodUsage> {
         sent_bytes: network.sent_bytes,
         opened: network.opened,
         accepted: network.accepted,
-        refused: RefusedUsage {
+        refused: network.refused,
+        refused_by: RefusedUsage {
             destination: network.refusals.destination,
             policy: network.refusals.policy,
             list: network.refusals.list,

@@ -52,7 +52,7 @@ async fn copy(mut answer: Answer) -> Result<Outcome> {
             match channel {
                 1 => io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush())?,
                 2 => io::stderr().write_all(&bytes)?,
-                OUTCOME => return Ok(serde_json::from_slice(&bytes)?),
+                OUTCOME => return client::read(&bytes),
                 other => bail!("the agent is of another version: it sent channel {other}"),
             }
         }

@@ -81,7 +81,7 @@ async fn ask<T: serde::de::DeserializeOwned>(
     path: &str,
 ) -> Result<T> {
     let bytes = ask_bytes(root, config, method, path).await?;
-    serde_json::from_slice(&bytes).context("the answer makes no sense")
+    client::read(&bytes)
 }
 
 /// Asks the agent if one runs; else opens the store and asks the agent's own

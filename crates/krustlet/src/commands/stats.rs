@@ -47,6 +47,6 @@ fn row(pod: &PodUsage, container: &ContainerUsage) -> Vec<String> {
         output::bytes(network.sent_bytes),
         network.opened.to_string(),
         network.accepted.to_string(),
-        network.refused.all().to_string(),
+        network.refused.to_string(),
     ]
 }

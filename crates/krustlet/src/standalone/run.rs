@@ -126,7 +126,7 @@ async fn apply_in_background(
 
 async fn apply(local: &Local, bundle: &Bundle) -> Result<Vec<PodKey>> {
     let answer = local.post("/v1/apply", bundle).await?;
-    serde_json::from_slice(&answer).context("the agent's answer makes no sense")
+    client::read(&answer)
 }
 
 /// Starts an agent of its own session, and waits until its socket answers.
@@ -232,7 +232,7 @@ async fn follow(
                 lines.extend_from_slice(&piece);
                 while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = lines.drain(..=end).collect();
-                    let heard: News = serde_json::from_slice(&line)?;
+                    let heard: News = client::read(&line)?;
                     for todo in following.hear(&heard) {
                         match todo {
                             Todo::Print(run) => printer.begin(run),

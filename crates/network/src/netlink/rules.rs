@@ -1,12 +1,12 @@
 //! The rules by which a namespace chooses the tables that it looks for a route
 //! in, and what a table refuses.
 
-use std::io::{self, ErrorKind};
+use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
-    IpProtocol, RouteNetlinkMessage,
+    AddressFamily, IpProtocol, RouteNetlinkMessage,
     route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange},
 };
@@ -46,29 +46,25 @@ pub(crate) enum Port {
 }
 
 impl Netlink {
-    /// The rules that are there, but those that say more than one of ours can.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Unsupported`] if this kernel knows no rules for that family;
-    /// otherwise what it says.
-    pub(crate) fn rules(&mut self, is_ipv4: bool) -> io::Result<Vec<Rule>> {
+    /// The rules that are there, but those that say more than one of ours can; None
+    /// if this kernel knows no rules for that family.
+    pub(crate) fn rules(&mut self, is_ipv4: bool) -> io::Result<Option<Vec<Rule>>> {
+        self.rules_of(family(everywhere(is_ipv4).addr()))
+    }
+
+    fn rules_of(&mut self, family: AddressFamily) -> io::Result<Option<Vec<Rule>>> {
         let mut asked = RuleMessage::default();
-        asked.header.family = family(everywhere(is_ipv4).addr());
-        let all = self.socket.list(RouteNetlinkMessage::GetRule(asked)).map_err(|error| {
-            // The first where it knows those of the other family.
-            match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {
-                    io::Error::new(ErrorKind::Unsupported, error)
-                }
-                _ => error,
-            }
-        })?;
+        asked.header.family = family;
+        let all = match self.socket.list(RouteNetlinkMessage::GetRule(asked)) {
+            Ok(all) => all,
+            Err(error) if knows_no_rules(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let read = |message| match message {
             RouteNetlinkMessage::NewRule(rule) => read_rule(&rule),
             _ => None,
         };
-        Ok(all.into_iter().filter_map(read).collect())
+        Ok(Some(all.into_iter().filter_map(read).collect()))
     }
 
     pub(crate) fn add_rule(&mut self, is_ipv4: bool, rule: Rule) -> io::Result<bool> {
@@ -108,6 +104,12 @@ impl Netlink {
     pub(crate) fn refuse_no_more(&mut self, table: u8, range: IpNet) -> io::Result<()> {
         gone(self.socket.change(RouteNetlinkMessage::DelRoute(refusal(table, range)), 0))
     }
+}
+
+/// Whether that is what a kernel says which has no rules for a family. The first
+/// where it has some for the other.
+fn knows_no_rules(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
 
 fn refusal(table: u8, range: IpNet) -> RouteMessage {
@@ -246,5 +248,17 @@ mod tests {
             let is_ipv4 = range.addr().is_ipv4();
             assert_eq!(refused_range(is_ipv4, &refusal(108, range)), range);
         }
+    }
+    #[test]
+    fn a_family_without_rules_is_told_from_one_that_has_none_left() {
+        let mut net = Netlink::open().unwrap();
+        let of = |net: &mut Netlink, family| net.rules_of(family).unwrap();
+        assert!(of(&mut net, AddressFamily::Inet).is_some_and(|rules| !rules.is_empty()));
+        // Every kernel's answer for this one is that of a kernel without
+        // CONFIG_IPV6_MULTIPLE_TABLES, or without IPv6, for that: an end with an error.
+        assert_eq!(of(&mut net, AddressFamily::Bridge), None);
+        // Of one that has no rules at all.
+        assert!(knows_no_rules(&io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        assert!(!knows_no_rules(&io::Error::from_raw_os_error(libc::EPERM)));
     }
 }

@@ -100,6 +100,10 @@ impl Socket {
                     NetlinkPayload::InnerMessage(answer) => take(answer),
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    // A list that could not be made, or was broken off, ends so.
+                    NetlinkPayload::Done(end) if end.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(end.code.saturating_neg()));
+                    }
                     _ => return Ok(()),
                 }
             }
