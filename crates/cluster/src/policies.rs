@@ -111,13 +111,14 @@ fn key(metadata: &ObjectMeta) -> PolicyKey {
     (namespace.clone().unwrap_or_default(), name.clone().unwrap_or_default())
 }
 
-/// What is held of objects of one kind.
+/// What is held of objects of one kind, where others look at it. It is copied when it
+/// changes only for those who still hold what they saw.
 struct Held<K, Key: Ord, Value> {
     what: &'static str,
     /// What counts of an object; nothing of one that is as good as none.
     read: fn(K) -> (Key, Option<Value>),
+    /// Told of what changed by [`show`](Holder::show). Whoever looks before sees it early.
     shown: watch::Sender<Seen<BTreeMap<Key, Value>>>,
-    all: BTreeMap<Key, Value>,
 }
 
 impl<K, Key: Ord, Value> std::fmt::Debug for Held<K, Key, Value> {
@@ -131,7 +132,33 @@ type Shown<Key, Value> = watch::Receiver<Seen<BTreeMap<Key, Value>>>;
 impl<K, Key: Ord, Value> Held<K, Key, Value> {
     fn new(what: &'static str, read: fn(K) -> (Key, Option<Value>)) -> (Shown<Key, Value>, Self) {
         let (shown, seen) = watch::channel(Seen::default());
-        (seen, Self { what, read, shown, all: BTreeMap::new() })
+        (seen, Self { what, read, shown })
+    }
+}
+
+impl<K, Key, Value> Held<K, Key, Value>
+where
+    Key: Ord + Clone,
+    Value: Clone + PartialEq,
+{
+    /// Changes one object, or removes it. Whether it was another: most changes are of
+    /// what does not count here.
+    fn put(&self, key: Key, value: Option<Value>) -> bool {
+        let mut is_other = false;
+        self.shown.send_if_modified(|seen| {
+            // All are listed first.
+            let Some(known) = &mut seen.known else { return false };
+            is_other = known.get(&key) != value.as_ref();
+            if is_other {
+                let known = Arc::make_mut(known);
+                match value {
+                    Some(value) => known.insert(key, value),
+                    None => known.remove(&key),
+                };
+            }
+            false
+        });
+        is_other
     }
 }
 
@@ -141,27 +168,25 @@ where
     Value: Clone + PartialEq,
 {
     fn show(&mut self) {
-        let known = Some(Arc::new(self.all.clone()));
-        self.shown.send_replace(Seen { known, forbidden: None });
+        self.shown.send_modify(|seen| seen.forbidden = None);
     }
 
     fn take(&mut self, change: Change<K>) -> bool {
         match change {
             Change::Replaced(all) => {
                 let all = all.into_iter().map(self.read);
-                self.all = all.filter_map(|(key, value)| Some((key, value?))).collect();
+                let all = all.filter_map(|(key, value)| Some((key, value?))).collect();
+                self.shown.send_if_modified(|seen| {
+                    seen.known = Some(Arc::new(all));
+                    false
+                });
                 true
             }
-            // Most changes are of what does not count here.
-            Change::Applied(object) => match (self.read)(object) {
-                (key, Some(value)) if self.all.get(&key) == Some(&value) => false,
-                (key, Some(value)) => {
-                    self.all.insert(key, value);
-                    true
-                }
-                (key, None) => self.all.remove(&key).is_some(),
-            },
-            Change::Removed(object) => self.all.remove(&(self.read)(object).0).is_some(),
+            Change::Applied(object) => {
+                let (key, value) = (self.read)(object);
+                self.put(key, value)
+            }
+            Change::Removed(object) => self.put((self.read)(object).0, None),
             Change::Ended => false,
             Change::Interrupted(error) => {
                 let chain = Chain(&error).to_string();
@@ -400,6 +425,31 @@ mod tests {
             }
         );
         assert_eq!(SlimPod::url_path(&(), None), Pod::url_path(&(), None));
+    }
+
+    #[test]
+    fn what_nobody_holds_is_not_copied_when_it_changes() {
+        let (mut seen, mut held) = Held::new("numbers", |one: (u8, Option<u8>)| one);
+        let all = |seen: &Shown<u8, u8>| seen.borrow().known.clone().unwrap();
+        let place = |seen: &Shown<u8, u8>| Arc::as_ptr(seen.borrow().known.as_ref().unwrap());
+        assert!(held.take(Change::Replaced(vec![(1, Some(10)), (2, None)])));
+        assert!(!seen.has_changed().unwrap(), "more may follow");
+        held.show();
+        seen.mark_unchanged();
+        let first = place(&seen);
+        assert!(held.take(Change::Applied((2, Some(20)))));
+        assert!(!held.take(Change::Applied((2, Some(20)))), "it is as it was");
+        assert!(!held.take(Change::Removed((3, None))), "it was not there");
+        held.show();
+        assert!(seen.has_changed().unwrap());
+        assert!(place(&seen) == first, "nobody held it");
+        let before = all(&seen);
+        assert!(held.take(Change::Removed((1, None))));
+        assert!(held.take(Change::Applied((2, None))));
+        assert!(held.take(Change::Applied((3, Some(30)))));
+        held.show();
+        assert_eq!(*before, BTreeMap::from([(1, 10), (2, 20)]));
+        assert_eq!(*all(&seen), BTreeMap::from([(3, 30)]));
     }
 
     #[test]

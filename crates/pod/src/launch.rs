@@ -213,8 +213,11 @@ async fn mounts(
         let file = volumes.make_message(&run, root.as_deref(), &mounts)?;
         mounts.extend(file.directory);
         let at = (node.as_str(), context.outside.network.node_addresses());
-        let files = names::files_of_pod(&context.config.names, &pod, at, &addresses, &hostname)?;
-        mounts.extend(volumes.make_etc(&files, root.as_deref(), &mounts)?);
+        let files = || {
+            let names = &context.config.names;
+            Ok::<_, LaunchError>(names::files_of_pod(names, &pod, at, &addresses, &hostname)?)
+        };
+        mounts.extend(volumes.make_etc(files, root.as_deref(), &mounts)?);
         Ok::<_, LaunchError>((mounts, file.place))
     };
     order.turns.take(look).await?

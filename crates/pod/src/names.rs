@@ -13,6 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::names::{self, HostLine, NamesWarning, NodeNames, ResolvConf, ResolvConfError};
 use krustlet_protocol::{Host, Names};
+use krustlet_volume::EtcFiles;
 
 /// Where name servers listen.
 const PORT: u16 = 53;
@@ -161,9 +162,9 @@ pub(crate) fn files_of_pod(
     node: (&str, &[IpAddr]),
     addresses: &[IpAddr],
     hostname: &str,
-) -> Result<[(&'static str, String); 3], NamesError> {
+) -> Result<EtcFiles, NamesError> {
     let node = config.read(pod, node.0, node.1)?;
-    Ok([
+    Ok(vec![
         ("hostname", format!("{hostname}\n")),
         ("hosts", names::hosts_file(&names::hosts(pod, addresses, &node))),
         ("resolv.conf", names::resolver(pod, &node).file()),

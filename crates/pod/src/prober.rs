@@ -4,6 +4,7 @@
 //! [`probes`](krustlet_model::probes)'; the pod's task asks.
 
 mod dial;
+mod exchange;
 mod http;
 mod tls;
 

@@ -353,7 +353,7 @@ impl ComponentState {
 
     /// What calls of `wasi:sockets` work with.
     pub(crate) fn sockets(&mut self) -> SocketsView<'_> {
-        SocketsView { stack: &self.stack, table: &mut self.table }
+        SocketsView { stack: &self.stack, table: &mut self.table, usage: &self.budget.usage }
     }
 }
 

@@ -136,8 +136,11 @@ impl Ticks {
 
 /// A guest's future, or one of the sandbox that works for it: while it is polled
 /// epochs tick, and its container is charged for the time. Of one that is polled
-/// within another each pays for what the other does not. File operations run
-/// elsewhere and are not counted.
+/// within another each pays for what the other does not. File operations are not
+/// counted: wasmtime hands them to threads that it shares among all, and says of none
+/// for whom it works (`runtime::spawn_blocking` of `wasmtime-wasi`). On this thread
+/// (`WasiCtxBuilder::allow_blocking_current_thread`) they would be, and a volume that
+/// stalls would stop all guests.
 ///
 /// A guest whose container has used more than its CPU limit is not polled until
 /// that is made good: others have the thread, and whoever polls this can still

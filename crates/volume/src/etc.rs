@@ -13,6 +13,9 @@ use std::{
 
 use crate::{error::VolumeError, message::is_covered, mounts::VolumeMountDir, volumes::Volumes};
 
+/// The files by name, with what is in them.
+pub type EtcFiles = Vec<(&'static str, String)>;
+
 /// Where guests find them.
 const GUEST: &str = "/etc";
 
@@ -20,17 +23,17 @@ const GUEST: &str = "/etc";
 const UNFINISHED: &str = ".new";
 
 /// See [`Volumes::make_etc`].
-pub(crate) fn make(
+pub(crate) fn make<E: From<VolumeError>>(
     volumes: &Volumes,
-    files: &[(&str, String)],
+    files: impl FnOnce() -> Result<EtcFiles, E>,
     image_root: Option<&Path>,
     mounts: &[VolumeMountDir],
-) -> Result<Option<VolumeMountDir>, VolumeError> {
+) -> Result<Option<VolumeMountDir>, E> {
     if is_covered(Path::new(GUEST), image_root, mounts).map_err(VolumeError::Etc)? {
         return Ok(None);
     }
     let directory = volumes.etc();
-    write(directory, files).map_err(VolumeError::Etc)?;
+    write(directory, &files()?).map_err(VolumeError::Etc)?;
     Ok(Some(VolumeMountDir::own(directory.to_owned(), GUEST.to_owned(), false)))
 }
 
@@ -53,11 +56,13 @@ fn write(directory: &Path, files: &[(&str, String)]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::VolumeOwner;
 
-    fn files(hosts: &str) -> [(&'static str, String); 2] {
-        [("hosts", hosts.to_owned()), ("hostname", "p\n".to_owned())]
+    fn files(hosts: &str) -> EtcFiles {
+        vec![("hosts", hosts.to_owned()), ("hostname", "p\n".to_owned())]
     }
 
     #[test]
@@ -65,8 +70,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (pod, image) = (home.path().join("pod"), home.path().join("image"));
         let volumes = Volumes::new(&pod, VolumeOwner::current());
+        let asked = Cell::new(0);
         let files_for = |root: Option<&Path>, mounts: &[VolumeMountDir], hosts| {
-            volumes.make_etc(&files(hosts), root, mounts).unwrap()
+            let files = || {
+                asked.set(asked.get() + 1);
+                Ok::<_, VolumeError>(files(hosts))
+            };
+            volumes.make_etc(files, root, mounts).unwrap()
         };
         let read = |name: &str| fs::read_to_string(pod.join("etc").join(name)).unwrap();
         let made = files_for(None, &[], "127.0.0.1\tlocalhost\n").unwrap();
@@ -90,6 +100,7 @@ mod tests {
         assert!(files_for(Some(&image), &[], "").is_some(), "an empty one hides nothing");
         fs::write(image.join("etc/passwd"), "").unwrap();
         assert!(files_for(Some(&image), &[], "").is_none());
+        assert_eq!(asked.get(), 4, "what nobody sees need not be known");
 
         volumes.tear_down().unwrap();
         assert!(!pod.join("etc").exists());

@@ -24,6 +24,7 @@ mod usage;
 mod volumes;
 
 pub use error::VolumeError;
+pub use etc::EtcFiles;
 pub use message::{MessageFile, MessagePlace, MessageRun};
 pub use mounts::VolumeMountDir;
 pub use objects::{ObjectRef, object_refs, token_requests};

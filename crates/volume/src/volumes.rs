@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::{
     atomic,
     error::VolumeError,
-    etc,
+    etc::{self, EtcFiles},
     message::{self, MessageFile, MessagePlace, MessageRun},
     mounts::{self, VolumeMountDir},
     objects,
@@ -130,17 +130,18 @@ impl Volumes {
     }
 
     /// Writes files that a container is to find in `/etc`, all of the pod's the same;
-    /// none if it has something there. Blocks on the disk.
+    /// none if it has something there, and then nobody asks for them. Blocks on the
+    /// disk.
     ///
     /// # Errors
     ///
-    /// [`VolumeError::Etc`] with what the system said.
-    pub fn make_etc(
+    /// [`VolumeError::Etc`] with what the system said; why there are no files.
+    pub fn make_etc<E: From<VolumeError>>(
         &self,
-        files: &[(&str, String)],
+        files: impl FnOnce() -> Result<EtcFiles, E>,
         image_root: Option<&Path>,
         mounts: &[VolumeMountDir],
-    ) -> Result<Option<VolumeMountDir>, VolumeError> {
+    ) -> Result<Option<VolumeMountDir>, E> {
         etc::make(self, files, image_root, mounts)
     }
 

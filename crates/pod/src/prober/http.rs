@@ -4,47 +4,31 @@
 //! `pkg/probe/http/http.go`, `newProbeRequest` in `pkg/probe/http/request.go`;
 //! what redirects take along is Go's `net/http`, `client.go`.
 
-use std::{borrow::Cow, pin::pin, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
-use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
     header::{
-        ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, LOCATION, TRAILER, TRANSFER_ENCODING, USER_AGENT,
+        ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, REFERER, TRAILER, TRANSFER_ENCODING, USER_AGENT,
     },
 };
-use http_body_util::{BodyExt as _, Empty};
-use hyper::{
-    body::{Body as _, Bytes, Incoming},
-    client::conn::http1::{self, SendRequest},
-};
-use hyper_util::rt::TokioIo;
 use krustlet_model::{
     Chain,
     probes::target::{HttpTarget, join},
 };
 use krustlet_resolver::SystemLookups;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use url::{Position, Url};
 
 use super::{
     dial::{DialError, Host},
-    tls::Connector,
+    exchange::{self, Answer},
+    tls::{Connector, is_version_2},
 };
 use crate::outside::ProbeAnswer;
 
 /// Bytes of a body that are read; the rest is left. Source: `maxRespBodyLength`.
 const LONGEST_BODY: usize = 10 << 10;
-
-/// Bytes of a body that is taken though it leads elsewhere. Source:
-/// `maxBodySlurpSize` in Go's `net/http`, `client.go`.
-const SHORT_BODY: u64 = 2 << 10;
-
-/// Bytes of an answer's head. Servers rarely send more than a few kilobytes.
-const LONGEST_HEAD: usize = 64 << 10;
 
 /// Requests of one probe, the first included. Source: `RedirectChecker`.
 const HOPS: usize = 10;
@@ -68,22 +52,14 @@ enum GetError {
     Http(#[from] hyper::Error),
     #[error("net/http: invalid header field {what} {given:?}")]
     Header { what: &'static str, given: String },
+    #[error("http2: invalid Host header")]
+    Host(#[source] http::Error),
     #[error("unsupported protocol scheme {0:?}")]
     Scheme(String),
     #[error("stopped after 10 redirects")]
     Redirects,
     #[error("failed to parse Location header {0:?}")]
     Location(String),
-}
-
-/// An answer's head; its body is still to come.
-struct Answer {
-    status: StatusCode,
-    location: Option<String>,
-    body: Incoming,
-    connection: Connection,
-    /// Without it the connection would be closed.
-    _sender: SendRequest<Empty<Bytes>>,
 }
 
 /// Asks `host`, and judges what it says.
@@ -134,9 +110,11 @@ async fn follow(
     (tls, host): (&Connector, &mut Host),
     (target, first): (&HttpTarget, &str),
     mut url: Url,
-    (headers, mut authority): (HeaderMap, Option<String>),
+    (mut headers, mut authority): (HeaderMap, Option<String>),
 ) -> Result<Answer, ProbeAnswer> {
     let asked_host = url.host_str().map(str::to_owned);
+    let has_referer = headers.get(REFERER).is_some_and(|line| !line.is_empty());
+    let mut asked = first.to_owned();
     // Not as the URL has it: that leaves out what `..` leads back from.
     let mut path = target.path_and_query();
     for hop in 1.. {
@@ -166,10 +144,34 @@ async fn follow(
         if names_host {
             authority = None;
         }
+        if !has_referer {
+            refer(&mut headers, &asked, url.scheme(), &next)
+                .map_err(|error| failed(first, &error.to_string()))?;
+        }
         next[Position::BeforePath..Position::AfterQuery].clone_into(&mut path);
+        asked = without_user(&next);
         url = next;
     }
     unreachable!("the loop ends after {HOPS} requests")
+}
+
+/// Says from where a redirect leads on, but tells nobody in the clear who was asked
+/// in secret.
+///
+/// Source: Go's `net/http`, `refererForURL` in `client.go`.
+fn refer(headers: &mut HeaderMap, from: &str, scheme: &str, to: &Url) -> Result<(), GetError> {
+    if (scheme, to.scheme()) == ("https", "http") {
+        headers.remove(REFERER);
+        return Ok(());
+    }
+    let bad = |_| GetError::Header { what: "value for", given: "Referer".to_owned() };
+    headers.insert(REFERER, HeaderValue::from_str(from).map_err(bad)?);
+    Ok(())
+}
+
+/// A URL without who asks.
+fn without_user(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), &url[Position::BeforeHost..])
 }
 
 /// The header lines of every request, and the host that they name.
@@ -233,85 +235,28 @@ async fn ask(
     let scheme = || GetError::Scheme(url.scheme().to_owned());
     let port = url.port_or_known_default().ok_or_else(scheme)?;
     let mut request = Request::get(path)
-        .body(Empty::<Bytes>::new())
+        .body(exchange::Nothing::new())
         .map_err(|error| GetError::Location(error.to_string()))?;
     request.headers_mut().clone_from(headers);
     let authority = authority.map_or_else(|| join(host.name(), port), str::to_owned);
-    request.headers_mut().insert(HOST, host_line(&authority)?);
+    let authority = host_line(&authority)?;
     match url.scheme() {
-        "http" => exchange(host.connect(port).await?, request).await,
+        "http" => {
+            request.headers_mut().insert(HOST, authority);
+            Ok(exchange::by_version_1(host.connect(port).await?, request).await?)
+        }
         "https" => {
             let stream = host.connect(port).await?;
-            exchange(tls.connect(host.name(), stream).await.map_err(GetError::Tls)?, request).await
+            let stream = tls.connect(host.name(), stream).await.map_err(GetError::Tls)?;
+            if is_version_2(&stream) {
+                let request =
+                    exchange::for_version_2(request, &authority).map_err(GetError::Host)?;
+                return Ok(exchange::by_version_2(stream, request).await?);
+            }
+            request.headers_mut().insert(HOST, authority);
+            Ok(exchange::by_version_1(stream, request).await?)
         }
         _ => Err(scheme()),
-    }
-}
-
-/// Sends a request over a connection of its own, and waits for the head of its
-/// answer.
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, GetError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = http1::Builder::new()
-        .title_case_headers(true)
-        .max_buf_size(LONGEST_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    // Its own end is of no interest: what it failed of, the exchange is told.
-    let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
-    let response = beside(&mut connection, sender.send_request(request)).await?;
-    let (head, body) = response.into_parts();
-    let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.map(str::to_owned);
-    Ok(Answer { status: head.status, location, body, connection, _sender: sender })
-}
-
-/// What brings bytes, until it ends.
-type Connection = Option<BoxFuture<'static, ()>>;
-
-/// Waits for `work`, which needs the connection to go on. Cancel-safe if that is.
-async fn beside<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
-    loop {
-        let Some(going_on) = connection else { return work.await };
-        // Both are only polled on.
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            () = going_on => *connection = None,
-        }
-    }
-}
-
-impl Answer {
-    /// Reads the body, or the first bytes of it.
-    async fn start_of_body(&mut self, longest: usize) -> Result<String, hyper::Error> {
-        let body = &mut self.body;
-        let read = async {
-            let mut bytes = Vec::new();
-            while let Some(frame) = body.frame().await {
-                if let Ok(data) = frame?.into_data() {
-                    bytes.extend_from_slice(&data);
-                }
-                if bytes.len() >= longest {
-                    bytes.truncate(longest);
-                    break;
-                }
-            }
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        beside(&mut self.connection, read).await
-    }
-
-    /// Takes a short body, as Go's client does before it goes elsewhere. What
-    /// becomes of it is of no interest.
-    async fn leave(mut self) {
-        if self.body.size_hint().exact().is_none_or(|bytes| bytes <= SHORT_BODY) {
-            let longest = usize::try_from(SHORT_BODY).unwrap_or(usize::MAX);
-            drop(self.start_of_body(longest).await);
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Probes of real sockets.
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock,
@@ -8,7 +9,15 @@ use std::{
     },
 };
 
+use ::http::{Request, Response, Version};
 use futures::poll;
+use http_body_util::Full;
+use hyper::{
+    body::{Bytes, Incoming},
+    server,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use krustlet_model::probes::target::HttpTarget;
 use rustls::{
     ServerConfig,
@@ -19,6 +28,7 @@ use rustls::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
+    sync::mpsc,
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
@@ -257,6 +267,134 @@ async fn redirects_are_followed_on_the_same_host_only() {
         let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
         assert!(why.ends_with("stopped after 10 redirects"), "{why}");
         assert_eq!(server.asked().len(), asked + 10);
+    }
+}
+
+/// The lines of that name in requests.
+fn lines(requests: &[String], name: &str) -> Vec<Option<String>> {
+    let start = format!("{name}: ");
+    let line = |request: &String| {
+        request.split("\r\n").find_map(|line| line.strip_prefix(&start).map(str::to_owned))
+    };
+    requests.iter().map(line).collect()
+}
+
+#[tokio::test]
+async fn a_redirect_says_where_it_comes_from_unless_the_probe_does() {
+    let port = Arc::new(OnceLock::new());
+    let known = Arc::clone(&port);
+    let server = Server::start(move |path| match path {
+        "/1" => to("/2?x=1#part"),
+        "/2?x=1" => to(&format!("http://me:secret@127.0.0.1:{}/3", known.get().unwrap())),
+        "/3" => to("/4"),
+        _ => status(200),
+    })
+    .await;
+    port.set(server.address.port()).unwrap();
+    assert_eq!(server.probe("/1").await, ProbeAnswer::Success);
+    let at = |path: &str| Some(format!("http://{}{path}", server.address));
+    let told = lines(&server.asked(), "Referer");
+    assert_eq!(told, [None, at("/1"), at("/2?x=1#part"), at("/3")]);
+
+    let headers = vec![("Referer".to_owned(), "me".to_owned())];
+    let target = HttpTarget { headers, ..server.target("/1") };
+    assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+    let told = lines(&server.asked()[4..], "Referer");
+    assert_eq!(told, [(); 4].map(|()| Some("me".to_owned())));
+
+    // Nobody is told in the clear.
+    let plain = server.address;
+    let answer = move |path: &str| match path {
+        "/secret" => to("/other"),
+        _ => to(&format!("http://{plain}/")),
+    };
+    let secret = Server::at(NEAR[0], answer, Some(acceptor(&[]))).await;
+    let target = HttpTarget { scheme: "https".to_owned(), ..secret.target("/secret") };
+    assert_eq!(secret.ask(target).await, ProbeAnswer::Success);
+    let first = Some(format!("https://{}/secret", secret.address));
+    assert_eq!(lines(&secret.asked(), "Referer"), [None, first]);
+    assert_eq!(lines(&server.asked()[8..], "Referer"), [None]);
+}
+
+/// Serves by TLS those who offer one of these protocols; all if there are none.
+fn acceptor(protocols: &[&str]) -> TlsAcceptor {
+    let pair = rcgen::generate_simple_self_signed(vec!["elsewhere.example".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A server of HTTP/2 alone. What it is asked, and of whom.
+async fn of_version_2(asked: mpsc::UnboundedSender<Request<()>>) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind((NEAR[0], 0)).await.unwrap();
+    let (address, acceptor, mut tasks) =
+        (listener.local_addr().unwrap(), acceptor(&["h2"]), JoinSet::new());
+    tasks.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let answer = service_fn(|request: Request<Incoming>| {
+                let response = match request.uri().path() {
+                    "/there" => Response::builder().status(302).header("Location", "/here?x"),
+                    _ => Response::builder().status(200),
+                };
+                asked.send(request.map(drop)).unwrap();
+                let body = Full::new(Bytes::from("body"));
+                std::future::ready(Ok::<_, Infallible>(response.body(body).unwrap()))
+            });
+            let server = server::conn::http2::Builder::new(TokioExecutor::new());
+            // Until its client leaves, whatever way that goes.
+            let _ = server.serve_connection(TokioIo::new(stream), answer).await;
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn https_is_spoken_in_version_2_where_the_server_chooses_it() {
+    let (asked, mut heard) = mpsc::unbounded_channel();
+    let (address, _tasks) = of_version_2(asked).await;
+    let target = |path: &str, headers: &[(&str, &str)]| {
+        let line = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        Target::Http(HttpTarget {
+            scheme: "https".to_owned(),
+            host: None,
+            port: address.port(),
+            path: path.to_owned(),
+            headers: headers.iter().map(line).collect(),
+        })
+    };
+    let named = [("Host", "pod.example"), ("X-A", "1")];
+    let answer = probe(address.ip(), target("/there", &named), LIMIT).await;
+    assert_eq!(answer, ProbeAnswer::Success);
+    let referer = format!("https://{address}/there");
+    for (path, referer) in [("/there", None), ("/here?x", Some(&referer))] {
+        let request = heard.recv().await.unwrap();
+        assert_eq!(request.version(), Version::HTTP_2);
+        assert_eq!(request.uri().to_string(), format!("https://pod.example{path}"));
+        let line = |name| request.headers().get(name).map(|line| line.to_str().unwrap());
+        assert_eq!(line("x-a"), Some("1"));
+        assert_eq!(line("user-agent"), Some("kube-probe/1.37"));
+        assert_eq!(line("referer"), referer.map(String::as_str));
+        assert_eq!((line("host"), line("connection")), (None, None));
+    }
+    // What is no host is left out in version 1 alone.
+    let answer = probe(address.ip(), target("/", &[("Host", "a b")]), LIMIT).await;
+    let ProbeAnswer::Failure(why) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("http2: invalid Host header"), "{why}");
+
+    for protocols in [&[] as &[_], &["http/1.1"]] {
+        let server = Server::at(NEAR[0], |_| status(200), Some(acceptor(protocols))).await;
+        let target = HttpTarget { scheme: "https".to_owned(), ..server.target("/") };
+        assert_eq!(server.ask(target).await, ProbeAnswer::Success);
+        assert!(server.asked()[0].starts_with("GET / HTTP/1.1\r\n"));
     }
 }
 

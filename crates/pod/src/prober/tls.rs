@@ -12,6 +12,15 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+/// What a server says that chooses HTTP/2 (RFC 9113, 3.2). A kubelet offers it too:
+/// `configureHTTP2Transport` in `staging/src/k8s.io/apimachinery/pkg/util/net/http.go`.
+const VERSION_2: &[u8] = b"h2";
+
+/// Whether the server chose HTTP/2.
+pub(super) fn is_version_2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(VERSION_2)
+}
+
 /// Begins TLS. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Connector(TlsConnector);
@@ -31,7 +40,7 @@ impl Connector {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody))
             .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![VERSION_2.to_vec(), b"http/1.1".to_vec()];
         Self(TlsConnector::from(Arc::new(config)))
     }
 

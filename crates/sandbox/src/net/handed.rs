@@ -8,7 +8,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener as Bound},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::Weak,
     task::{Context, Poll},
 };
 
@@ -16,39 +16,28 @@ use krustlet_protocol::PodNetwork;
 use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{hosted::Kept, place::Family};
+use super::{
+    hosted::Kept,
+    place::Family,
+    resting::{Idle, Owner, Resting},
+};
 
 /// Keeps a container's sockets usable; when it is dropped they are closed.
 #[derive(Debug)]
 pub(crate) struct Claim {
     first: Option<u16>,
-    owner: Option<Arc<()>>,
-    home: Handed,
+    _owner: Owner<Bound>,
     datagrams: Option<Kept>,
 }
 
-/// One that nobody listens on now.
-#[derive(Debug)]
-struct Idle {
-    port: u16,
-    socket: Bound,
-    owner: Weak<()>,
-}
-
-impl Idle {
-    fn family(&self) -> Option<Family> {
-        self.socket.local_addr().ok().map(|local| Family::of(local.ip()))
-    }
-
-    /// Has it listen, by another handle of it: so it is not closed where the runtime
-    /// does not take it.
-    fn listen(&self, backlog: i32) -> io::Result<TcpListener> {
-        let socket = self.socket.try_clone()?;
-        // Old connections do not keep it from its address.
-        set_socket_reuseaddr(&socket, true)?;
-        rustix::net::listen(&socket, backlog)?;
-        TcpListener::from_std(socket)
-    }
+/// Has a socket listen, by another handle of it: so it is not closed where the runtime
+/// does not take it.
+fn listen(socket: &Bound, backlog: i32) -> io::Result<TcpListener> {
+    let socket = socket.try_clone()?;
+    // Old connections do not keep it from its address.
+    set_socket_reuseaddr(&socket, true)?;
+    rustix::net::listen(&socket, backlog)?;
+    TcpListener::from_std(socket)
 }
 
 /// Which of those that are for a port.
@@ -94,7 +83,7 @@ impl Which {
 
 /// Those of one pod.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handed(Arc<Mutex<Vec<Idle>>>);
+pub(super) struct Handed(Resting<Bound>);
 
 /// One that is listened on; at rest again when dropped.
 #[derive(Debug)]
@@ -107,38 +96,33 @@ pub(super) struct Listening {
 }
 
 impl Handed {
-    /// Those whose container is there.
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|one| one.owner.strong_count() > 0);
-        idle
-    }
-
     /// Takes sockets over, each with the container port it is for.
     ///
     /// # Errors
     ///
     /// What the system said about one of them.
     pub(super) fn add(&self, sockets: Vec<(u16, Bound)>) -> io::Result<Claim> {
-        let owner = Arc::new(());
+        let owner = self.0.owner();
         let first = sockets.first().map(|(port, _)| *port);
         for (port, socket) in sockets {
             socket.set_nonblocking(true)?;
             rest(&socket);
-            self.idle().push(Idle { port, socket, owner: Arc::downgrade(&owner) });
+            self.0.put(Idle { port, socket, owner: owner.mark() });
         }
-        Ok(Claim { first, owner: Some(owner), home: self.clone(), datagrams: None })
+        Ok(Claim { first, _owner: owner, datagrams: None })
     }
 
     /// Whether one is bound to this very address, or is for its port and family
     /// at all.
     pub(super) fn has(&self, address: SocketAddr, for_port: bool) -> bool {
-        let family = Some(Family::of(address.ip()));
-        let bound = |one: &Idle| {
-            for_port && one.port == address.port() && one.family() == family
-                || one.socket.local_addr().is_ok_and(|local| local == address)
+        let family = Family::of(address.ip());
+        let bound = |one: &Idle<Bound>| {
+            one.local().is_some_and(|local| {
+                let is_its = one.port == address.port() && Family::of(local.ip()) == family;
+                for_port && is_its || local == address
+            })
         };
-        self.idle().iter().any(bound)
+        self.0.all().iter().any(bound)
     }
 
     /// Listens on all that are for a port and wanted, with room for so many
@@ -153,19 +137,15 @@ impl Handed {
         which: Which,
         backlog: i32,
     ) -> io::Result<Vec<Listening>> {
-        let is_wanted = |one: &mut Idle| {
-            one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
-        };
-        let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
-        let mut wanted = wanted.into_iter();
+        let mut wanted = self.0.take(port, which).into_iter();
         let mut listening = Vec::new();
         while let Some(one) = wanted.next() {
-            let listener = match one.listen(backlog) {
+            let listener = match listen(&one.socket, backlog) {
                 Ok(listener) => Some(listener),
                 Err(error) => {
                     rest(&one.socket);
                     // Those that listen already put themselves back.
-                    self.idle().extend(std::iter::once(one).chain(wanted));
+                    self.0.all().extend(std::iter::once(one).chain(wanted));
                     return Err(error);
                 }
             };
@@ -186,13 +166,6 @@ impl Claim {
     /// The container port that the first of them is for.
     pub(crate) fn first_port(&self) -> Option<u16> {
         self.first
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        drop(self.owner.take());
-        drop(self.home.idle());
     }
 }
 
@@ -242,10 +215,7 @@ impl Drop for Listening {
         // It fails only where the runtime is gone, and then nothing is needed.
         let Ok(socket) = listener.into_std() else { return };
         rest(&socket);
-        // Without its owner it is closed when the others are next looked at.
-        let (port, owner) = (self.port, self.owner.clone());
-        self.home.idle().push(Idle { port, socket, owner });
-        drop(self.home.idle());
+        self.home.0.put(Idle { port: self.port, socket, owner: self.owner.clone() });
     }
 }
 
@@ -311,11 +281,11 @@ mod tests {
         let wrong = Bound::from(std::os::fd::OwnedFd::from(connection));
         let addresses = [&first, &last].map(|socket| socket.local_addr().unwrap());
         let handed = Handed::default();
-        let claim = handed.add(vec![(80, first), (80, last)]).unwrap();
-        let owner = Arc::downgrade(claim.owner.as_ref().unwrap());
-        handed.idle().insert(1, Idle { port: 80, socket: wrong, owner });
+        let _claim = handed.add(vec![(80, first), (80, last)]).unwrap();
+        let owner = handed.0.all()[0].owner.clone();
+        handed.0.all().insert(1, Idle { port: 80, socket: wrong, owner });
         handed.listen(80, Which::All, 8).unwrap_err();
-        handed.idle().retain(|one| addresses.contains(&one.socket.local_addr().unwrap()));
+        handed.0.all().retain(|one| addresses.contains(&one.socket.local_addr().unwrap()));
         assert!(TcpStream::connect(addresses[0]).is_err(), "it is at rest");
         let listening = handed.listen(80, Which::All, 8).unwrap();
         assert_eq!(listening.len(), 2);

@@ -31,6 +31,7 @@ use super::{
     parcel::{self, Parcel},
     peers::{Came, Peers},
     place::Family,
+    resting::{Idle, Owner, Resting},
 };
 
 /// Datagrams that may have come while nobody heard them; as many as fit into a
@@ -38,31 +39,17 @@ use super::{
 const STALE: usize = 1024;
 
 /// Keeps a container's sockets usable; when it is dropped they are closed.
-#[derive(Debug)]
-pub(super) struct Kept {
-    owner: Option<Arc<()>>,
-    home: Hosted,
-}
+pub(super) type Kept = Owner<Bound>;
 
-/// One that no guest hears now.
-#[derive(Debug)]
-struct Idle {
-    port: u16,
-    socket: Bound,
-    owner: Weak<()>,
-}
-
-impl Idle {
-    /// Where it is bound, and itself for the runtime: another handle of it, so that it
-    /// is not closed where the runtime does not take it.
-    fn heard(&self) -> io::Result<(SocketAddr, UdpSocket)> {
-        Ok((self.socket.local_addr()?, UdpSocket::from_std(self.socket.try_clone()?)?))
-    }
+/// Where a socket is bound, and itself for the runtime: another handle of it, so that
+/// it is not closed where the runtime does not take it.
+fn hear(socket: &Bound) -> io::Result<(SocketAddr, UdpSocket)> {
+    Ok((socket.local_addr()?, UdpSocket::from_std(socket.try_clone()?)?))
 }
 
 /// Those of one pod.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Hosted(Arc<Mutex<Vec<Idle>>>);
+pub(super) struct Hosted(Resting<Bound>);
 
 /// One that is heard; idle again when dropped.
 #[derive(Debug)]
@@ -91,26 +78,19 @@ struct State {
 }
 
 impl Hosted {
-    /// Those whose container is there.
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|one| one.owner.strong_count() > 0);
-        idle
-    }
-
     /// Takes sockets over, each with the container port it is for.
     ///
     /// # Errors
     ///
     /// What the system said about one of them.
     pub(super) fn add(&self, sockets: Vec<(u16, Bound)>) -> io::Result<Kept> {
-        let owner = Arc::new(());
+        let kept = self.0.owner();
         for (port, socket) in sockets {
             socket.set_nonblocking(true)?;
             parcel::tell_destinations(&socket, Family::of(socket.local_addr()?.ip()))?;
-            self.idle().push(Idle { port, socket, owner: Arc::downgrade(&owner) });
+            self.0.put(Idle { port, socket, owner: kept.mark() });
         }
-        Ok(Kept { owner: Some(owner), home: self.clone() })
+        Ok(kept)
     }
 
     /// Binds a socket of the pod's own. Where one that nobody hears has its port at
@@ -124,7 +104,7 @@ impl Hosted {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let idle = self.idle();
+        let idle = self.0.all();
         let is_around = |local: SocketAddr| {
             local.ip().is_unspecified()
                 && local.port() == at.port()
@@ -154,15 +134,11 @@ impl Hosted {
         which: Which,
         memory: &Arc<SocketMemory>,
     ) -> io::Result<Ways> {
-        let is_wanted = |one: &mut Idle| {
-            one.port == port && one.socket.local_addr().is_ok_and(|local| which.has(local))
-        };
-        let wanted: Vec<Idle> = self.idle().extract_if(.., is_wanted).collect();
-        let mut wanted = wanted.into_iter();
+        let mut wanted = self.0.take(port, which).into_iter();
         let mut ways = Ways::new(memory);
         while let Some(one) = wanted.next() {
             throw_away(&one.socket);
-            match one.heard() {
+            match hear(&one.socket) {
                 Ok((at, socket)) => {
                     let (port, owner) = (one.port, one.owner);
                     let (socket, home) = (Some(socket), self.clone());
@@ -170,7 +146,7 @@ impl Hosted {
                 }
                 Err(error) => {
                     // Those that are heard already put themselves back.
-                    self.idle().extend(std::iter::once(one).chain(wanted));
+                    self.0.all().extend(std::iter::once(one).chain(wanted));
                     return Err(error);
                 }
             }
@@ -239,13 +215,6 @@ fn throw_away(socket: &Bound) {
     }
 }
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        drop(self.owner.take());
-        drop(self.home.idle());
-    }
-}
-
 impl Drop for Hearing {
     fn drop(&mut self) {
         let Some(socket) = self.socket.take() else { return };
@@ -254,10 +223,7 @@ impl Drop for Hearing {
         // It may have stood in for one that was connected. If that fails the next who
         // hears it hears only that peer.
         let _ = disconnect(&socket, self.at);
-        // Without its owner it is closed when the others are next looked at.
-        let (port, owner) = (self.port, self.owner.clone());
-        self.home.idle().push(Idle { port, socket, owner });
-        drop(self.home.idle());
+        self.home.0.put(Idle { port: self.port, socket, owner: self.owner.clone() });
     }
 }
 

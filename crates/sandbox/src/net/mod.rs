@@ -38,6 +38,7 @@ mod policy;
 mod private;
 mod recent;
 mod refused;
+mod resting;
 mod route;
 mod sending;
 mod services;

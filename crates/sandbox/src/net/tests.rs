@@ -624,3 +624,38 @@ fn who_may_have_forged_a_loopback_is_let_in_by_policies_alone() {
         }
     });
 }
+
+#[test]
+fn at_all_addresses_of_ipv6_nobody_is_heard_who_comes_by_ipv4() {
+    on_a_network(async |_, stack| {
+        // With the node's network, of a node of IPv4 alone.
+        let ip = "10.77.0.1".parse().unwrap();
+        let network = PodNetwork {
+            addresses: vec![ip],
+            is_host: true,
+            shares_loopback: true,
+            ..PodNetwork::default()
+        };
+        stack.set(network, None);
+        // One port is declared, and bound by the agent as for such a pod.
+        let handed = [ip, Family::V4.localhost(), Family::V6.localhost()]
+            .map(|ip| (7071, TcpListener::bind((ip, 7071)).unwrap()));
+        let _claim = stack.hand(handed.into(), Vec::new()).unwrap();
+        let listen = |family: Family, port| {
+            let bound = stack.bind_tcp(SocketAddr::new(family.wildcard(), port)).unwrap();
+            bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap()
+        };
+        let call = |family: Family, port| {
+            std::net::TcpStream::connect((family.localhost(), port)).map_err(|error| error.kind())
+        };
+        for port in [7070, 7071] {
+            let _six = listen(Family::V6, port);
+            call(Family::V6, port).unwrap();
+            let refused = call(Family::V4, port).unwrap_err();
+            assert_eq!(refused, std::io::ErrorKind::ConnectionRefused, "{port}");
+            // The port is another's there, as in WASI everywhere.
+            let _four = listen(Family::V4, port);
+            call(Family::V4, port).unwrap();
+        }
+    });
+}

@@ -18,11 +18,12 @@ pub(super) enum Lost {
     Unanswered,
 }
 
-/// What h2 says of a stream that its server refuses (RFC 9113, 8.7), and of those
-/// beyond the last one that a server which leaves has begun with (6.8). The text is
-/// all that hyper shows of h2's errors.
-const REFUSED: &str = "stream error received: refused stream before processing";
-const LEAVES: &str = "connection error received: ";
+/// Whether a server has surely not begun with a request: it refused the stream (RFC
+/// 9113, 8.7), or it leaves and has begun with earlier ones alone (6.8).
+fn is_refused(error: &h2::Error) -> bool {
+    let is_refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || is_refused)
+}
 
 /// Whether a request got no answer for want of a connection, and not for what it is.
 pub(super) fn loss(failure: &legacy::Error) -> Option<Lost> {
@@ -31,9 +32,9 @@ pub(super) fn loss(failure: &legacy::Error) -> Option<Lost> {
     }
     let mut causes = successors(failure.source(), |&error| error.source());
     let error = causes.find_map(|cause| cause.downcast_ref::<hyper::Error>())?;
-    let said = error.source().map(ToString::to_string).unwrap_or_default();
+    let said = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
     // What is cancelled was not written.
-    if error.is_canceled() || said.starts_with(REFUSED) || said.starts_with(LEAVES) {
+    if error.is_canceled() || said.is_some_and(is_refused) {
         return Some(Lost::Unheard);
     }
     let is_lost = matches!(

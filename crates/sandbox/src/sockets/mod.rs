@@ -13,6 +13,7 @@ mod udp;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use wasmtime_wasi::p2::{
 
 use crate::{
     net::{Family, NetError, Stack},
-    state::ComponentState,
+    state::{ComponentState, Usage},
 };
 
 mod generated {
@@ -60,6 +61,8 @@ type SocketResult<T> = Result<T, SocketError>;
 pub(crate) struct SocketsView<'a> {
     pub(crate) stack: &'a Stack,
     pub(crate) table: &'a mut ResourceTable,
+    /// What its container uses.
+    pub(crate) usage: &'a Arc<Usage>,
 }
 
 /// Names [`SocketsView`] for the linker.

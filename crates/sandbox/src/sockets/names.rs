@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     vec,
 };
@@ -21,6 +22,7 @@ use wasmtime_wasi::{
 };
 
 use super::{SocketResult, SocketsView, bindings::ip_name_lookup};
+use crate::{net::Stack, state::Usage, ticker::Metered};
 
 type Found = Result<vec::IntoIter<IpAddr>, ErrorCode>;
 
@@ -49,13 +51,18 @@ impl ip_name_lookup::Host for SocketsView<'_> {
             return Err(ErrorCode::AccessDenied.into());
         }
         let permit = self.stack.lookup_handle().ok_or(ErrorCode::TemporaryResolverFailure)?;
-        let stack = self.stack.clone();
-        let sought = spawn(async move {
-            let found = stack.lookup(&name).await;
-            found.map(Vec::into_iter).map_err(|error| code(&error))
-        });
+        let sought = seek(self.stack.clone(), name, Arc::clone(self.usage));
         Ok(self.table.push(Addresses { state: State::Sought(sought), _permit: permit })?)
     }
+}
+
+/// Looks a name up for a container, which is charged for it.
+fn seek(stack: Stack, name: String, usage: Arc<Usage>) -> AbortOnDropJoinHandle<Found> {
+    let seeks = async move {
+        let found = stack.lookup(&name).await;
+        found.map(Vec::into_iter).map_err(|error| code(&error))
+    };
+    spawn(Metered::of_host(seeks, usage))
 }
 
 impl ip_name_lookup::HostResolveAddressStream for SocketsView<'_> {
@@ -116,5 +123,40 @@ fn code(error: &LookupError) -> ErrorCode {
         }
         LookupError::NoServers => ErrorCode::PermanentResolverFailure,
         LookupError::Denied => ErrorCode::AccessDenied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::poll;
+    use krustlet_protocol::{Host, Limits, Names, PodNetwork};
+    use tokio::{task::yield_now, time::timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_up_is_charged_to_its_container_and_waits_with_it() {
+        let stack = Stack::default();
+        let address = IpAddr::from([192, 0, 2, 7]);
+        let hosts = vec![Host { address, names: vec!["web.test".to_owned()] }];
+        let names = Names { hosts, ..Names::default() };
+        let addresses = vec![IpAddr::from([192, 0, 2, 1])];
+        stack.set(PodNetwork { addresses, names, ..PodNetwork::default() }, None);
+        let usage = Arc::new(Usage::new(&Limits { memory_bytes: None, cpu_millis: Some(10) }));
+        let look = || seek(stack.clone(), "web.test".to_owned(), Arc::clone(&usage));
+        assert_eq!(look().await.unwrap().as_slice(), [address]);
+        assert!(usage.cpu() > 0);
+        // More than it has in any time that this takes.
+        usage.charge_cpu(1_000_000_000);
+        let mut sought = look();
+        for _ in 0..100 {
+            assert!(poll!(&mut sought).is_pending());
+            yield_now().await;
+        }
+        usage.set_limits(&Limits::default()).unwrap();
+        let found = timeout(Duration::from_hours(1), sought).await.expect("it hangs");
+        assert_eq!(found.unwrap().as_slice(), [address]);
     }
 }

@@ -475,11 +475,12 @@ impl bindings::tcp::HostTcpSocket for SocketsView<'_> {
 #[cfg(test)]
 mod tests {
     use bindings::{tcp::HostTcpSocket as _, tcp_create_socket::Host as _};
-    use krustlet_protocol::PodNetwork;
+    use krustlet_protocol::{Limits, PodNetwork};
     use rustix::net::sockopt;
     use wasmtime::component::ResourceTable;
 
     use super::*;
+    use crate::state::Usage;
 
     type View<'a> = SocketsView<'a>;
 
@@ -602,7 +603,8 @@ mod tests {
     #[tokio::test]
     async fn options_are_kept_whenever_they_are_set() {
         let (stack, mut table) = (stack(), ResourceTable::new());
-        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let view = &mut SocketsView { stack: &stack, table: &mut table, usage: &usage };
         // Unbound, bound, or when it listens already.
         for set_when in 0..3 {
             let socket = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
@@ -628,7 +630,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_takes_options_but_has_no_queue_and_a_failed_one_takes_none() {
         let (stack, mut table) = (stack(), ResourceTable::new());
-        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let view = &mut SocketsView { stack: &stack, table: &mut table, usage: &usage };
         let listener = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
         bind(view, &listener);
         listen(view, &listener);

@@ -355,11 +355,12 @@ impl bindings::udp::HostOutgoingDatagramStream for SocketsView<'_> {
 #[cfg(test)]
 mod tests {
     use bindings::{udp::HostUdpSocket as _, udp_create_socket::Host as _};
-    use krustlet_protocol::PodNetwork;
+    use krustlet_protocol::{Limits, PodNetwork};
     use rustix::net::sockopt;
     use wasmtime::component::ResourceTable;
 
     use super::*;
+    use crate::state::Usage;
 
     #[tokio::test]
     async fn options_are_kept_whenever_they_are_set() {
@@ -367,7 +368,8 @@ mod tests {
         // Really there is no pod with this address; it is one that any machine has.
         let addresses = vec![Family::V4.localhost()];
         stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
-        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let view = &mut SocketsView { stack: &stack, table: &mut table, usage: &usage };
         for is_bound_before in [false, true] {
             let socket = view.create_udp_socket(IpAddressFamily::Ipv4).unwrap();
             let it = || Resource::new_borrow(socket.rep());
