@@ -58,7 +58,7 @@ impl Packet {
     /// `InvalidData` for a file that is not fixed, or longer than
     /// [`MAX_FOLDED`].
     pub fn unfold(mut self) -> io::Result<Self> {
-        if self.bytes != FOLDED || self.fds.len() != 1 {
+        if !self.is_folded() {
             return Ok(self);
         }
         let Some(file) = self.fds.pop() else { return Ok(self) };
@@ -68,6 +68,11 @@ impl Packet {
         }
         self.bytes = read_memfd(file, MAX_FOLDED)?;
         Ok(self)
+    }
+
+    /// Whether the message that was meant is in the file which came along.
+    pub(crate) fn is_folded(&self) -> bool {
+        self.bytes == FOLDED && self.fds.len() == 1
     }
 }
 
