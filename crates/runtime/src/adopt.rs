@@ -39,6 +39,7 @@ use crate::{
     record::{self, ContainerRecord, Found, PodRecord, SandboxRecord},
     sandbox::{Common, Container, Reached, Reading, Sandbox, ask_early, hello},
     watch::lost,
+    words,
     work::blocking,
 };
 
@@ -209,7 +210,7 @@ impl Sandbox {
                 early.retain(|news| !matches!(news, SandboxEvent::LogRotated { .. }));
                 Ok((caller, Reading { incoming, early }, containers))
             }
-            other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+            other => Err(RuntimeError::WrongAnswer { answer: words::of(&other) }),
         }
     }
 }
@@ -268,7 +269,8 @@ async fn reach(
             Some(Living { caller, version, process, reading, reports: None })
         }
         other => {
-            tracing::error!(sandbox = id, answer = ?other, "does not answer as it should; it is killed");
+            let answer = words::of(&other);
+            tracing::error!(sandbox = id, answer, "does not answer as it should; it is killed");
             let _ = process.kill();
             let _ = tokio::time::timeout(crate::sandbox::ANSWER_LIMIT, process.ended()).await;
             None

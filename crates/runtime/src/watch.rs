@@ -28,6 +28,7 @@ use crate::{
     events::Full,
     logs::{LogFile, Resumed},
     sandbox::{Reached, Reading, Sandbox},
+    words,
     work::{blocking, on_disk},
 };
 
@@ -248,7 +249,7 @@ impl Watcher {
                 self.reached(&id, Reached::Running, event);
             }
             SandboxEvent::Exited { id, exit } => {
-                let event = PodEvent::Exited { id: id.clone(), exit };
+                let event = PodEvent::Exited { id: id.clone(), exit: words::of_exit(exit) };
                 self.reached(&id, Reached::Ended, event);
             }
             SandboxEvent::LogRotated { id } => self.rotate(id),
