@@ -380,7 +380,7 @@ impl Watcher {
         let (state, id) = (sandbox.common.state.clone(), sandbox.id.clone());
         let written = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
             tracing::warn!(sandbox = sandbox.id, %error, "cannot read its status file");
-            Vec::new()
+            HashMap::new()
         });
         for (id, exit) in written {
             let event = PodEvent::Exited { id: id.clone(), exit };
