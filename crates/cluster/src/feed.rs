@@ -38,7 +38,8 @@ use crate::{
     retry::Backoff,
 };
 
-/// Objects per page of a list; client-go's page size.
+/// Objects per page of a list, at most; client-go's page size. Of large ones fewer
+/// are asked for, until a page of them is read.
 const PAGE: u32 = 500;
 
 /// Bytes of the longest line of a watch: an event with one object, which etcd
@@ -103,6 +104,8 @@ pub(crate) struct Feed<K> {
     path: Request,
     fields: Option<String>,
     state: State,
+    /// Objects per page that are asked for now.
+    page: u32,
     backoff: Backoff,
     /// Not before this is the server asked again.
     not_before: Option<Instant>,
@@ -125,7 +128,7 @@ impl<K> std::fmt::Debug for Feed<K> {
 
 impl<K> Feed<K>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Send + 'static,
 {
     /// A feed of the objects in `namespace` (or everywhere) that `fields`
     /// selects.
@@ -135,6 +138,7 @@ where
             path: Request::new(K::url_path(&(), namespace)),
             fields,
             state: State::Listing,
+            page: PAGE,
             // The longest wait is what a node may lose after an outage.
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
             not_before: None,
@@ -210,7 +214,7 @@ where
         loop {
             let params = ListParams {
                 field_selector: self.fields.clone(),
-                limit: Some(PAGE),
+                limit: Some(self.page),
                 continue_token: more.take(),
                 ..ListParams::default()
             };
@@ -225,10 +229,18 @@ where
                     if more.is_none() {
                         self.succeeded();
                         self.refused_resumptions = 0;
+                        // The large ones may be gone by the next list.
+                        self.page = self.page.saturating_mul(2).min(PAGE);
                         let version = page.metadata.resource_version.unwrap_or_default();
                         self.state = State::Listed { version };
                         return Change::Replaced(all.into());
                     }
+                }
+                // Whoever may make large objects holds nobody up. A list goes on
+                // with the size of page that it began with: begin with page one.
+                Err(RequestError::TooLarge { .. }) if self.page > 1 => {
+                    self.page /= 2;
+                    all.clear();
                 }
                 // Also when a continuation expired (410): begin with page one.
                 Err(error) => return self.failed(error),

@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use krustlet_model::{
     Chain,
-    policy::{Labels, NamedPort, PeerPod, PolicyKey},
+    policy::{Labels, MOST_NAMED_PORTS, NamedPort, PeerPod, PolicyKey, may_be_named},
 };
 use kube::Resource;
 use serde::Deserialize;
@@ -79,7 +79,7 @@ pub fn policy_facts(cluster: &Cluster) -> (PolicyFacts, PolicyFactsTask) {
     });
     let (namespaces, all_namespaces) = Held::new("namespaces", |namespace: Namespace| {
         let ObjectMeta { name, labels, .. } = namespace.metadata;
-        (name.unwrap_or_default(), Some(labels.unwrap_or_default()))
+        (name.unwrap_or_default(), Some(labels.unwrap_or_default()).filter(may_be_named))
     });
     let (pods, all_pods) = Held::new("the pods of all nodes", |pod: SlimPod| {
         let key = key(&pod.metadata);
@@ -232,9 +232,13 @@ impl SlimPod {
             return None;
         }
         let ObjectMeta { namespace, labels, .. } = self.metadata;
+        let labels = labels.unwrap_or_default();
+        if !may_be_named(&labels) || self.ports.len() > MOST_NAMED_PORTS {
+            return None;
+        }
         Some(PeerPod {
             namespace: namespace.unwrap_or_default(),
-            labels: labels.unwrap_or_default(),
+            labels,
             addresses,
             ports: self.ports,
         })
@@ -363,7 +367,7 @@ impl From<PodText> for SlimPod {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_model::services::Transport;
+    use krustlet_model::{policy::MOST_LABELS, services::Transport};
     use serde_json::{Value, json};
 
     use super::*;
@@ -386,6 +390,23 @@ mod tests {
 
     fn read(pod: Value) -> SlimPod {
         serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn a_pod_with_too_many_labels_or_ports_is_named_by_nobody() {
+        let status = json!({"phase": "Running", "podIP": "10.1.0.2"});
+        let of = |labels: usize, ports: usize| {
+            let port = |port: usize| json!({"name": format!("p{port}"), "containerPort": port});
+            let ports: Vec<_> = (1..=ports).map(port).collect();
+            let spec = json!({"containers": [{"name": "a", "ports": ports}]});
+            let mut pod = pod(spec, status.clone());
+            let labels = (0..labels).map(|label| (format!("l{label}"), json!("")));
+            pod["metadata"]["labels"] = Value::Object(labels.collect());
+            read(pod).peer()
+        };
+        assert!(of(MOST_LABELS, MOST_NAMED_PORTS).is_some());
+        assert_eq!(of(MOST_LABELS + 1, 0), None);
+        assert_eq!(of(0, MOST_NAMED_PORTS + 1), None);
     }
 
     #[test]

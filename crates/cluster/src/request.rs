@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, header::RETRY_AFTER};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kube::{client::Body, core::Status};
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::Cluster;
 
@@ -24,8 +24,13 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const LIST_LIMIT: Duration = Duration::from_mins(1);
 
 /// Bytes of the largest answer that is read: a page of 500 pods of 100 KiB. An
-/// object itself is at most about 1.5 MiB, etcd's limit.
+/// object itself always fits: it is at most about 1.5 MiB, etcd's limit, and six
+/// times that as text. Of a list that does not, smaller pages are asked for.
 const LARGEST_ANSWER: usize = 64 << 20;
+
+/// Bytes of an answer that are parsed where they came in, within a few
+/// milliseconds. Longer ones are parsed where nobody else waits meanwhile.
+const SHORT_ANSWER: usize = 1 << 20;
 
 /// Bytes of an error's body that are read; they are for people.
 const LARGEST_REFUSAL: usize = 64 << 10;
@@ -51,11 +56,14 @@ pub enum RequestError {
     #[error("the API server did not answer within {limit:?}")]
     TimedOut { limit: Duration },
 
-    #[error("the answer of the API server broke off or is too large")]
+    #[error("the answer of the API server broke off")]
     Broken {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+
+    #[error("the answer of the API server is larger than {limit} bytes")]
+    TooLarge { limit: usize },
 
     #[error("the answer of the API server cannot be understood")]
     Unreadable {
@@ -80,6 +88,8 @@ impl RequestError {
                 matches!(status.code, 401 | 408 | 429) || status.code >= 500
             }
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            // What is asked for shrinks again.
+            Self::TooLarge { .. } => true,
             Self::Unreadable { .. } | Self::Unsendable { .. } => false,
         }
     }
@@ -91,7 +101,7 @@ impl RequestError {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
             // Gateways in front of a dead server, and servers that start or end.
             Self::Refused { status, .. } => matches!(status.code, 502..=504),
-            Self::Unreadable { .. } | Self::Unsendable { .. } => false,
+            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::Unsendable { .. } => false,
         }
     }
 
@@ -103,6 +113,7 @@ impl RequestError {
             Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Broken { .. }
+            | Self::TooLarge { .. }
             | Self::Unreadable { .. }
             | Self::Unsendable { .. } => None,
         }
@@ -116,6 +127,7 @@ impl RequestError {
             Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Broken { .. }
+            | Self::TooLarge { .. }
             | Self::Unreadable { .. }
             | Self::Unsendable { .. } => None,
         }
@@ -143,7 +155,7 @@ impl From<kube::core::request::Error> for RequestError {
 
 impl Cluster {
     /// Sends a request and reads its answer as `T`, both within `limit`.
-    pub(crate) async fn call<T: DeserializeOwned>(
+    pub(crate) async fn call<T: DeserializeOwned + Send + 'static>(
         &self,
         request: Request<Vec<u8>>,
         limit: Duration,
@@ -151,7 +163,7 @@ impl Cluster {
         let whole = async {
             let response = send(&self.requests, request).await?;
             let body = read(response, LARGEST_ANSWER).await?;
-            serde_json::from_slice(&body).map_err(|source| RequestError::Unreadable { source })
+            parse(body).await
         };
         timeout(limit, whole).await.map_err(|_| RequestError::TimedOut { limit })?
     }
@@ -199,11 +211,30 @@ async fn send(
 
 /// The whole body, if it is not larger than `largest` bytes.
 async fn read(response: Response<Body>, largest: usize) -> Result<Vec<u8>, RequestError> {
-    let body = Limited::new(response.into_body(), largest)
-        .collect()
-        .await
-        .map_err(|source| RequestError::Broken { source })?;
+    let body = Limited::new(response.into_body(), largest).collect().await.map_err(|source| {
+        if source.is::<LengthLimitError>() {
+            RequestError::TooLarge { limit: largest }
+        } else {
+            RequestError::Broken { source }
+        }
+    })?;
     Ok(body.to_bytes().into())
+}
+
+/// What a body says.
+async fn parse<T: DeserializeOwned + Send + 'static>(body: Vec<u8>) -> Result<T, RequestError> {
+    let is_short = body.len() <= SHORT_ANSWER;
+    let read =
+        move || serde_json::from_slice(&body).map_err(|source| RequestError::Unreadable { source });
+    if is_short {
+        return read();
+    }
+    match spawn_blocking(read).await {
+        Ok(parsed) => parsed,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The agent stops.
+        Err(error) => Err(RequestError::Broken { source: Box::new(error) }),
+    }
 }
 
 /// The refusal a body describes. Filters in front of the API's handlers answer

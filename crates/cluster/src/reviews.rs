@@ -161,7 +161,7 @@ impl Reviews {
 
     async fn create<R>(&self, review: &R) -> Result<R, RequestError>
     where
-        R: Resource<DynamicType = ()> + Serialize + DeserializeOwned,
+        R: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Send + 'static,
     {
         let body = serde_json::to_vec(review).map_err(kube::core::request::Error::SerializeBody)?;
         let path = Request::new(R::url_path(&(), None));

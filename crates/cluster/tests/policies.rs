@@ -5,6 +5,7 @@
 mod support;
 
 use krustlet_cluster::policies::{PolicyFacts, Seen, policy_facts};
+use krustlet_model::policy::{Labels, MOST_LABELS};
 use serde_json::{Value, json};
 use support::{Fault, Running, Server, soon};
 use tokio::sync::watch;
@@ -53,6 +54,19 @@ async fn what_may_not_be_known_is_told_and_read_when_it_may() {
     assert!(known.known.unwrap().contains_key(&key));
     let namespaces = until(&mut facts.namespaces, |seen| seen.known.is_some()).await;
     assert_eq!(namespaces.known.unwrap()["ns"]["team"], "a");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_with_too_many_labels_is_named_by_nobody() {
+    let server = Server::new();
+    for (name, count) in [("most", MOST_LABELS), ("more", MOST_LABELS + 1)] {
+        let labels: Labels = (0..count).map(|label| (format!("l{label}"), String::new())).collect();
+        server.put("namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+    }
+    let (running, mut facts) = facts(&server);
+    let known = until(&mut facts.namespaces, |seen| seen.known.is_some()).await.known.unwrap();
+    assert_eq!(known.keys().collect::<Vec<_>>(), ["most"]);
     running.stop().await;
 }
 

@@ -159,6 +159,32 @@ async fn services_are_none_until_all_are_known() {
     running.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_list_is_read_however_large_its_objects_are() {
+    let server = Server::new();
+    let text = "x".repeat(1 << 20);
+    for n in 0..70 {
+        let metadata =
+            json!({ "namespace": "ns", "name": format!("s{n}"), "annotations": { "a": text } });
+        server.put("services", json!({ "metadata": metadata }));
+    }
+    let (mut shown, task) = services(&server.cluster());
+    let mut running = Running::new();
+    running.start(|stop| task.run(stop));
+    let all = |shown: &Option<std::sync::Arc<Vec<_>>>| shown.is_some();
+    let all = soon("all of them", shown.wait_for(all)).await.unwrap().clone();
+    assert_eq!(all.unwrap().len(), 70);
+    // The whole once more would have been as large as before.
+    let limits: Vec<_> = server.asked().iter().filter_map(|asked| limit(&asked.uri)).collect();
+    assert_eq!(limits, [500, 250, 125, 62, 62]);
+    running.stop().await;
+}
+
+/// How many objects a page may have that is asked for.
+fn limit(uri: &str) -> Option<u32> {
+    uri.split(['?', '&']).find_map(|part| part.strip_prefix("limit="))?.parse().ok()
+}
+
 fn token_request() -> TokenRequest {
     TokenRequest {
         namespace: "ns".to_owned(),

@@ -11,7 +11,9 @@
 //!
 //! Who may write the policies of a namespace may not hold up those of others:
 //! what is worked out is bounded (`size.rs`), and is cheap by how pods are looked
-//! up (`index.rs`). Beyond the bound the namespace's pods are closed.
+//! up (`index.rs`). Beyond the bound the namespace's pods are closed. Who may make
+//! pods has a bound too: those with more labels than that are named by nobody
+//! ([`may_be_named`]).
 //!
 //! Source: Kubernetes, `NetworkPolicySpec` in `staging/src/k8s.io/api/networking/v1/types.go`
 //! and the concept page "Network Policies".
@@ -21,6 +23,7 @@ mod book;
 #[cfg(test)]
 mod cost;
 mod index;
+mod named;
 mod peer;
 mod ranges;
 mod resolve;
@@ -38,7 +41,7 @@ use crate::services::Transport;
 
 pub use self::{
     book::{Book, Excess, Policies, Verdict},
-    peer::{Labels, NamedPort, PeerPod, PolicyKey},
+    peer::{Labels, MOST_LABELS, MOST_NAMED_PORTS, NamedPort, PeerPod, PolicyKey, may_be_named},
     ranges::{AddressRange, merge},
     size::{MOST_PARTS, MOST_PARTS_OF_ALL},
 };

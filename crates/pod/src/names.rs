@@ -1,8 +1,9 @@
 //! How a pod looks names up: the rules of `krustlet_model::names` over two files
 //! of the node.
 //!
-//! The files are read afresh for each pod, as the kubelet does: a node that gets
-//! another name server does not get another agent for it.
+//! The files are read afresh for each sandbox, as the kubelet does: a node that gets
+//! another name server does not get another agent for it. A sandbox that lives is not
+//! told of what becomes of them.
 
 use std::{
     fs, io,
@@ -131,13 +132,35 @@ pub(crate) fn of_pod(
     addresses: &[IpAddr],
 ) -> Result<(Names, Vec<NamesWarning>), NamesError> {
     let node = config.read(pod, node.0, node.1)?;
-    let resolver = names::resolver(pod, &node);
+    Ok(of_node(pod, addresses, &node))
+}
+
+/// As [`of_pod`], of one whose sandbox was told by an earlier agent. None while the
+/// node's resolv.conf names no server, as it does while it is being written: what
+/// the sandbox knows is better than that.
+///
+/// # Errors
+///
+/// [`NamesError`].
+pub(crate) fn of_living_pod(
+    config: &NamesConfig,
+    pod: &Pod,
+    node: (&str, &[IpAddr]),
+    addresses: &[IpAddr],
+) -> Result<Option<Names>, NamesError> {
+    let node = config.read(pod, node.0, node.1)?;
+    let is_empty = node.resolv_conf.as_ref().is_some_and(|conf| conf.servers.is_empty());
+    Ok((!is_empty).then(|| of_node(pod, addresses, &node).0))
+}
+
+fn of_node(pod: &Pod, addresses: &[IpAddr], node: &NodeNames) -> (Names, Vec<NamesWarning>) {
+    let resolver = names::resolver(pod, node);
     // What is no address, the C library passes over.
     let at = |servers: &[String]| {
         let ips = servers.iter().filter_map(|server| server.parse().ok());
         ips.map(|ip| SocketAddr::new(ip, PORT)).collect()
     };
-    let hosts = names::hosts(pod, addresses, &node);
+    let hosts = names::hosts(pod, addresses, node);
     let names = Names {
         hosts: hosts.into_iter().map(host).collect(),
         cluster_domain: resolver.known_domain.clone(),
@@ -148,7 +171,7 @@ pub(crate) fn of_pod(
         timeout_ms: u64::try_from(resolver.timeout().as_millis()).unwrap_or(u64::MAX),
         attempts: resolver.attempts(),
     };
-    Ok((names, resolver.warnings))
+    (names, resolver.warnings)
 }
 
 /// What the guests of a pod find in `/etc`, by name. Reads files.

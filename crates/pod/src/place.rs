@@ -14,7 +14,7 @@ use krustlet_model::{
     observed::PodObserved,
 };
 use krustlet_network::{AddressError, Network, NetworkState};
-use krustlet_protocol::{Names, PodNetwork, SocketLimits};
+use krustlet_protocol::{PodNetwork, SocketLimits};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -137,8 +137,8 @@ pub(crate) fn rules(
         refused: network.refused(is_host_network(pod)),
         policy: guard.policy.clone(),
         outbound: guard.outbound.clone(),
-        // Filled in when the node's files have been read.
-        names: Names::default(),
+        // Filled in by whoever knows them.
+        names: None,
         limits: limits.clone(),
     }
 }

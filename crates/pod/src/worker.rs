@@ -38,7 +38,7 @@ use krustlet_model::{
     time::from_api_time,
 };
 use krustlet_network::{NetworkState, NodeAddresses};
-use krustlet_protocol::SocketLimits;
+use krustlet_protocol::{Names, SocketLimits};
 use krustlet_volume::Volumes;
 use tokio::{
     sync::watch,
@@ -220,6 +220,8 @@ pub(crate) struct Worker {
     /// Where the node answers: what the sandbox is told changes with it.
     reached_at: watch::Receiver<NodeAddresses>,
     rules: Rules,
+    /// How the sandbox looks names up, as it was told by this agent.
+    names: Option<Names>,
     /// Bounds of its sockets, a part of the rules.
     limits: SocketLimits,
     /// What the cluster's policies say.
@@ -302,6 +304,7 @@ impl Worker {
             waits_for_network: false,
             reached_at: context.outside.network.node_reached_at(),
             rules: Rules::Current,
+            names: None,
             policies: context.outside.policies.clone(),
             guard: Guard::default(),
             trouble: None,

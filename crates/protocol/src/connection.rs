@@ -8,9 +8,13 @@
 //! No task of its own: replies arrive only while somebody awaits
 //! [`Incoming::next`], so whoever holds the [`Incoming`] must not wait for a
 //! reply without reading on.
+//!
+//! The peer may have been broken out of. What it says unasked is short, a reply is
+//! one to a request, and long ones are read few at a time, where nobody else waits:
+//! else the connection ends, and whoever holds it decides what becomes of the peer.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,22 +25,41 @@ use rustix::net::{RecvFlags, SendFlags};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::oneshot,
-    time::timeout,
+    sync::{Semaphore, oneshot},
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::{Instant, timeout},
 };
 
 use crate::{
-    DescriptorName, Frame, MAX_MESSAGE, Packet, ParseError, SandboxEvent, SandboxMessage,
-    SandboxReply, SandboxRequest, ZygoteMessage, ZygoteReply, ZygoteRequest,
+    DescriptorName, Frame, Packet, ParseError, SandboxEvent, SandboxMessage, SandboxReply,
+    SandboxRequest, ZygoteMessage, ZygoteReply, ZygoteRequest,
     socket::{frame_bytes, lend, parse_frame, receive_with, send_with},
 };
+
+/// Long messages that are read at one time, by all connections together: each takes
+/// a few times its length in memory, and a thread meanwhile.
+const LONG_AT_ONCE: usize = 2;
+
+/// The right to read one.
+static LONG: Semaphore = Semaphore::const_new(LONG_AT_ONCE);
+
+/// Calls that were given up and may be answered yet. Who has left more unanswered
+/// is lost anyway.
+const GIVEN_UP: usize = 1024;
+
+/// Packets within [`STRANGE_PERIOD`] that need not be understood. A newer version has
+/// less to say that this one does not know.
+const STRANGE: u32 = 1000;
+
+/// See [`STRANGE`].
+const STRANGE_PERIOD: Duration = Duration::from_mins(1);
 
 /// Whom one talks to, and in which words.
 pub trait Dialogue: 'static {
     /// What is asked.
     type Request: Serialize + Send;
     /// What comes.
-    type Message: DeserializeOwned + Send;
+    type Message: DeserializeOwned + Send + 'static;
     /// What comes in answer.
     type Reply: fmt::Debug + Send;
     /// What comes unasked.
@@ -143,7 +166,26 @@ pub struct Answer<R> {
 pub struct Caller<D: Dialogue>(Arc<Shared<D>>);
 
 /// Receives everything. One for each connection; dropping it ends all calls.
-pub struct Incoming<D: Dialogue>(Arc<Shared<D>>);
+pub struct Incoming<D: Dialogue> {
+    shared: Arc<Shared<D>>,
+    /// The long message that is being read, if one is. Nothing else is meanwhile.
+    long: JoinSet<io::Result<Said<D>>>,
+    strange: Strange,
+}
+
+/// What a packet says.
+struct Said<D: Dialogue> {
+    frame: Result<Frame<D::Message>, ParseError>,
+    fds: Vec<OwnedFd>,
+    /// Whether it is longer than a packet.
+    is_long: bool,
+}
+
+/// Packets of late that were not understood.
+struct Strange {
+    since: Instant,
+    count: u32,
+}
 
 struct Shared<D: Dialogue> {
     socket: AsyncFd<OwnedFd>,
@@ -158,6 +200,8 @@ struct Waiting<D: Dialogue> {
     last: u64,
     /// `None` once the connection has ended.
     replies: Option<HashMap<u64, oneshot::Sender<Reply<D>>>>,
+    /// The newest of the requests whose callers want no reply any more.
+    given_up: BTreeSet<u64>,
 }
 
 /// Makes a connection of a connected socket. Needs a tokio runtime.
@@ -169,9 +213,12 @@ pub fn connection<D: Dialogue>(socket: OwnedFd) -> io::Result<(Caller<D>, Incomi
     // SAFETY: the `AsyncFd` owns the socket, which nobody else closes, and
     // `OwnedFd` gives out the same number each time.
     let socket = unsafe { AsyncFd::register(socket) }?;
-    let waiting = Mutex::new(Waiting { last: 0, replies: Some(HashMap::new()) });
+    let replies = Some(HashMap::new());
+    let waiting = Mutex::new(Waiting { last: 0, replies, given_up: BTreeSet::new() });
     let shared = Arc::new(Shared { socket, waiting });
-    Ok((Caller(Arc::clone(&shared)), Incoming(shared)))
+    let strange = Strange { since: Instant::now(), count: 0 };
+    let incoming = Incoming { shared: Arc::clone(&shared), long: JoinSet::new(), strange };
+    Ok((Caller(shared), incoming))
 }
 
 impl<D: Dialogue> Caller<D> {
@@ -219,46 +266,136 @@ impl<D: Dialogue> Incoming<D> {
     ///
     /// # Errors
     ///
-    /// When the socket fails or a packet was cut. The connection is over then,
-    /// as it is after `None`.
+    /// When the socket fails, a packet was cut, or the peer says what no sound one
+    /// does: replies that nobody asked for, long news, or much that cannot be
+    /// understood. The connection is over then, as it is after `None`.
     pub async fn next(&mut self) -> io::Result<Option<D::News>> {
         loop {
-            let read = |socket: &OwnedFd| receive_with(socket.as_fd(), RecvFlags::DONTWAIT);
-            let received = self.0.socket.async_io(Interest::READABLE, read).await;
-            let unfolded = received.and_then(|packet| packet.map(Packet::unfold).transpose());
-            let packet = match unfolded {
-                Ok(Some(packet)) => packet,
+            let said = match self.said().await {
+                Ok(Some(said)) => self.take(said),
                 Ok(None) => {
-                    self.0.close();
+                    self.shared.close();
                     return Ok(None);
                 }
-                Err(error) => {
-                    self.0.close();
-                    return Err(error);
-                }
+                Err(error) => Err(error),
             };
-            match parse_frame::<D::Message>(&packet) {
-                Ok(Frame { id, descriptors, body }) => match D::sort(body) {
-                    // Kept for a while, unlike a list: no sound process has so
-                    // much to say of one container.
-                    Sorted::News(_) if packet.bytes.len() > MAX_MESSAGE => {
-                        self.0.close();
-                        let why = "news that is longer than a packet";
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-                    }
-                    Sorted::News(news) => return Ok(Some(news)),
-                    Sorted::Reply(reply) => {
-                        let fds = descriptors.into_iter().zip(packet.fds).collect();
-                        self.0.hand_out(id, Ok(Answer { reply, fds }));
-                    }
-                },
+            match said {
+                Ok(None) => {}
+                Ok(news) => return Ok(news),
                 Err(error) => {
-                    if let Some(id) = error.frame_id() {
-                        self.0.hand_out(id, Err(CallError::NotUnderstood(error)));
-                    }
+                    self.shared.close();
+                    return Err(error);
                 }
             }
         }
+    }
+
+    /// The next message; `None` when the peer is gone. Cancel-safe.
+    async fn said(&mut self) -> io::Result<Option<Said<D>>> {
+        if self.long.is_empty() {
+            let read = |socket: &OwnedFd| receive_with(socket.as_fd(), RecvFlags::DONTWAIT);
+            let received = self.shared.socket.async_io(Interest::READABLE, read).await?;
+            let Some(packet) = received else { return Ok(None) };
+            if !packet.is_folded() {
+                return Ok(Some(Said::read(packet, false)));
+            }
+            // Sent again and again, it would cost the peer nothing.
+            if !self.shared.waiting().may_be_answered() {
+                return Err(unsound("a long message that nobody asked for"));
+            }
+            self.long.spawn(read_long(packet));
+        }
+        // Cancel-safe: what is read stays in the set until it is taken here.
+        match self.long.join_next().await {
+            Some(Ok(said)) => said.map(Some),
+            Some(Err(error)) => Err(broken_off(error)),
+            // There is one, or was put in just now.
+            None => Ok(None),
+        }
+    }
+
+    /// Hands out a reply, or returns news.
+    fn take(&mut self, said: Said<D>) -> io::Result<Option<D::News>> {
+        let Said { frame, fds, is_long } = said;
+        let (id, reply) = match frame {
+            Ok(Frame { id, descriptors, body }) => match D::sort(body) {
+                // Kept for a while, unlike a list: no sound process has so much to
+                // say of one container.
+                Sorted::News(_) if is_long => {
+                    return Err(unsound("news that is longer than a packet"));
+                }
+                Sorted::News(news) => return Ok(Some(news)),
+                Sorted::Reply(reply) => {
+                    (id, Ok(Answer { reply, fds: descriptors.into_iter().zip(fds).collect() }))
+                }
+            },
+            Err(error) => match error.frame_id() {
+                Some(id) if id != 0 => (id, Err(CallError::NotUnderstood(error))),
+                Some(_) | None if is_long => {
+                    return Err(unsound("a long message that cannot be understood"));
+                }
+                Some(_) | None => return self.strange.note().map(|()| None),
+            },
+        };
+        if self.shared.hand_out(id, reply) {
+            Ok(None)
+        } else {
+            Err(unsound("a reply to what nobody asked"))
+        }
+    }
+}
+
+impl<D: Dialogue> Said<D> {
+    fn read(packet: Packet, is_long: bool) -> Self {
+        let frame = parse_frame(&packet);
+        Self { frame, fds: packet.fds, is_long }
+    }
+}
+
+/// Reads a message from the file that came along, as soon as it may, where no other
+/// task waits for it.
+async fn read_long<D: Dialogue>(packet: Packet) -> io::Result<Said<D>> {
+    // Never closed, so that there is always one in the end.
+    let permit = LONG.acquire().await.ok();
+    let read = spawn_blocking(move || {
+        let _permit = permit;
+        packet.unfold().map(|packet| Said::read(packet, true))
+    });
+    read.await.unwrap_or_else(|error| Err(broken_off(error)))
+}
+
+/// Why nothing came of a job. Panics if it did.
+fn broken_off(error: JoinError) -> io::Error {
+    if error.is_panic() {
+        std::panic::resume_unwind(error.into_panic());
+    }
+    // The runtime stops.
+    io::Error::other(error)
+}
+
+fn unsound(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Strange {
+    /// Takes note of one more.
+    fn note(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if now.duration_since(self.since) > STRANGE_PERIOD {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count += 1;
+        if self.count > STRANGE {
+            return Err(unsound("too much that cannot be understood"));
+        }
+        Ok(())
+    }
+}
+
+impl<D: Dialogue> Waiting<D> {
+    /// Whether there is anything that the peer may answer.
+    fn may_be_answered(&self) -> bool {
+        !self.given_up.is_empty() || self.replies.as_ref().is_some_and(|all| !all.is_empty())
     }
 }
 
@@ -276,11 +413,19 @@ impl<D: Dialogue> Shared<D> {
         Some(Waits { shared: self, id })
     }
 
-    fn hand_out(&self, id: u64, reply: Reply<D>) {
-        let caller = self.waiting().replies.as_mut().and_then(|all| all.remove(&id));
-        if let Some(caller) = caller {
-            // A caller that has given up wants it no more.
-            let _ = caller.send(reply);
+    /// Whether it was asked for and not answered yet.
+    fn hand_out(&self, id: u64, reply: Reply<D>) -> bool {
+        let mut waiting = self.waiting();
+        let caller = waiting.replies.as_mut().and_then(|all| all.remove(&id));
+        let was_given_up = waiting.given_up.remove(&id);
+        drop(waiting);
+        match caller {
+            Some(caller) => {
+                // A caller that has given up just now wants it no more.
+                let _ = caller.send(reply);
+                true
+            }
+            None => was_given_up,
         }
     }
 
@@ -318,15 +463,20 @@ struct Waits<'a, D: Dialogue> {
 
 impl<D: Dialogue> Drop for Waits<'_, D> {
     fn drop(&mut self) {
-        if let Some(replies) = &mut self.shared.waiting().replies {
-            replies.remove(&self.id);
+        let mut waiting = self.shared.waiting();
+        // One that was answered is not there any more.
+        if waiting.replies.as_mut().and_then(|all| all.remove(&self.id)).is_some() {
+            waiting.given_up.insert(self.id);
+            if waiting.given_up.len() > GIVEN_UP {
+                waiting.given_up.pop_first();
+            }
         }
     }
 }
 
 impl<D: Dialogue> Drop for Incoming<D> {
     fn drop(&mut self) {
-        self.0.close();
+        self.shared.close();
     }
 }
 
@@ -344,7 +494,7 @@ impl<D: Dialogue> fmt::Debug for Caller<D> {
 
 impl<D: Dialogue> fmt::Debug for Incoming<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Incoming").field(&self.0.socket).finish()
+        f.debug_tuple("Incoming").field(&self.shared.socket).finish()
     }
 }
 

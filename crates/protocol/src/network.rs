@@ -34,8 +34,9 @@ pub struct PodNetwork {
     pub policy: Option<PodPolicy>,
     /// Where guests may go by the pod's own list; anywhere if none.
     pub outbound: Option<Vec<Outbound>>,
-    /// How names are looked up.
-    pub names: Names,
+    /// How names are looked up. None if that is not known now: what was said last
+    /// stays. A sandbox of version 2 refuses a telling without them.
+    pub names: Option<Names>,
     /// Bounds.
     pub limits: SocketLimits,
 }
@@ -50,7 +51,7 @@ impl Default for PodNetwork {
             refused: Vec::new(),
             policy: Some(PodPolicy::default()),
             outbound: None,
-            names: Names::default(),
+            names: Some(Names::default()),
             limits: SocketLimits::default(),
         }
     }

@@ -41,6 +41,9 @@ pub struct Packet {
     pub fds: Vec<OwnedFd>,
 }
 
+/// Bytes of what an error says of a message that is not understood.
+const LONGEST_ERROR: usize = 512;
+
 /// What a packet says whose message is in the memfd that came along.
 const FOLDED: &[u8] = br#"{"folded":"message"}"#;
 
@@ -58,7 +61,7 @@ impl Packet {
     /// `InvalidData` for a file that is not fixed, or longer than
     /// [`MAX_FOLDED`].
     pub fn unfold(mut self) -> io::Result<Self> {
-        if self.bytes != FOLDED || self.fds.len() != 1 {
+        if !self.is_folded() {
             return Ok(self);
         }
         let Some(file) = self.fds.pop() else { return Ok(self) };
@@ -68,6 +71,11 @@ impl Packet {
         }
         self.bytes = read_memfd(file, MAX_FOLDED)?;
         Ok(self)
+    }
+
+    /// Whether the message that was meant is in the file which came along.
+    pub(crate) fn is_folded(&self) -> bool {
+        self.bytes == FOLDED && self.fds.len() == 1
     }
 }
 
@@ -202,6 +210,7 @@ pub fn send_frame<T: Serialize>(
 /// [`ParseError`], for any bytes at all; never a panic.
 pub fn parse_frame<T: DeserializeOwned>(packet: &Packet) -> Result<Frame<T>, ParseError> {
     let frame: Frame<T> = serde_json::from_slice(&packet.bytes).map_err(|source| {
+        let source = in_short(source);
         match serde_json::from_slice::<Head>(&packet.bytes) {
             Ok(Head { id }) => ParseError::Unknown { id, source },
             Err(_) => ParseError::NotAFrame(source),
@@ -212,6 +221,17 @@ pub fn parse_frame<T: DeserializeOwned>(packet: &Packet) -> Result<Frame<T>, Par
         return Err(ParseError::Descriptors { id: frame.id, named, came });
     }
     Ok(frame)
+}
+
+/// An error with no more words than people read: it may repeat what came, however long
+/// that is.
+fn in_short(error: serde_json::Error) -> serde_json::Error {
+    let mut text = error.to_string();
+    if text.len() <= LONGEST_ERROR {
+        return error;
+    }
+    text.truncate(text.floor_char_boundary(LONGEST_ERROR));
+    serde::de::Error::custom(text)
 }
 
 /// What every version's frame has.

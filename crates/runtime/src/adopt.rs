@@ -39,6 +39,7 @@ use crate::{
     record::{self, ContainerRecord, Found, PodRecord, SandboxRecord},
     sandbox::{Common, Container, Reached, Reading, Sandbox, ask_early, hello},
     watch::lost,
+    words,
     work::blocking,
 };
 
@@ -209,7 +210,7 @@ impl Sandbox {
                 early.retain(|news| !matches!(news, SandboxEvent::LogRotated { .. }));
                 Ok((caller, Reading { incoming, early }, containers))
             }
-            other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+            other => Err(RuntimeError::WrongAnswer { answer: words::of(&other) }),
         }
     }
 }
@@ -268,7 +269,8 @@ async fn reach(
             Some(Living { caller, version, process, reading, reports: None })
         }
         other => {
-            tracing::error!(sandbox = id, answer = ?other, "does not answer as it should; it is killed");
+            let answer = words::of(&other);
+            tracing::error!(sandbox = id, answer, "does not answer as it should; it is killed");
             let _ = process.kill();
             let _ = tokio::time::timeout(crate::sandbox::ANSWER_LIMIT, process.ended()).await;
             None
@@ -303,11 +305,10 @@ impl Living {
 /// ended run since they were made, but for the moment in between.
 async fn written(common: &Common, found: &Found) -> Vec<ContainerReport> {
     let (state, id) = (common.state.clone(), found.id.clone());
-    let exits = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
+    let mut exits = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
         tracing::warn!(sandbox = found.id, %error, "cannot read its status file");
-        Vec::new()
+        HashMap::new()
     });
-    let mut exits: HashMap<_, _> = exits.into_iter().collect();
     let report = |one: &ContainerRecord| ContainerReport {
         id: one.id.clone(),
         pod: one.pod.clone(),
@@ -322,11 +323,10 @@ async fn written(common: &Common, found: &Found) -> Vec<ContainerReport> {
 async fn dead(common: Common, found: Found, record: SandboxRecord) -> Adoption {
     let (state, id, pid) = (common.state.clone(), found.id.clone(), record.pid);
     let known = blocking(move || Ok((state.exits(&id)?, state.journalled(&id, pid)?))).await;
-    let (exits, wait_status) = known.unwrap_or_else(|error| {
+    let (mut exits, wait_status) = known.unwrap_or_else(|error| {
         tracing::warn!(sandbox = found.id, %error, "cannot read how it ended");
-        (Vec::new(), None)
+        (HashMap::new(), None)
     });
-    let mut exits: HashMap<_, _> = exits.into_iter().collect();
     let now = Timestamp::now();
     let reports = found
         .containers

@@ -25,6 +25,7 @@ mod table;
 mod task;
 mod verbs;
 mod watch;
+mod words;
 mod work;
 mod zygote;
 

@@ -17,8 +17,9 @@
 //! the writes. What must survive a loss of power is the pod's checkpoint.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufRead, BufReader, ErrorKind, Read},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom},
     net::IpAddr,
     os::{
         fd::OwnedFd,
@@ -28,10 +29,10 @@ use std::{
 };
 
 use krustlet_model::{ContainerId, PodUid};
-use krustlet_protocol::{ExitReport, ZygoteMessage, socket};
+use krustlet_protocol::{ExitReport, MAX_FOLDED, ZygoteMessage, socket};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Domain, NetworkKind, PodUser, table::Who};
+use crate::{Domain, NetworkKind, PodUser, table::Who, words};
 
 /// The longest record or line that is believed, in bytes. An exit's message is
 /// at most 4 KiB, six times that when escaped.
@@ -40,6 +41,10 @@ const MAX_LINE: u64 = 64 << 10;
 /// Beyond this a status file or journal is emptied when nothing in it is
 /// needed any more.
 const MAX_LINES: u64 = 1 << 20;
+
+/// Bytes of a status file that are read, the newest: what is needed of it is what a
+/// sandbox could tell in one message.
+const MAX_STATUS: u64 = MAX_FOLDED as u64;
 
 /// Who a sandbox is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,12 +216,20 @@ impl State {
         gone(fs::remove_file(self.container(id, container)))
     }
 
-    /// Every exit that a sandbox has written down.
-    pub(crate) fn exits(&self, id: &str) -> io::Result<Vec<(ContainerId, ExitReport)>> {
-        let mut exits = Vec::new();
-        for_each_line(&self.status(id), |line| {
+    /// The exits that a sandbox has written down of containers that are not forgotten:
+    /// of each the first. It may write what it likes, and as much.
+    pub(crate) fn exits(&self, id: &str) -> io::Result<HashMap<ContainerId, ExitReport>> {
+        let known = list(&self.directory(id).join("containers"))?;
+        let known: HashSet<_> =
+            known.iter().filter_map(|name| name.strip_suffix(".json")).collect();
+        let mut exits = HashMap::new();
+        for_each_of_the_last_lines(&self.status(id), MAX_STATUS, |line| {
             // The last line may be half a line.
-            exits.extend(serde_json::from_str::<(ContainerId, ExitReport)>(line));
+            if let Ok((of, exit)) = serde_json::from_str::<(ContainerId, ExitReport)>(line)
+                && known.contains(of.digits())
+            {
+                exits.entry(of).or_insert_with(|| words::of_exit(exit));
+            }
         })?;
         Ok(exits)
     }
@@ -339,13 +352,25 @@ fn pods(directory: &Path) -> io::Result<Vec<PodRecord>> {
     Ok(list(directory)?.into_iter().map(read).collect())
 }
 
-fn for_each_line(path: &Path, mut each: impl FnMut(&str)) -> io::Result<()> {
-    let file = match File::open(path) {
+fn for_each_line(path: &Path, each: impl FnMut(&str)) -> io::Result<()> {
+    for_each_of_the_last_lines(path, u64::MAX, each)
+}
+
+/// Only the last `limit` bytes are read. The first line of these may be the end of one.
+fn for_each_of_the_last_lines(
+    path: &Path,
+    limit: u64,
+    mut each: impl FnMut(&str),
+) -> io::Result<()> {
+    let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let mut reader = BufReader::new(file);
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+    // It may grow meanwhile, for as long as it likes.
+    let mut reader = BufReader::new(file.take(limit));
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -392,6 +417,17 @@ mod tests {
             started_at: None,
             finished_at: 1,
         }
+    }
+
+    /// Has a container of a sandbox be known.
+    fn keep(state: &State, sandbox: &str, id: &ContainerId) {
+        let record = ContainerRecord {
+            id: id.clone(),
+            pod: PodUid::new("a"),
+            log: "/x/0.log".into(),
+            created_at: 5,
+        };
+        state.put_container(sandbox, &record).unwrap();
     }
 
     #[test]
@@ -454,7 +490,37 @@ mod tests {
         let line = serde_json::to_string(&(&container, exit(3))).unwrap();
         let mut status = File::from(status);
         write!(status, "{line}\nnonsense\n{}", &line[..line.len() / 2]).unwrap();
-        assert_eq!(state.exits(&id).unwrap(), [(container, exit(3))]);
+        keep(&state, &id, &container);
+        assert_eq!(state.exits(&id).unwrap(), HashMap::from([(container, exit(3))]));
+    }
+
+    #[test]
+    fn what_a_sandbox_writes_without_end_is_not_read_without_end() {
+        let (_home, state) = state();
+        let (id, _socket, status) = state.prepare(1).unwrap();
+        let mut status = File::from(status);
+        let mut write = |digit: u8, exit: &ExitReport| {
+            let container = ContainerId::from_bytes([digit; 32]);
+            writeln!(status, "{}", serde_json::to_string(&(&container, exit)).unwrap()).unwrap();
+            container
+        };
+        let known = write(1, &ExitReport { message: "x".repeat(32 << 10), ..exit(3) });
+        keep(&state, &id, &known);
+        for digit in [1, 2, 3].repeat(1000) {
+            write(digit, &exit(4));
+        }
+        let exits = state.exits(&id).unwrap();
+        assert_eq!(exits.len(), 1, "of one that is known, and one end");
+        assert_eq!((exits[&known].exit_code, exits[&known].message.len()), (3, 4096));
+
+        // Far away from what was written first; what is not written takes no room.
+        let status = state.status(&id);
+        OpenOptions::new().write(true).open(status).unwrap().set_len(MAX_STATUS * 2).unwrap();
+        let newest = ContainerId::from_bytes([2; 32]);
+        keep(&state, &id, &newest);
+        write(9, &exit(5));
+        write(2, &exit(6));
+        assert_eq!(state.exits(&id).unwrap(), HashMap::from([(newest, exit(6))]));
     }
 
     #[test]

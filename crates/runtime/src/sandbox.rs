@@ -36,6 +36,7 @@ use crate::{
     mounts::Handover,
     record::{self, PodRecord, SandboxRecord, State},
     table::Who,
+    words,
     work::{blocking, on_disk},
     zygote::Zygotes,
 };
@@ -320,10 +321,10 @@ impl Sandbox {
         let caller = settled(&mut line, patience).await?;
         // The next change of the line tells of this connection's loss.
         match caller.call(request, given, limit).await {
-            Ok(Answer { reply: SandboxReply::Failed(failure), .. }) => {
-                Err(RuntimeError::Refused(failure))
-            }
-            Ok(Answer { reply, .. }) => Ok(reply),
+            Ok(Answer { reply, .. }) => match words::of_reply(reply) {
+                SandboxReply::Failed(failure) => Err(RuntimeError::Refused(failure)),
+                reply => Ok(reply),
+            },
             Err(CallError::Gone) => {
                 // The watch has not noticed yet, or is at it.
                 let noticed = tokio::time::timeout(patience, line.changed()).await;
@@ -475,7 +476,7 @@ pub(crate) async fn hello(
     let request = SandboxRequest::Hello { version: VERSION };
     match ask_early(caller, incoming, early, request).await? {
         SandboxReply::Hello { version, .. } => Ok(version),
-        other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+        other => Err(RuntimeError::WrongAnswer { answer: words::of(&other) }),
     }
 }
 
@@ -492,14 +493,14 @@ pub(crate) async fn ask_early(
         tokio::select! {
             biased;
             // `next` is cancel-safe, and the call goes on in the next round.
-            answer = &mut call => return Ok(answer?.reply),
+            answer = &mut call => return Ok(words::of_reply(answer?.reply)),
             news = incoming.next() => match news {
                 Ok(Some(news)) => {
                     room = room.checked_sub(size(&news)).ok_or(RuntimeError::TooMuchNews)?;
                     early.push(news);
                 }
                 // The call ends with the connection.
-                Ok(None) | Err(_) => return Ok(call.await?.reply),
+                Ok(None) | Err(_) => return Ok(words::of_reply(call.await?.reply)),
             },
         }
     }

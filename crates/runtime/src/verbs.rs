@@ -23,6 +23,7 @@ use crate::{
     record::ContainerRecord,
     sandbox::{ANSWER_LIMIT, Common, Container, Reached, Sandbox, close_log},
     stats::Stats,
+    words,
     work::on_disk,
 };
 
@@ -350,7 +351,7 @@ impl Sandbox {
 }
 
 fn wrong(answer: &SandboxReply) -> RuntimeError {
-    RuntimeError::WrongAnswer { answer: format!("{answer:?}") }
+    RuntimeError::WrongAnswer { answer: words::of(answer) }
 }
 
 /// Opens what a container needs, in the order that the protocol sets. Blocks.

@@ -28,6 +28,7 @@ use crate::{
     events::Full,
     logs::{LogFile, Resumed},
     sandbox::{Reached, Reading, Sandbox},
+    words,
     work::{blocking, on_disk},
 };
 
@@ -248,7 +249,7 @@ impl Watcher {
                 self.reached(&id, Reached::Running, event);
             }
             SandboxEvent::Exited { id, exit } => {
-                let event = PodEvent::Exited { id: id.clone(), exit };
+                let event = PodEvent::Exited { id: id.clone(), exit: words::of_exit(exit) };
                 self.reached(&id, Reached::Ended, event);
             }
             SandboxEvent::LogRotated { id } => self.rotate(id),
@@ -379,7 +380,7 @@ impl Watcher {
         let (state, id) = (sandbox.common.state.clone(), sandbox.id.clone());
         let written = blocking(move || state.exits(&id)).await.unwrap_or_else(|error| {
             tracing::warn!(sandbox = sandbox.id, %error, "cannot read its status file");
-            Vec::new()
+            HashMap::new()
         });
         for (id, exit) in written {
             let event = PodEvent::Exited { id: id.clone(), exit };

@@ -23,6 +23,7 @@ use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicySpec};
 
 use super::{
     Labels, PeerPod, PodPolicy, PolicyKey, PolicyRule,
+    named::Named,
     peer::Subject,
     resolve::{Closes, Resolved, Sum, reach, resolve},
     select::selects,
@@ -191,7 +192,10 @@ impl Book {
     #[must_use]
     pub fn follow(&mut self, before: &Self) -> bool {
         let changes = if self.whom.is(&before.whom) {
-            self.whom = Arc::clone(&before.whom);
+            // One that is not made yet would be by what the policies before name.
+            if before.whom.has_index_for(|| self.named()) {
+                self.whom = Arc::clone(&before.whom);
+            }
             Changes::default()
         } else {
             self.whom.changes_since(&before.whom)
@@ -304,10 +308,22 @@ impl Book {
         Verdict { policy: found.policy, excess }
     }
 
+    /// What policies that are looked at name.
+    fn named(&self) -> Named<'_> {
+        let mut named = Named::default();
+        for namespace in self.namespaces.values().filter(|namespace| !namespace.is_too_large()) {
+            for entry in namespace.entries.iter().filter(|entry| !entry.is_too_large()) {
+                named.add(&entry.spec);
+            }
+        }
+        named
+    }
+
     fn resolved<'a>(&self, name: &str, entry: &'a Entry) -> &'a Resolved {
         entry.resolved.get_or_init(|| {
             let mut steps = 0;
-            let resolved = resolve(&self.whom, name, &entry.spec, &mut steps);
+            let index = || self.whom.index(|| self.named());
+            let resolved = resolve(&index, name, &entry.spec, &mut steps);
             self.steps.fetch_add(steps, Ordering::Relaxed);
             Arc::new(resolved)
         })

@@ -14,7 +14,9 @@ use k8s_openapi::api::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{resolve::resolve, select::selects, size::parts, whom::Whom, *};
+use super::{
+    index::Index, named::Named, resolve::resolve, select::selects, size::parts, whom::Whom, *,
+};
 
 fn spec(policy: &Value) -> NetworkPolicySpec {
     serde_json::from_value(policy.clone()).unwrap()
@@ -146,6 +148,71 @@ fn nothing_is_worked_out_after_what_is_too_much() {
     assert_eq!(followed.steps(), alone.steps());
     // What it closes is closed.
     assert_eq!(verdict.policy, PodPolicy::closed());
+}
+
+#[test]
+fn labels_that_nobody_names_cost_nothing() {
+    let pods: Vec<_> = (0..100_u32)
+        .map(|number| {
+            let labels = (0..1000).map(|label| (format!("l{label}"), number.to_string()));
+            Arc::new(PeerPod {
+                namespace: "one".to_owned(),
+                labels: labels.collect(),
+                addresses: vec![Ipv4Addr::from_bits(0x0a00_0000 + 2 * number).into()],
+                ports: Vec::new(),
+            })
+        })
+        .collect();
+    let spaces = |name: &str| {
+        let labels = (0..1000).map(|label| (format!("l{label}"), name.to_owned()));
+        (name.to_owned(), labels.collect::<Labels>())
+    };
+    let spaces = BTreeMap::from([spaces("one"), spaces("two")]);
+    let policy = spec(&json!({
+        "podSelector": {"matchLabels": {"l1": "is its own"}},
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"l2": "7"}}}]}],
+        "egress": [{"to": [{
+            "podSelector": {"matchExpressions": [{"key": "l3", "operator": "Exists"}]},
+            "namespaceSelector": {"matchLabels": {"l4": "one"}},
+        }]}],
+    }));
+    let other =
+        spec(&json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"l1": "1"}}}]}]}));
+    let mut named = Named::default();
+    named.add(&policy);
+    let index = Index::new(pods.iter(), &spaces, &named);
+    // Of two keys one set for each value of the pods', and one for all; of one key
+    // of the only namespace that has pods.
+    assert_eq!(index.sets(), 2 * 101 + 2);
+    assert!(index.names_all(&named));
+    named.add(&other);
+    assert!(!index.names_all(&named));
+}
+
+#[test]
+fn policies_that_name_other_labels_are_worked_out_by_these() {
+    let pods = crowd(10);
+    let from = |expression: Value| {
+        let selector = json!({"matchExpressions": [expression]});
+        json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": selector}]}]})
+    };
+    let spaces = Arc::new(BTreeMap::from([("one".to_owned(), Labels::new())]));
+    let book = |expression: Value| {
+        let policy = (("one".to_owned(), "p".to_owned()), Arc::new(spec(&from(expression))));
+        Book::new(&[policy].into(), Arc::clone(&spaces), Arc::clone(&pods))
+    };
+    let before = book(json!({"key": "is", "operator": "In", "values": ["2"]}));
+    let held = before.of(&pod("one"));
+    let lets_in = |verdict: &Verdict, number: u32| {
+        let address = Ipv4Addr::from_bits(0x0a00_0000 + 2 * number).into();
+        verdict.policy.lets_in(Transport::Tcp, address, 1)
+    };
+    assert!(lets_in(&held, 2) && !lets_in(&held, 4));
+    // The same pods, by a label that nobody named yet.
+    let mut next = book(json!({"key": "tenth", "operator": "NotIn", "values": ["4"]}));
+    assert!(next.follow(&before));
+    let verdict = next.known(&pod("one")).unwrap();
+    assert!(lets_in(&verdict, 2) && !lets_in(&verdict, 4));
 }
 
 #[test]
@@ -313,7 +380,12 @@ proptest! {
         });
         let whom = Whom::new(Arc::new(all.collect()), Arc::new(spaces.clone()));
         let mut steps = 0;
-        let resolved = resolve(&whom, "one", &policy, &mut steps);
+        let named = || {
+            let mut named = Named::default();
+            named.add(&policy);
+            named
+        };
+        let resolved = resolve(&|| whom.index(named), "one", &policy, &mut steps);
         prop_assert!(!resolved.is_too_large);
 
         let given = policy.ingress.as_ref().unwrap()[0].from.clone().unwrap();

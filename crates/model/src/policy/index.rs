@@ -5,7 +5,7 @@
 //! label is such a set too, worked out once however many selectors ask for it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     ops::Range,
     sync::Arc,
@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use super::{
     AddressRange, Labels, PeerPod,
     bits::{Bits, List},
+    named::Named,
     ranges::after,
     select::{Wish, wishes},
 };
@@ -38,8 +39,8 @@ pub(super) struct Index {
     ports: HashMap<(Transport, String), Vec<(u32, u16)>>,
 }
 
-/// Who has a label.
-#[derive(Debug, Default)]
+/// Who has a label, of those that policies name.
+#[derive(Debug)]
 struct Labelled(HashMap<String, Label>);
 
 #[derive(Debug, Default)]
@@ -49,9 +50,17 @@ struct Label {
 }
 
 impl Labelled {
+    fn new(named: &HashSet<&str>) -> Self {
+        Self(named.iter().map(|key| ((*key).to_owned(), Label::default())).collect())
+    }
+
+    fn names_all(&self, keys: &HashSet<&str>) -> bool {
+        keys.iter().all(|key| self.0.contains_key(*key))
+    }
+
     fn add(&mut self, labels: &Labels, number: u32) {
         for (key, value) in labels {
-            let label = entry(&mut self.0, key);
+            let Some(label) = self.0.get_mut(key) else { continue };
             label.any.push(number);
             entry(&mut label.values, value).push(number);
         }
@@ -64,12 +73,9 @@ impl Labelled {
         }
     }
 
-    fn any(&self, key: &str) -> Option<&List> {
-        Some(&self.0.get(key)?.any)
-    }
-
-    fn value(&self, key: &str, value: &str) -> Option<&List> {
-        self.0.get(key)?.values.get(value)
+    /// None if nobody was asked for it when this was made.
+    fn of(&self, key: &str) -> Option<&Label> {
+        self.0.get(key)
     }
 }
 
@@ -82,9 +88,11 @@ fn entry<'a, V: Default>(map: &'a mut HashMap<String, V>, key: &str) -> &'a mut 
 }
 
 impl Index {
+    /// An index for policies that name no other labels than these.
     pub(super) fn new<'a>(
         pods: impl Iterator<Item = &'a Arc<PeerPod>>,
         namespaces: &BTreeMap<String, Labels>,
+        named: &Named<'_>,
     ) -> Self {
         let each = |pod: &'a Arc<PeerPod>| pod.addresses.iter().map(move |at| (*at, &**pod));
         let mut all: Vec<(IpAddr, &PeerPod)> = pods.flat_map(each).collect();
@@ -96,8 +104,8 @@ impl Index {
             everybody: Bits::all(length),
             placed: Bits::none(length),
             namespaces: HashMap::new(),
-            labels: Labelled::default(),
-            by_namespaces: Labelled::default(),
+            labels: Labelled::new(&named.pods),
+            by_namespaces: Labelled::new(&named.namespaces),
             ports: HashMap::new(),
         };
         let mut before = None;
@@ -121,6 +129,18 @@ impl Index {
         index.labels.settle(length);
         index.by_namespaces.settle(length);
         index
+    }
+
+    /// Whether it is one for policies that name these.
+    pub(super) fn names_all(&self, named: &Named<'_>) -> bool {
+        self.labels.names_all(&named.pods) && self.by_namespaces.names_all(&named.namespaces)
+    }
+
+    /// How many sets it keeps for labels.
+    #[cfg(test)]
+    pub(super) fn sets(&self) -> usize {
+        let labels = self.labels.0.values().chain(self.by_namespaces.0.values());
+        labels.map(|label| 1 + label.values.len()).sum()
     }
 
     /// Looks something up, and counts what that costs.
@@ -186,37 +206,37 @@ impl Look<'_> {
         mut left: Bits,
     ) -> Option<Bits> {
         for wish in wishes(selector) {
+            // One that was not asked for is as one that cannot be read: else pods that
+            // are to be kept out by it would be let in.
             match wish? {
                 Wish::In(key, values) => {
+                    let label = all.of(key)?;
                     let mut found = self.nobody();
                     for value in values {
                         self.step();
-                        if let Some(list) = all.value(key, value) {
+                        if let Some(list) = label.values.get(value) {
                             found.join_list(list);
                         }
                     }
                     left.keep(&found);
                 }
                 Wish::NotIn(key, values) => {
+                    let label = all.of(key)?;
                     for value in values {
                         self.step();
-                        if let Some(list) = all.value(key, value) {
+                        if let Some(list) = label.values.get(value) {
                             left.drop_list(list);
                         }
                     }
                 }
                 Wish::Exists(key) => {
                     let mut found = self.nobody();
-                    if let Some(list) = all.any(key) {
-                        found.join_list(list);
-                    }
+                    found.join_list(&all.of(key)?.any);
                     left.keep(&found);
                 }
                 Wish::DoesNotExist(key) => {
                     self.step();
-                    if let Some(list) = all.any(key) {
-                        left.drop_list(list);
-                    }
+                    left.drop_list(&all.of(key)?.any);
                 }
             }
         }

@@ -9,13 +9,27 @@ use crate::services::Transport;
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
+/// Labels that a pod or a namespace may have to be named by selectors. Kubernetes
+/// bounds their length and not their number; few have more than twenty.
+pub const MOST_LABELS: usize = 256;
+
+/// Ports with names that a pod may have to be named.
+pub const MOST_NAMED_PORTS: usize = 256;
+
+/// Whether what has these labels may be named. Of more none counts: to look at some
+/// of them would let in what is to be kept out by another.
+#[must_use]
+pub fn may_be_named(labels: &Labels) -> bool {
+    labels.len() <= MOST_LABELS
+}
+
 /// Namespace and name of an object.
 pub type PolicyKey = (String, String);
 
 /// A pod that policies may name: one that runs, and has addresses of its own.
 ///
 /// Pods of the host's network are none, nor are those that have ended, whose
-/// addresses others may have by now.
+/// addresses others may have by now, nor those with too many labels or ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerPod {
     /// Its namespace.

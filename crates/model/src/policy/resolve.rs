@@ -11,10 +11,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    AddressRange, MOST_RANGES, MOST_RULES, NamedPort, PolicyRule, PortRange,
-    bits::Bits,
-    merge,
-    whom::{Reach, Whom},
+    AddressRange, MOST_RANGES, MOST_RULES, NamedPort, PolicyRule, PortRange, bits::Bits,
+    index::Index, merge, whom::Reach,
 };
 use crate::services::Transport;
 
@@ -88,27 +86,27 @@ pub(super) fn reach(spec: &NetworkPolicySpec) -> Reach {
 }
 
 /// Works out what a policy of a namespace comes to, and adds the steps that it
-/// takes.
-pub(super) fn resolve(
-    whom: &Whom,
+/// takes. The index is asked for if anybody is to be looked up.
+pub(super) fn resolve<'a>(
+    index: &dyn Fn() -> &'a Index,
     namespace: &str,
     spec: &NetworkPolicySpec,
     steps: &mut u64,
 ) -> Resolved {
-    let mut work = Resolver { whom, namespace, steps, sum: Sum::default() };
+    let mut work = Resolver { index, namespace, steps, sum: Sum::default() };
     let mut resolved = Resolved::default();
     resolved.is_too_large = !work.add_rules(spec, &mut resolved);
     resolved
 }
 
-struct Resolver<'a> {
-    whom: &'a Whom,
-    namespace: &'a str,
-    steps: &'a mut u64,
+struct Resolver<'a, 'b> {
+    index: &'b dyn Fn() -> &'a Index,
+    namespace: &'b str,
+    steps: &'b mut u64,
     sum: Sum,
 }
 
-impl Resolver<'_> {
+impl Resolver<'_, '_> {
     /// Whether there was room for all.
     fn add_rules(&mut self, spec: &NetworkPolicySpec, resolved: &mut Resolved) -> bool {
         let closes = Closes::of(spec);
@@ -149,7 +147,7 @@ impl Resolver<'_> {
             return rules;
         }
         let found = self.at(peers);
-        let index = self.whom.index();
+        let index = (self.index)();
         let mut by_port: BTreeMap<(Transport, u16), Vec<AddressRange>> = BTreeMap::new();
         for named in &names {
             for (number, port) in index.look(self.steps).ports(&found, named) {
@@ -171,7 +169,7 @@ impl Resolver<'_> {
             return ranges;
         }
         let mut found = self.named(peers);
-        let mut look = self.whom.index().look(self.steps);
+        let mut look = (self.index)().look(self.steps);
         // Pods in a block need not be told one by one.
         for range in &ranges {
             look.put(&mut found, *range, false);
@@ -183,17 +181,17 @@ impl Resolver<'_> {
     /// The pods with addresses of peers, whatever else there is; all if there is
     /// no peer.
     fn at(&mut self, peers: Option<&[NetworkPolicyPeer]>) -> Bits {
-        let Some(peers) = peers else { return self.whom.index().look(self.steps).everybody() };
+        let Some(peers) = peers else { return (self.index)().look(self.steps).everybody() };
         let mut found = self.named(peers);
         for range in merge(peers.iter().flat_map(block).collect()) {
-            self.whom.index().look(self.steps).put(&mut found, range, true);
+            (self.index)().look(self.steps).put(&mut found, range, true);
         }
         found
     }
 
     /// The pods that peers name by labels, theirs or their namespaces'.
     fn named(&mut self, peers: &[NetworkPolicyPeer]) -> Bits {
-        let mut look = self.whom.index().look(self.steps);
+        let mut look = (self.index)().look(self.steps);
         let mut found = look.nobody();
         for NetworkPolicyPeer { pod_selector, namespace_selector, ip_block } in peers {
             if ip_block.is_some() {

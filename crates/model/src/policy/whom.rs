@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use super::{Labels, PeerPod, PolicyKey, index::Index};
+use super::{Labels, PeerPod, PolicyKey, index::Index, named::Named};
 
 /// All pods and namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Whom {
     pods: Arc<BTreeMap<PolicyKey, Arc<PeerPod>>>,
     namespaces: Arc<BTreeMap<String, Labels>>,
-    /// Made when somebody is first looked up.
+    /// Made when somebody is first looked up, for what policies named then.
     index: OnceLock<Index>,
 }
 
@@ -50,8 +50,14 @@ impl Whom {
         Arc::ptr_eq(&self.pods, &other.pods) && Arc::ptr_eq(&self.namespaces, &other.namespaces)
     }
 
-    pub(super) fn index(&self) -> &Index {
-        self.index.get_or_init(|| Index::new(self.pods.values(), &self.namespaces))
+    /// All of them by what policies name; `named` is asked for it if that is needed.
+    pub(super) fn index<'a>(&self, named: impl FnOnce() -> Named<'a>) -> &Index {
+        self.index.get_or_init(|| Index::new(self.pods.values(), &self.namespaces, &named()))
+    }
+
+    /// Whether there is an index already, and that for policies which name these.
+    pub(super) fn has_index_for<'a>(&self, named: impl FnOnce() -> Named<'a>) -> bool {
+        self.index.get().is_some_and(|index| index.names_all(&named()))
     }
 
     pub(super) fn changes_since(&self, before: &Self) -> Changes {

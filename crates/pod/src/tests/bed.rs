@@ -114,6 +114,8 @@ pub(super) struct World {
     pub(super) second_address: Option<IpAddr>,
     /// Where each sandbox was made, in their order.
     pub(super) places: Vec<(NetworkKind, PodNetwork)>,
+    /// The resolv.conf of a new agent's node, if it has one.
+    pub(super) resolv_conf: Option<PathBuf>,
     /// The port of the node's API, if it has one.
     pub(super) api_port: Option<u16>,
     /// What living sandboxes were told anew, in that order.
@@ -682,6 +684,7 @@ impl Bed {
         let mut config = PodsConfig::new(home.path().to_owned(), logs);
         // A pod of a cluster without is told so by an event.
         config.names.cluster_dns = vec!["192.0.2.53".parse().unwrap()];
+        config.names.resolv_conf = shared.with(|world| world.resolv_conf.clone());
         config.clock = Clock::new(now);
         let shared = shared;
         let outside = Outside {

@@ -128,6 +128,50 @@ async fn a_sandbox_that_goes_on_keeps_its_policy_until_policies_are_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_is_told_policies_and_keeps_its_names_whatever_becomes_of_the_nodes_files() {
+    let mut bed = Bed::with_network(own()).await;
+    let file = bed.home.path().join("resolv.conf");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write("nameserver 192.0.2.1\n");
+    bed.shared.with(|world| world.resolv_conf = Some(file.clone()));
+    bed = bed.stop().await.next(true).await;
+    bed.shared.policies.send_replace(known(&[]));
+    let mut pod = one("Always");
+    pod["spec"]["dnsPolicy"] = "Default".into();
+    bed.put(pod);
+    bed.until_status("u", "it is Ready", is_ready).await;
+    // One that cannot be used, and one that is about to be written.
+    let mut told = 0;
+    for (text, policies) in [("nameserver\n", known(&[deny(None)])), ("", known(&[]))] {
+        write(text);
+        bed.shared.policies.send_replace(policies);
+        told += 1;
+        bed.until("it is told", |world| world.rules.len() == told).await;
+    }
+    bed.shared.with(|world| {
+        assert!(!lets_in(world.rules[0].policy.as_ref(), "10.244.1.9"));
+        assert!(lets_in(world.rules[1].policy.as_ref(), "10.244.1.9"));
+        let names = &world.places[0].1.names;
+        assert_eq!(names.as_ref().unwrap().servers, ["192.0.2.1:53".parse().unwrap()]);
+        assert!(world.rules.iter().all(|rules| rules.names == *names));
+    });
+    for text in ["nameserver\n", ""] {
+        write(text);
+        bed = bed.stop().await.next(true).await;
+        told += 1;
+        bed.until("the next agent tells it", |world| world.rules.len() == told).await;
+        let names = bed.shared.with(|world| world.rules[told - 1].names.clone());
+        assert_eq!(names, None, "what it knows stays");
+    }
+    write("nameserver 192.0.2.2\n");
+    bed.shared.policies.send_replace(known(&[deny(None)]));
+    bed.until("it is told again", |world| world.rules.len() == told + 1).await;
+    let names = bed.shared.with(|world| world.rules[told].names.clone());
+    assert_eq!(names.unwrap().servers, ["192.0.2.2:53".parse().unwrap()]);
+    bed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_that_is_too_large_holds_a_pod_up_and_closes_one_that_lives() {
     let peers: Vec<_> = (0..5000_u16)
         .map(|number| {

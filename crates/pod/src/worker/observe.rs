@@ -12,7 +12,7 @@ use krustlet_model::{
     restarts,
     termination::{self, MessagePolicy},
 };
-use krustlet_protocol::ExitReport;
+use krustlet_protocol::{ExitReport, Names};
 use krustlet_volume::Volumes;
 use tokio::{
     task::spawn_blocking,
@@ -39,14 +39,16 @@ const STOP_AGAIN: Duration = Duration::from_secs(10);
 pub(super) enum Done {
     /// Nothing to take note of.
     Nothing,
-    Sandbox(Result<PodEvents, Refused>),
+    /// What a new sandbox tells, and how it was told to look names up.
+    Sandbox(Result<(PodEvents, Names), Refused>),
     /// What runs left is read before their ends are taken note of.
     Read(Said),
     SandboxStopped(Result<(), Refused>, Said),
     /// What policies say of the pod; none if the agent stops.
     WorkedOut(Option<Arc<Verdict>>),
-    /// Whether the sandbox took what its sockets may do.
-    Rules(Result<(), Refused>),
+    /// Whether the sandbox took what its sockets may do, and how it was told to look
+    /// names up, if it was.
+    Rules(Result<Option<Names>, Refused>),
     Files(Result<(), SetUpError>),
     FilesRemoved(Result<(), String>),
     Image {
@@ -204,10 +206,11 @@ impl Worker {
         }
     }
 
-    fn sandbox_made(&mut self, result: Result<PodEvents, Refused>) {
+    fn sandbox_made(&mut self, result: Result<(PodEvents, Names), Refused>) {
         match result {
-            Ok(events) => {
+            Ok((events, names)) => {
                 self.events = Some(events);
+                self.names = Some(names);
                 self.sandbox = Sandbox::Up;
             }
             Err(refused) if refused.why == Why::Stopping => {

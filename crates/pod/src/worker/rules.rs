@@ -15,19 +15,25 @@
 //! was told.
 //!
 //! Policies that are not known yet are not waited for by a sandbox that lives: it
-//! is told the rest, and goes on by those that it was told last.
+//! is told the rest, and goes on by those that it was told last. So it is with names
+//! that the node's files do not tell an agent that comes anew. What this agent told
+//! holds as long as the sandbox, whatever becomes of these files.
 //!
 //! What policies come to takes a while to work out, as long as those want who write
 //! them: it is done elsewhere, and the pod waits for it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
+use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::policy::{Book, Verdict};
+use krustlet_protocol::Names;
 use tokio::{task::spawn_blocking, time::Instant};
 
-use super::{Done, Sandbox, Worker, observe::later, start::add_names};
+use super::{Done, Sandbox, Worker, key_of, observe::later, start::read_names};
 use crate::{
+    config::Context,
     guard::{self, Guard, Looked, Trouble},
+    names,
     outside::{EventType, Refused, Why},
     place, words,
 };
@@ -69,6 +75,23 @@ impl Rules {
         match self {
             Self::Telling { is_old, .. } => *is_old = true,
             Self::Current | Self::Due { .. } => *self = Self::Current,
+        }
+    }
+}
+
+/// How a pod looks names up whose sandbox an earlier agent made. People heard of what
+/// is odd about that then. None if the node's files do not tell now.
+async fn names_of_living(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    addresses: Vec<IpAddr>,
+) -> Option<Names> {
+    let key = key_of(&pod);
+    match read_names(context, pod, addresses, names::of_living_pod).await {
+        Ok(names) => names,
+        Err(refused) => {
+            tracing::warn!(pod = %key, %refused, "the names of a pod stay as they were");
+            None
         }
     }
 }
@@ -221,20 +244,23 @@ impl Worker {
         );
         self.rules = Rules::Telling { failures, is_old: false };
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-        let uid = self.uid.clone();
+        let (uid, known) = (self.uid.clone(), self.names.clone());
         self.jobs.spawn(async move {
-            // People heard of what is odd about them when the sandbox was made.
-            let result = match add_names(Arc::clone(&context), pod, &mut network).await {
-                Ok(_) => context.outside.runtime.set_pod_network(uid, network).await,
-                Err(refused) => Err(refused),
+            network.names = match known {
+                Some(names) => Some(names),
+                None => names_of_living(Arc::clone(&context), pod, network.addresses.clone()).await,
             };
-            Done::Rules(result)
+            let names = network.names.clone();
+            let told = context.outside.runtime.set_pod_network(uid, network).await;
+            Done::Rules(told.map(|()| names))
         });
     }
 
-    pub(super) fn rules_were_told(&mut self, result: Result<(), Refused>) {
+    pub(super) fn rules_were_told(&mut self, result: Result<Option<Names>, Refused>) {
         let Rules::Telling { failures, is_old } = self.rules else { return };
         self.rules = Rules::Current;
+        // Those of a sandbox that was made meanwhile are known already.
+        let result = result.map(|told| self.names = self.names.take().or(told));
         let refused = match result {
             // What came of it says nothing of what is to be told now, and of
             // another sandbox nothing at all.

@@ -5,7 +5,7 @@
 //! here; its guest is entered once the run is on disk, which is written while
 //! the code is loaded.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use krustlet_model::{
@@ -15,7 +15,7 @@ use krustlet_model::{
     resize::ContainerResources,
     restarts,
 };
-use krustlet_protocol::PodNetwork;
+use krustlet_protocol::Names;
 use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Done, Files, Sandbox, Worker, rules::Rules};
@@ -24,7 +24,8 @@ use crate::{
     containers::{ImageState, Run},
     decide::Phase,
     launch::{LaunchOrder, launch},
-    names, order,
+    names::{self, NamesConfig, NamesError},
+    order,
     outside::{About, EventType, NetworkKind, PodEvents, PodSandbox, Refused, Why},
     place::{self, NoPlace, Place},
     pulls::{self, ImageQuestion, ask_for_image},
@@ -49,36 +50,39 @@ const QUIET_REFUSALS: u32 = 2;
 /// The wait after such a refusal.
 const REFUSED_RETRY: Duration = Duration::from_millis(100);
 
-/// Says how the pod looks names up, and what people should hear of that.
-pub(super) async fn add_names(
+/// Reads of the node's files how the pod at these addresses looks names up.
+pub(super) async fn read_names<T: Send + 'static>(
     context: Arc<Context>,
     pod: Arc<Pod>,
-    network: &mut PodNetwork,
-) -> Result<Vec<NamesWarning>, Refused> {
+    addresses: Vec<IpAddr>,
+    read: fn(&NamesConfig, &Pod, (&str, &[IpAddr]), &[IpAddr]) -> Result<T, NamesError>,
+) -> Result<T, Refused> {
     let failed = |message| Refused { message, why: Why::Failed };
-    let addresses = network.addresses.clone();
     let names = spawn_blocking(move || {
         let node = context.node(None);
         let at = (node.name.as_str(), context.outside.network.node_addresses());
-        names::of_pod(&context.config.names, &pod, at, &addresses)
+        read(&context.config.names, &pod, at, &addresses)
     });
     let names = names.await.map_err(|error| failed(error.to_string()))?;
-    let (names, warnings) = names.map_err(|error| failed(Chain(&error).to_string()))?;
-    network.names = names;
-    Ok(warnings)
+    names.map_err(|error| failed(Chain(&error).to_string()))
 }
 
-/// Makes a sandbox, once it is known how the pod looks names up.
+/// Makes a sandbox, once it is known how the pod looks names up, and says how that
+/// is.
 async fn make_sandbox(
     context: Arc<Context>,
     pod: Arc<Pod>,
     mut sandbox: PodSandbox,
-) -> Result<PodEvents, Refused> {
-    let warnings = add_names(Arc::clone(&context), Arc::clone(&pod), &mut sandbox.network).await?;
+) -> Result<(PodEvents, Names), Refused> {
+    let addresses = sandbox.network.addresses.clone();
+    let read = read_names(Arc::clone(&context), Arc::clone(&pod), addresses, names::of_pod);
+    let (names, warnings) = read.await?;
     for NamesWarning { reason, message } in warnings {
         context.outside.events.record(About::Pod(&pod), EventType::Warning, reason, message);
     }
-    context.outside.runtime.run_pod_sandbox(sandbox).await
+    sandbox.network.names = Some(names.clone());
+    let events = context.outside.runtime.run_pod_sandbox(sandbox).await?;
+    Ok((events, names))
 }
 
 impl Worker {
@@ -349,6 +353,7 @@ impl Worker {
         self.sandbox_failures = failures.saturating_add(1);
         self.sandbox = Sandbox::None { from };
         self.events = None;
+        self.names = None;
         for slot in &mut self.slots {
             slot.leftover = None;
             slot.has_begun = false;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    Failure, Packet,
+    Failure, MAX_MESSAGE, Packet,
     socket::{pair, read_memfd, receive, send, send_frame},
 };
 
@@ -102,6 +102,111 @@ async fn long_lists_are_taken_and_long_news_is_not() {
     let (answer, news) = tokio::join!(call, incoming.next());
     assert_eq!(answer.unwrap().reply, reply);
     assert_eq!(news.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+/// Says the same long reply so often.
+fn say_long(socket: &OwnedFd, id: u64, times: usize) {
+    let failure = Failure::Failed { message: "x".repeat(MAX_MESSAGE) };
+    let body = SandboxMessage::Reply(SandboxReply::Failed(failure));
+    let bytes = serde_json::to_vec(&Frame { id, descriptors: vec![], body }).unwrap();
+    for _ in 0..times {
+        crate::socket::send_any_length(socket.as_fd(), &bytes).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_asked_for_ends_the_connection() {
+    let done = || SandboxMessage::Reply(SandboxReply::Done);
+    type Says = fn(&OwnedFd, SandboxMessage);
+    let says: [(&str, Says); 4] = [
+        ("long replies", |theirs, _| say_long(theirs, 99, 3)),
+        ("a reply", |theirs, done| say(theirs, 99, done)),
+        ("a second reply", |theirs, done| {
+            say(theirs, 1, done.clone());
+            say(theirs, 1, done);
+        }),
+        ("one that is not understood", |theirs, _| {
+            let reply = br#"{"id":99,"body":{"reply":{"reply":"perhaps"}}}"#;
+            send(theirs.as_fd(), reply, &[]).unwrap();
+        }),
+    ];
+    for (what, say) in says {
+        for is_asked in [false, true] {
+            let (ours, theirs) = pair().unwrap();
+            let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+            let call = async {
+                if is_asked {
+                    let _ = caller.call(SandboxRequest::Stats, vec![], LIMIT).await;
+                }
+            };
+            let news = async {
+                say(&theirs, done());
+                timeout(LIMIT, incoming.next()).await.expect("it ends")
+            };
+            let ((), news) = tokio::join!(call, news);
+            assert_eq!(news.expect_err(what).kind(), io::ErrorKind::InvalidData, "{what}");
+            let late = caller.call(SandboxRequest::Stats, vec![], LIMIT).await;
+            assert!(matches!(late, Err(CallError::Gone)), "{what}: {late:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_call_that_was_given_up_is_passed_over_once() {
+    let (ours, theirs) = pair().unwrap();
+    let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+    for id in 1..=2 {
+        let late = caller.call(SandboxRequest::Stats, vec![], Duration::ZERO).await;
+        assert!(matches!(late, Err(CallError::TimedOut { .. })), "{late:?}");
+        say_long(&theirs, id, 1);
+    }
+    say(&theirs, 0, SandboxMessage::Event(rotated(1)));
+    assert_eq!(incoming.next().await.unwrap(), Some(rotated(1)));
+    say(&theirs, 1, SandboxMessage::Reply(SandboxReply::Done));
+    assert_eq!(incoming.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn a_peer_of_which_nothing_is_understood_is_let_go() {
+    let (ours, theirs) = pair().unwrap();
+    let (_caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+    let peer = tokio::task::spawn_blocking(move || {
+        let mut sent = 0;
+        while sent < 2 * STRANGE && send(theirs.as_fd(), b"noise", &[]).is_ok() {
+            sent += 1;
+        }
+    });
+    assert_eq!(incoming.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    drop((incoming, _caller));
+    peer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_reply_is_not_lost_by_who_stops_waiting_for_news() {
+    let (ours, theirs) = pair().unwrap();
+    let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+    let mut call = std::pin::pin!(caller.call(SandboxRequest::Stats, vec![], LIMIT));
+    assert!(once(call.as_mut()).await.is_none(), "it is asked");
+    say_long(&theirs, 1, 1);
+    let answer = loop {
+        if let Some(news) = once(std::pin::pin!(incoming.next())).await {
+            panic!("nothing else was said: {news:?}");
+        }
+        if let Some(answer) = once(call.as_mut()).await {
+            break answer;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(matches!(answer.unwrap().reply, SandboxReply::Failed(Failure::Failed { .. })));
+}
+
+/// What a future comes to if it is asked once.
+async fn once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        std::task::Poll::Ready(done) => std::task::Poll::Ready(Some(done)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
 }
 
 #[tokio::test]

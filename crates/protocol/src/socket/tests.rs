@@ -296,6 +296,16 @@ fn a_message_of_any_length_arrives() {
 }
 
 #[test]
+fn what_is_not_understood_is_not_repeated_at_length() {
+    let odd = "ä".repeat(1 << 20);
+    let bytes = format!(r#"{{"id":7,"body":{{"reply":{{"reply":"{odd}"}}}}}}"#).into_bytes();
+    let error = parse_frame::<SandboxMessage>(&Packet { bytes, fds: vec![] }).unwrap_err();
+    assert_eq!(error.frame_id(), Some(7));
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("ää") && source.len() < 1024, "{}", source.len());
+}
+
+#[test]
 fn a_message_in_a_file_that_may_change_is_refused() {
     let disk = OwnedFd::from(tempfile::tempfile().unwrap());
     let (pipe, _end) = rustix::pipe::pipe().unwrap();

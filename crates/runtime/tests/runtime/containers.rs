@@ -98,6 +98,21 @@ async fn a_guest_that_is_refused_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn what_a_sandbox_says_is_cut_where_a_sound_one_stops() {
+    let bed = Bed::new().await;
+    let _events = bed.run("a").await;
+    for answer in ["wordy", "odd"] {
+        let mut launch = bed.launch("a", 1);
+        launch.spec.args = vec![answer.into()];
+        let error = bed.runtime.create_container(launch).await.unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("xxx") && said.len() < 5000, "{answer}: {}", said.len());
+    }
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_reads_no_events_can_still_ask_and_loses_none() {
     const CONTAINERS: u8 = 120;
     let bed = Bed::new().await;

@@ -423,8 +423,16 @@ impl Sandbox {
         if names != wanted {
             return Err(malformed("other descriptors"));
         }
-        if spec.args == ["unlinkable"] {
-            return Err(Failure::Unlinkable { message: "no such import".into() });
+        let words = "x".repeat(1 << 20);
+        match spec.args.first().map(String::as_str) {
+            Some("unlinkable") => {
+                return Err(Failure::Unlinkable { message: "no such import".into() });
+            }
+            Some("wordy") => return Err(Failure::Failed { message: words }),
+            Some("odd") => {
+                return Ok(SandboxReply::Exec(ExecOutcome { exit_code: 0, message: words }));
+            }
+            Some(_) | None => {}
         }
         let preopens = fds.by_ref().take(spec.preopens.len()).collect();
         let container = Container {

@@ -193,7 +193,7 @@ impl Stack {
 
     /// From now on it is like this. Connections that are open stay.
     pub(crate) fn set(&self, mut network: PodNetwork, services: Option<Directory>) {
-        let names = Arc::new(std::mem::take(&mut network.names));
+        let names = network.names.take().map_or_else(|| self.names(), Arc::new);
         let before = self.network();
         if network.policy.is_none() {
             // The first word a sandbox hears gives it its addresses.
@@ -221,8 +221,8 @@ impl Stack {
         }
     }
 
-    /// Addresses, refused destinations and bounds, as they are now. Its `names`
-    /// are empty; see [`names`](Self::names).
+    /// Addresses, refused destinations and bounds, as they are now. It has no
+    /// `names`; see [`names`](Self::names).
     pub(crate) fn network(&self) -> Arc<PodNetwork> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&current.network)

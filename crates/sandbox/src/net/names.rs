@@ -105,11 +105,29 @@ mod tests {
     use std::time::Duration;
 
     use futures::future::join_all;
+    use krustlet_model::policy::PodPolicy;
     use krustlet_protocol::SocketLimits;
     use tokio::{task::yield_now, time::timeout};
 
     use super::*;
     use crate::net::Options;
+
+    #[test]
+    fn names_that_are_not_told_stay_as_they_were() {
+        let network = |names| PodNetwork {
+            addresses: vec![Family::V4.localhost()],
+            names,
+            ..PodNetwork::default()
+        };
+        let names = Names { servers: vec!["192.0.2.53:53".parse().unwrap()], ..Names::default() };
+        let stack = Stack::default();
+        stack.set(network(None), None);
+        assert_eq!(*stack.names(), Names::default());
+        stack.set(network(Some(names.clone())), None);
+        stack.set(PodNetwork { policy: Some(PodPolicy::closed()), ..network(None) }, None);
+        assert_eq!(*stack.names(), names);
+        assert_eq!(stack.network().policy, Some(PodPolicy::closed()), "the rest is as told");
+    }
 
     #[tokio::test]
     async fn a_pod_that_may_look_up_more_names_does_so_at_once() {
@@ -120,12 +138,12 @@ mod tests {
             // One that any machine has.
             addresses: vec![Family::V4.localhost()],
             limits: SocketLimits { lookups, ..SocketLimits::default() },
-            names: Names {
+            names: Some(Names {
                 servers: vec![server],
                 timeout_ms: 60_000,
                 attempts: 1,
                 ..Names::default()
-            },
+            }),
             ..PodNetwork::default()
         };
         let stack = Stack::default();

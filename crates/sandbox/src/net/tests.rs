@@ -502,14 +502,14 @@ fn look_ups_go_to_the_nodes_servers_where_guests_may_not() {
         let refused = Destinations { address: address("169.254.0.0"), prefix: 16, port: None };
         let server: SocketAddr = SERVER.parse().unwrap();
         let told = |node_servers: Vec<SocketAddr>| {
-            let names = Names {
+            let names = Some(Names {
                 servers: vec![server],
                 node_servers,
                 attempts: 1,
                 timeout_ms: 5000,
                 ndots: 1,
                 ..Names::default()
-            };
+            });
             let addresses = vec![address("10.77.0.1")];
             let refused = vec![refused.clone()];
             stack.set(PodNetwork { addresses, refused, names, ..PodNetwork::default() }, None);

@@ -55,7 +55,7 @@ pub(super) fn stack() -> Stack {
             prefix: 16,
             port: None,
         }],
-        names: Names {
+        names: Some(Names {
             hosts: vec![
                 host("127.0.0.1", "web.test"),
                 host("169.254.169.254", "rebound.test"),
@@ -65,7 +65,7 @@ pub(super) fn stack() -> Stack {
                 host("127.0.0.1", "denied.test"),
             ],
             ..Names::default()
-        },
+        }),
         ..PodNetwork::default()
     };
     stack.set(network, None);
@@ -576,8 +576,7 @@ fn small_stack(sockets: u32) -> Stack {
     let stack = stack();
     let mut network = (*stack.network()).clone();
     network.limits.sockets = sockets;
-    let names = (*stack.names()).clone();
-    stack.set(PodNetwork { names, ..network }, None);
+    stack.set(network, None);
     stack
 }
 

@@ -384,7 +384,7 @@ pub(crate) fn names_are_the_pods() {
     let sandbox = zygote.sandbox();
     let host = Host { address: "10.77.3.4".parse().unwrap(), names: vec!["db.internal".into()] };
     let names = Names { hosts: vec![host], ..Names::default() };
-    sandbox.network("pod", &PodNetwork { names, ..network(&["10.77.0.1"]) });
+    sandbox.network("pod", &PodNetwork { names: Some(names), ..network(&["10.77.0.1"]) });
     assert_eq!(run(&sandbox, &["lookup", "db.internal"]), "10.77.3.4");
     assert_eq!(run(&sandbox, &["lookup", "10.77.9.9"]), "10.77.9.9");
     assert_eq!(run(&sandbox, &["lookup", ""]), "invalid-argument");

@@ -128,7 +128,7 @@ pub(crate) fn guests_go_only_where_their_pods_list_says() {
             prefix: 32,
             port: None,
         }],
-        names: Names { hosts: hosts.clone(), ..Names::default() },
+        names: Some(Names { hosts: hosts.clone(), ..Names::default() }),
         ..network(&["10.77.0.2"])
     };
     let call = |args: &[&str]| run(&client, "pod", args);

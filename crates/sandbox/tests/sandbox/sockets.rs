@@ -620,7 +620,7 @@ pub(crate) fn a_guest_asks_a_service_for_a_page_by_its_name() {
     let at = listener.local_addr().unwrap().to_string();
     let home = services_of(&[(Transport::Tcp, &at)]);
     let names = Names { cluster_domain: "c".into(), attempts: 1, ..Names::default() };
-    let network = PodNetwork { names, ..network(&["10.77.0.1"]) };
+    let network = PodNetwork { names: Some(names), ..network(&["10.77.0.1"]) };
     sandbox.led_network("pod", &network, home.path());
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
