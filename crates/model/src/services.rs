@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     front::{Front, FrontPort, Kind, Naming, Range},
-    leads::{Here, Lead, Otherwise, leads},
+    leads::{Here, Lead, Otherwise, leads, some_of},
     slice::{Endpoint, NamedEndpoint, Slice, SlicePort, named_endpoints},
 };
 

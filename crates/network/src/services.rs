@@ -14,6 +14,7 @@
 //! `krustlet_model::services`'s.
 
 mod files;
+mod room;
 mod table;
 
 use std::{
@@ -39,8 +40,15 @@ use tokio_util::sync::CancellationToken;
 use self::{files::Files, table::Table};
 
 /// Changes that follow each other are written together: a rollout of many pods
-/// changes the same Services again and again. kube-proxy waits a second.
+/// changes the same Services again and again. What is long in the writing is written
+/// less often, so that it keeps no processor busy, at most as late as by kube-proxy.
 const SETTLE: Duration = Duration::from_millis(50);
+const MOST_SETTLE: Duration = Duration::from_secs(1);
+
+/// How long changes are gathered after a write that took so long.
+fn settle(took: Duration) -> Duration {
+    took.saturating_mul(3).clamp(SETTLE, MOST_SETTLE)
+}
 
 /// Before files that could not be written are tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -130,6 +138,7 @@ impl ServicesTask {
         let Self { directory, mut files, state } = self;
         let mut table = Table::default();
         let mut retry = None;
+        let mut took = Duration::ZERO;
         let (node, addresses) = (sources.node.clone(), sources.addresses.clone());
         let mut here = Here { node, addresses, zone: String::new() };
         loop {
@@ -142,6 +151,7 @@ impl ServicesTask {
             let slices = sources.slices.borrow_and_update().clone();
             if let (Some(services), Some(slices)) = (services, slices) {
                 let written;
+                let begun = Instant::now();
                 // Given and taken back: it is at work elsewhere meanwhile.
                 (table, files, written) = match spawn_blocking(move || {
                     table.update(&services, &slices, &from);
@@ -157,6 +167,7 @@ impl ServicesTask {
                         return;
                     }
                 };
+                took = begun.elapsed();
                 retry = match written {
                     Ok(()) => {
                         state.send_if_modified(|shown| {
@@ -193,7 +204,7 @@ impl ServicesTask {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = sleep(SETTLE) => {}
+                () = sleep(settle(took)) => {}
             }
         }
     }
@@ -308,6 +319,13 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    #[test]
+    fn what_is_long_in_the_writing_is_written_less_often() {
+        let ms = Duration::from_millis;
+        let after = [0, 10, 200, 10_000].map(|took| settle(ms(took)));
+        assert_eq!(after, [SETTLE, SETTLE, ms(600), MOST_SETTLE]);
     }
 
     #[tokio::test]
