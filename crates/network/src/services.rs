@@ -25,10 +25,10 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use krustlet_model::{
     Chain,
-    services::{Here, Slices},
+    services::{Here, Services, Slices},
 };
 use tokio::{
     sync::watch,
@@ -66,7 +66,7 @@ pub struct ServiceSources {
     /// The Node, for its zone.
     pub seen: watch::Receiver<Option<Arc<Node>>>,
     /// All Services; None until they were read once.
-    pub services: watch::Receiver<Option<Arc<Vec<Service>>>>,
+    pub services: watch::Receiver<Option<Arc<Services>>>,
     /// All EndpointSlices; None until they were read once.
     pub slices: watch::Receiver<Option<Arc<Slices>>>,
 }
@@ -245,10 +245,10 @@ mod tests {
     /// Longer than any test needs.
     const LIMIT: Duration = Duration::from_mins(1);
 
-    fn service(version: u32, port: u16) -> Arc<Vec<Service>> {
+    fn service() -> Arc<Services> {
         let service = json!({
-            "metadata": {"namespace": "n", "name": "s", "resourceVersion": version.to_string()},
-            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": port}]},
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80}]},
         });
         Arc::new(vec![serde_json::from_value(service).unwrap()])
     }
@@ -278,7 +278,7 @@ mod tests {
     struct Bed {
         home: tempfile::TempDir,
         node: watch::Sender<Option<Arc<Node>>>,
-        services: watch::Sender<Option<Arc<Vec<Service>>>>,
+        services: watch::Sender<Option<Arc<Services>>>,
         slices: watch::Sender<Option<Arc<Slices>>>,
     }
 
@@ -335,7 +335,7 @@ mod tests {
         assert!(matches!(&*state.borrow(), ServicesState::Waiting(_)));
         let stop = CancellationToken::new();
         let work = async {
-            bed.services.send_replace(Some(service(1, 80)));
+            bed.services.send_replace(Some(service()));
             bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.2", "b")])));
             state.wait_for(|state| *state == ServicesState::Written).await.unwrap();
             assert!(bed.home.path().join("services").join(COMPLETE).exists());
@@ -372,7 +372,7 @@ mod tests {
             options.read(true).write(true).custom_flags(nonblocking).open(&unfinished).unwrap();
         while pipe.write(&[0; 4096]).is_ok() {}
         bed.node.send_replace(Some(node("a")));
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.2", "b")])));
         let stop = CancellationToken::new();
         let work = async {
@@ -410,7 +410,7 @@ mod tests {
                 .await
                 .unwrap();
         };
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a")])));
         run(&|| bed.endpoints().is_some()).await;
 
@@ -435,7 +435,7 @@ mod tests {
         let (_state, task) = bed.open();
         let addresses = bed.home.path().join("services/addresses");
         fs::remove_dir(&addresses).unwrap();
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a")])));
         let stop = CancellationToken::new();
         let work = async {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec, ServiceStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 use super::{ServiceKey, Transport};
 
@@ -156,6 +159,44 @@ impl Front {
             sources: sources(spec),
             naming,
         })
+    }
+}
+
+/// What anybody on a node looks at: what [`Front::of`] and
+/// [`service_variables`](crate::env::service_variables) do. Nothing else is kept of
+/// the Services of a cluster: their annotations may be hundreds of megabytes.
+#[must_use]
+pub fn slim(service: Service) -> Service {
+    let Service { metadata, spec, status } = service;
+    let labels = metadata.labels.and_then(|mut all| all.remove_entry(OTHER_PROXY));
+    let port = |port: ServicePort| {
+        let ServicePort { name, node_port, port, protocol, app_protocol: _, target_port: _ } = port;
+        ServicePort { name, node_port, port, protocol, ..ServicePort::default() }
+    };
+    let spec = spec.map(|spec| ServiceSpec {
+        cluster_ip: spec.cluster_ip,
+        cluster_ips: spec.cluster_ips,
+        external_ips: spec.external_ips,
+        external_name: spec.external_name,
+        internal_traffic_policy: spec.internal_traffic_policy,
+        load_balancer_source_ranges: spec.load_balancer_source_ranges,
+        ports: spec.ports.map(|ports| ports.into_iter().map(port).collect()),
+        session_affinity: spec.session_affinity,
+        session_affinity_config: spec.session_affinity_config,
+        type_: spec.type_,
+        ..ServiceSpec::default()
+    });
+    let load_balancer = status.and_then(|status| status.load_balancer);
+    Service {
+        metadata: ObjectMeta {
+            namespace: metadata.namespace,
+            name: metadata.name,
+            labels: labels.map(|label| [label].into()),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: load_balancer
+            .map(|all| ServiceStatus { load_balancer: Some(all), ..ServiceStatus::default() }),
     }
 }
 

@@ -393,3 +393,47 @@ proptest! {
         prop_assert_eq!(lead(&all, true, Kind::External), lead(&all, false, Kind::Cluster));
     }
 }
+
+#[test]
+fn what_is_kept_of_a_service_is_what_counts_and_no_more() {
+    let full = json!({
+        "metadata": {
+            "namespace": "n", "name": "s", "resourceVersion": "1",
+            "annotations": {"a": "1"}, "labels": {"app": "x"},
+        },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
+            "externalIPs": ["192.0.2.1"], "internalTrafficPolicy": "Local", "selector": {"app": "x"},
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 9}},
+            "loadBalancerSourceRanges": ["192.0.2.0/24"],
+            "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080, "targetPort": 8080},
+                {"name": "b", "port": 53, "protocol": "UDP"},
+            ],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}]}},
+    });
+    let read = |service: &Value| -> Service { serde_json::from_value(service.clone()).unwrap() };
+    let kinds: [fn(&mut Value); 4] = [
+        |_| {},
+        |one| one["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("x"),
+        |one| one["spec"]["clusterIP"] = json!("None"),
+        |one| one["spec"] = json!({"type": "ExternalName", "externalName": "example.org"}),
+    ];
+    for change in kinds {
+        let mut full = full.clone();
+        change(&mut full);
+        let kept = slim(read(&full));
+        assert!(Front::of(&kept).is_some());
+        assert_eq!(Front::of(&kept), Front::of(&read(&full)));
+        let variables = |of: Service| crate::env::service_variables(&[Arc::new(of)], "n", true);
+        assert_eq!(variables(kept.clone()), variables(read(&full)));
+        // What others write there changes nothing.
+        full["metadata"]["resourceVersion"] = json!("2");
+        full["metadata"]["annotations"] = json!({"a": "2"});
+        full["metadata"]["labels"]["app"] = json!("y");
+        full["spec"]["selector"] = json!({"app": "y"});
+        full["status"]["conditions"] = json!([]);
+        assert_eq!(slim(read(&full)), kept);
+    }
+}

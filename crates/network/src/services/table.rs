@@ -57,7 +57,7 @@ impl File {
 /// What a Service was when it was gone through.
 #[derive(Debug)]
 struct Known {
-    version: Option<String>,
+    service: Arc<Service>,
     slices: Vec<Arc<Slice>>,
     addresses: Vec<At>,
     /// How many addresses it names, and how many of these count.
@@ -71,10 +71,8 @@ type At = (IpAddr, Kind);
 impl Known {
     /// Whether nothing is other than before; of the addresses that it names so many
     /// may count.
-    fn is(&self, service: &Service, slices: &[Arc<Slice>], most: usize) -> bool {
-        let version = &service.metadata.resource_version;
-        version.is_some()
-            && self.version == *version
+    fn is(&self, service: &Arc<Service>, slices: &[Arc<Slice>], most: usize) -> bool {
+        Arc::ptr_eq(&self.service, service)
             && self.counting == self.named.min(most)
             && self.slices.len() == slices.len()
             && self.slices.iter().zip(slices).all(|(old, new)| Arc::ptr_eq(old, new))
@@ -84,7 +82,7 @@ impl Known {
 impl Table {
     /// Takes in what the cluster is now, as seen from this node. Services come in the
     /// order of their names.
-    pub(super) fn update(&mut self, services: &[Service], slices: &Slices, here: &Here) {
+    pub(super) fn update(&mut self, services: &[Arc<Service>], slices: &Slices, here: &Here) {
         let is_elsewhere = self.here != *here;
         self.here.clone_from(here);
         let mut gone: BTreeSet<ServiceKey> = self.known.keys().cloned().collect();
@@ -115,7 +113,7 @@ impl Table {
     fn put(
         &mut self,
         key: ServiceKey,
-        service: &Service,
+        service: &Arc<Service>,
         slices: &[Arc<Slice>],
         most: usize,
     ) -> usize {
@@ -125,7 +123,7 @@ impl Table {
         let shares = front.iter().flat_map(|front| shares(front, slices, &self.here, counting));
         let shares: BTreeMap<At, Share> = shares.collect();
         let known = Known {
-            version: service.metadata.resource_version.clone(),
+            service: Arc::clone(service),
             slices: slices.to_vec(),
             addresses: shares.keys().copied().collect(),
             named,
@@ -290,7 +288,7 @@ mod tests {
     use super::*;
 
     /// A Service and who answers for it, as small as the rules need.
-    #[derive(Clone, Debug, PartialEq, Eq)]
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     struct One {
         name: u8,
         version: u8,
@@ -300,7 +298,7 @@ mod tests {
         is_others: bool,
     }
 
-    fn service(one: &One) -> Service {
+    fn service(one: &One) -> Arc<Service> {
         let external: Vec<_> = one.external.iter().map(|n| format!("192.0.2.{n}")).collect();
         let labels = if one.is_others {
             json!({"service.kubernetes.io/service-proxy-name": "x"})
@@ -309,8 +307,7 @@ mod tests {
         };
         serde_json::from_value(json!({
             "metadata": {
-                "namespace": "n", "name": format!("s{}", one.name),
-                "resourceVersion": format!("{one:?}"), "labels": labels,
+                "namespace": "n", "name": format!("s{}", one.name), "labels": labels,
             },
             "spec": {
                 "clusterIP": one.address.map_or("None".to_owned(), |n| format!("192.0.2.{n}")),
@@ -358,9 +355,13 @@ mod tests {
             steps in prop::collection::vec((services(), any::<bool>()), 1..6)
         ) {
             let mut table = Table::default();
-            let mut files = HashMap::new();
+            let (mut files, mut seen) = (HashMap::new(), HashMap::new());
             for (all, is_here) in steps {
-                let all: Vec<Service> = all.iter().map(service).collect();
+                // Those that are as they were are the same ones.
+                let all: Vec<Arc<Service>> = all
+                    .iter()
+                    .map(|one| Arc::clone(seen.entry(one.clone()).or_insert_with(|| service(one))))
+                    .collect();
                 let here = Here {
                     node: "n".into(),
                     zone: if is_here { "a" } else { "b" }.into(),
@@ -382,7 +383,7 @@ mod tests {
         #[test]
         fn nobody_takes_an_address_that_the_cluster_gave_to_another(all in services()) {
             let mut table = Table::default();
-            let objects: Vec<Service> = all.iter().map(service).collect();
+            let objects: Vec<Arc<Service>> = all.iter().map(service).collect();
             table.update(&objects, &Slices::new(), &Here::default());
             for (address, shares) in &table.addresses {
                 let is_of_others = shares.keys().any(|(kind, _)| *kind == Kind::Others);
@@ -404,7 +405,7 @@ mod tests {
 
     #[test]
     fn ports_of_nodes_are_at_the_addresses_of_this_one() {
-        let service: Service = serde_json::from_value(json!({
+        let service: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "n", "name": "s"},
             "spec": {
                 "clusterIP": "10.96.0.7", "internalTrafficPolicy": "Local",
@@ -416,7 +417,7 @@ mod tests {
         }))
         .unwrap();
         // Who names the address does not get what the cluster gave to another.
-        let named: Service = serde_json::from_value(json!({
+        let named: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "a", "name": "s"},
             "spec": {
                 "clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.1"],
@@ -452,15 +453,16 @@ mod tests {
 
     #[test]
     fn an_address_that_a_balancer_has_is_not_taken_by_who_names_it() {
-        let service = |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Service {
-            let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
-            let mut service = json!({
-                "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
-                "status": {"loadBalancer": {"ingress": ingress}},
-            });
-            service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
-            serde_json::from_value(service).unwrap()
-        };
+        let service =
+            |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Arc<Service> {
+                let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
+                let mut service = json!({
+                    "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
+                    "status": {"loadBalancer": {"ingress": ingress}},
+                });
+                service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
+                serde_json::from_value(service).unwrap()
+            };
         let named = json!({"clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
         let other = json!({"clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.2"]});
         let mut table = Table::default();
@@ -477,7 +479,7 @@ mod tests {
     #[test]
     fn endpoints_are_worked_out_once_for_all_addresses_that_lead_to_the_same() {
         let outside = |n: u8| [format!("192.0.2.{n}"), format!("2001:db8::{n:x}")];
-        let service: Service = serde_json::from_value(json!({
+        let service: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "n", "name": "s"},
             "spec": {
                 "clusterIPs": ["10.96.0.7", "fd00::7"], "internalTrafficPolicy": "Local",
@@ -508,13 +510,10 @@ mod tests {
 
     #[test]
     fn of_the_addresses_that_a_namespace_names_the_first_count() {
-        let service = |namespace: &str, name: u8, version: u8, named: u8| -> Service {
+        let service = |namespace: &str, name: u8, named: u8| -> Arc<Service> {
             let named: Vec<_> = (1..=named).map(|n| format!("192.0.{name}.{n}")).collect();
             serde_json::from_value(json!({
-                "metadata": {
-                    "namespace": namespace, "name": format!("s{name:02}"),
-                    "resourceVersion": format!("{version}"),
-                },
+                "metadata": {"namespace": namespace, "name": format!("s{name:02}")},
                 "spec": {
                     "clusterIP": "10.96.0.7", "externalIPs": named, "ports": [{"port": 80}],
                 },
@@ -522,7 +521,7 @@ mod tests {
             .unwrap()
         };
         let mut table = Table::default();
-        let mut led = |all: &[Service]| {
+        let mut led = |all: &[Arc<Service>]| {
             table.update(all, &Slices::new(), &Here::default());
             let mut fresh = Table::default();
             fresh.update(all, &Slices::new(), &Here::default());
@@ -534,18 +533,18 @@ mod tests {
             [is_led(20, 1), is_led(20, 32), is_led(30, 1), is_led(40, 32)]
         };
         // Sixteen of 32 each are all that a namespace may name.
-        let mut all: Vec<_> = (1..16).map(|name| service("a", name, 1, 32)).collect();
-        all.extend([service("a", 20, 1, 32), service("a", 30, 1, 1), service("b", 40, 1, 32)]);
+        let mut all: Vec<_> = (1..16).map(|name| service("a", name, 32)).collect();
+        all.extend([service("a", 20, 32), service("a", 30, 1), service("b", 40, 32)]);
         assert_eq!(led(&all), [true, true, false, true]);
         // One that names less leaves room for those behind it, though these are as they were.
-        all[0] = service("a", 1, 2, 31);
+        all[0] = service("a", 1, 31);
         assert_eq!(led(&all), [true, true, true, true]);
-        all[0] = service("a", 1, 3, 32);
-        all[1] = service("a", 2, 2, 31);
+        all[0] = service("a", 1, 32);
+        all[1] = service("a", 2, 31);
         all.remove(2);
-        all.insert(0, service("a", 0, 1, 32));
+        all.insert(0, service("a", 0, 32));
         assert_eq!(led(&all), [true, true, true, true]);
-        all[2] = service("a", 2, 3, 32);
+        all[2] = service("a", 2, 32);
         assert_eq!(led(&all), [true, true, false, true]);
     }
 
