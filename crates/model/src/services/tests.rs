@@ -79,8 +79,28 @@ fn a_service_is_reached_where_its_spec_and_its_balancer_say() {
     assert_eq!(front.ports.len(), 2);
     assert_eq!(front.affinity, Some(Duration::from_hours(3)));
     assert!(front.is_local);
-    assert_eq!(front.sources, [Range { address: ip("10.0.0.0"), prefix: 8 }]);
+    // What cannot be read opens nothing to the family that has no other range.
+    let nobody = Range { address: ip("::"), prefix: 128 };
+    assert_eq!(front.sources, [Range { address: ip("10.0.0.0"), prefix: 8 }, nobody]);
     assert_eq!(front.naming, Naming::Addresses(vec![ip("10.96.0.7"), ip("fd00::7")]));
+}
+
+#[test]
+fn source_ranges_are_read_as_kubernetes_reads_them_and_else_let_nobody_in() {
+    let sources = |ranges: &[&str]| {
+        front(json!({"clusterIP": "10.96.0.7", "loadBalancerSourceRanges": ranges}))
+            .unwrap()
+            .sources
+    };
+    let range = |address: &str, prefix| Range { address: ip(address), prefix };
+    assert_eq!(sources(&[]), []);
+    assert_eq!(sources(&[" 010.1.0.0/016 "]), [range("10.1.0.0", 16)]);
+    assert_eq!(sources(&["10.1.0.0/16", "fd00::/8"]), [range("10.1.0.0", 16), range("fd00::", 8)]);
+    let nobody = [range("0.0.0.0", 32), range("::", 128)];
+    assert_eq!(sources(&["odd"]), nobody);
+    assert_eq!(sources(&["10.1.0.0/16", "odd"]), [range("10.1.0.0", 16), nobody[1]]);
+    let zeros = front(json!({"clusterIP": "10.096.0.07"})).unwrap();
+    assert_eq!(zeros.addresses.keys().collect::<Vec<_>>(), [&ip("10.96.0.7")]);
 }
 
 #[test]
