@@ -209,7 +209,7 @@ pub fn open(
         let (freed, resting) = Freed::open(path.clone()).map_err(failed(&path))?;
         shared.resume(freed, resting);
     }
-    let was_led = remembered.current.is_some();
+    let was_led = remembered.had();
     let mut task = NetworkTask {
         shared: Arc::clone(&shared),
         mode,
@@ -355,6 +355,7 @@ impl NetworkTask {
             has_waited,
             configured: self.configured.as_ref(),
             remembered: self.remembered.current.as_ref(),
+            had_own: self.remembered.had(),
         });
         match (decided, self.shared.node.first()) {
             (Decision::Own(ranges), Some(&node)) => Decision::Own(ranges.led_by(node)),
@@ -485,10 +486,10 @@ impl NetworkTask {
     fn remember(&mut self, current: Option<&PodRanges>, plan: &Plan, old: &[IpNet]) {
         let mut led = plan.ranges.clone();
         led.extend_from_slice(old);
-        let next = Remembered {
-            current: current.cloned().or_else(|| self.remembered.current.clone()),
-            led,
-        };
+        let current = current.cloned().or_else(|| self.remembered.current.clone());
+        // Once some are known again, no more is to be said of those that were lost.
+        let is_lost = self.remembered.is_lost && current.is_none();
+        let next = Remembered { current, led, is_lost };
         if next == self.remembered {
             return;
         }
