@@ -47,8 +47,8 @@ use crate::{
     netlink,
     notice::Notices,
     peers::{PeerRoutes, Peers},
-    plan::{Plan, link_name},
-    ranges::PodRanges,
+    plan::{Plan, has_gateway, link_name},
+    ranges::{PodRanges, gateway},
     remembered::Remembered,
 };
 
@@ -231,7 +231,9 @@ pub fn open(
         failures: 0,
     };
     task.decide_without_kernel();
-    // Before any pod's rules are made of it.
+    // Before any pod's rules are made of them.
+    let led = task.remembered.led.iter().copied();
+    task.shared.set_gateways(led.filter(|range| has_gateway(*range)).map(gateway));
     task.take_node_addresses(node_addresses(), &[]);
     Ok((Network::new(shared), task))
 }
@@ -388,7 +390,8 @@ impl NetworkTask {
             refused: Vec::new(),
             name_servers: Vec::new(),
         };
-        // Before a pod gets its place: its rules are made of both.
+        // Before a pod gets its place: its rules are made of all three.
+        self.shared.set_gateways(plan.gateways());
         self.look_at_node_addresses(&plan).await;
         plan.refused = self.shared.refused();
         plan.name_servers = self.name_servers.look().await.to_vec();
