@@ -16,6 +16,7 @@ pub mod connect;
 pub mod endpoints;
 pub mod events;
 mod feed;
+mod kept;
 pub mod lease;
 pub mod node;
 pub mod nodes;

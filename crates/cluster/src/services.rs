@@ -1,82 +1,39 @@
-//! The Services of the cluster, for the variables every container gets.
+//! The Services of the cluster, for the variables every container gets and for those
+//! who lead to them.
 //!
-//! What the variables are is `krustlet_model::env`'s business.
+//! What is kept of them is [`krustlet_model::services::slim`]'s business.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
-use krustlet_model::Chain;
+use krustlet_model::services::{ServiceKey, Services, slim};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Cluster,
-    feed::{Change, Feed, Holder},
-};
-
-/// The newest Services; None until the first full list has arrived. A container
-/// that started before that would lack its variables.
-pub type Services = watch::Receiver<Option<Arc<Vec<Service>>>>;
+use crate::{Cluster, feed::Feed, kept::Kept};
 
 /// Follows the Services.
 #[derive(Debug)]
 pub struct ServicesTask {
     feed: Feed<Service>,
-    held: Held,
+    kept: Kept<Service, ServiceKey, Service>,
 }
 
-/// The Services by namespace and name.
-#[derive(Debug)]
-struct Held {
-    shown: watch::Sender<Option<Arc<Vec<Service>>>>,
-    services: BTreeMap<(String, String), Service>,
-}
-
-/// The Services of all namespaces.
+/// The newest Services of all namespaces; None until the first full list has arrived:
+/// a container that started before that would lack its variables.
 #[must_use]
-pub fn services(cluster: &Cluster) -> (Services, ServicesTask) {
-    let (shown, services) = watch::channel(None);
-    let feed = Feed::new(cluster, None, None);
-    (services, ServicesTask { feed, held: Held { shown, services: BTreeMap::new() } })
+pub fn services(cluster: &Cluster) -> (watch::Receiver<Option<Arc<Services>>>, ServicesTask) {
+    let (services, kept) = Kept::new("the services", |service: Service| {
+        let namespace = service.metadata.namespace.clone().unwrap_or_default();
+        let name = service.metadata.name.clone().unwrap_or_default();
+        (ServiceKey { namespace, name }, Some(slim(service)))
+    });
+    (services, ServicesTask { feed: Feed::new(cluster, None, None), kept })
 }
 
 impl ServicesTask {
     /// Shows the newest Services until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        self.feed.keep(&mut self.held, &stop).await;
+        self.feed.keep(&mut self.kept, &stop).await;
     }
-}
-
-impl Holder<Service> for Held {
-    fn show(&mut self) {
-        let all = self.services.values().cloned().collect();
-        self.shown.send_replace(Some(Arc::new(all)));
-    }
-
-    fn take(&mut self, change: Change<Service>) -> bool {
-        match change {
-            Change::Replaced(all) => {
-                self.services = all.into_iter().map(entry).collect();
-                true
-            }
-            Change::Applied(service) => {
-                let (name, service) = entry(service);
-                self.services.insert(name, service);
-                true
-            }
-            Change::Removed(service) => self.services.remove(&entry(service).0).is_some(),
-            Change::Ended => false,
-            Change::Interrupted(error) => {
-                tracing::warn!(error = %Chain(&error), "cannot follow the services");
-                false
-            }
-        }
-    }
-}
-
-fn entry(mut service: Service) -> ((String, String), Service) {
-    service.metadata.managed_fields = None;
-    let namespace = service.metadata.namespace.clone().unwrap_or_default();
-    let name = service.metadata.name.clone().unwrap_or_default();
-    ((namespace, name), service)
 }

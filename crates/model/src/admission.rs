@@ -22,6 +22,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
+pub use self::ports::MOST_PORTS;
 pub use self::unsupported::{Unsupported, unsupported};
 use crate::{
     bandwidth::SocketAnnotations,

@@ -12,7 +12,7 @@ mod services;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     ByteString,
@@ -44,7 +44,7 @@ pub struct EnvSources<'a> {
     pub secrets: &'a BTreeMap<String, Secret>,
     /// All services of the cluster, or at least those of the pod's namespace
     /// and `default`. Must have been read once; see `cluster`.
-    pub services: &'a [Service],
+    pub services: &'a [Arc<Service>],
     /// What a pod may learn of itself.
     pub surroundings: Surroundings<'a>,
 }

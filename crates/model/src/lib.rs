@@ -27,6 +27,7 @@ pub mod services;
 pub mod status;
 pub mod termination;
 pub mod time;
+mod zeros;
 
 pub use chain::Chain;
 pub use grace::Grace;

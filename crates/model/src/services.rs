@@ -18,11 +18,12 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use k8s_openapi::api::core::v1::Service;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    front::{Front, FrontPort, Kind, Naming, Range},
-    leads::{Here, Lead, Otherwise, leads},
+    front::{Front, FrontPort, Kind, Naming, Range, slim},
+    leads::{Here, Lead, Otherwise, leads, some_of},
     slice::{Endpoint, NamedEndpoint, Slice, SlicePort, named_endpoints},
 };
 
@@ -48,6 +49,10 @@ impl std::fmt::Display for ServiceKey {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
+
+/// All Services, in the order of namespaces and names; each is the same value as long
+/// as nothing of it is another.
+pub type Services = Vec<Arc<Service>>;
 
 /// All slices by the Service that they are of.
 pub type Slices = BTreeMap<ServiceKey, Vec<Arc<Slice>>>;

@@ -70,6 +70,9 @@ pub struct Facts<'a> {
     /// Ranges that pods of this node got addresses of, under this agent or one
     /// before it.
     pub remembered: Option<&'a PodRanges>,
+    /// Whether pods got addresses of their own, of these or of ranges that are not
+    /// known any more.
+    pub had_own: bool,
 }
 
 /// What becomes of pods from now on.
@@ -89,9 +92,9 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if facts.mode == Mode::Host {
         return Decision::Host(None);
     }
-    let without = |why: String| match (facts.mode, facts.remembered) {
-        (Mode::Auto | Mode::Host, None) => Decision::Host(Some(why)),
-        (Mode::Auto | Mode::Host, Some(_)) => Decision::Wait(apart(&why)),
+    let without = |why: String| match (facts.mode, facts.had_own) {
+        (Mode::Auto | Mode::Host, false) => Decision::Host(Some(why)),
+        (Mode::Auto | Mode::Host, true) => Decision::Wait(apart(&why)),
         (Mode::Own, _) => Decision::Wait(why),
     };
     if let Some(why) = facts.unable {
@@ -207,6 +210,7 @@ mod tests {
             has_waited: false,
             configured: None,
             remembered: None,
+            had_own: false,
         }
     }
 
@@ -217,6 +221,7 @@ mod tests {
         let mut seen = Facts {
             configured: Some(&configured),
             remembered: Some(&remembered),
+            had_own: true,
             has_waited: true,
             ..facts(&node)
         };
@@ -258,13 +263,17 @@ mod tests {
             (Some("no right"), &NodeRanges::None, "no right"),
             (Some("no right"), &NodeRanges::Unknown, "no right"),
         ] {
-            let seen = Facts { unable, has_waited: true, remembered: Some(&before), ..facts(node) };
-            let Decision::Wait(why) = decide(&seen) else { panic!("{seen:?}") };
-            assert!(why.contains(word) && why.contains("--pod-network=host"), "{why}");
+            // Also if nobody knows of which ranges.
+            let lost = Facts { unable, has_waited: true, had_own: true, ..facts(node) };
+            let seen = Facts { remembered: Some(&before), ..lost.clone() };
+            for seen in [&lost, &seen] {
+                let Decision::Wait(why) = decide(seen) else { panic!("{seen:?}") };
+                assert!(why.contains(word) && why.contains("--pod-network=host"), "{why}");
+            }
             // Unless that is asked for, or none had one.
             let asked = Facts { mode: Mode::Host, ..seen.clone() };
             assert_eq!(decide(&asked), Decision::Host(None));
-            let first = Facts { remembered: None, ..seen };
+            let first = Facts { remembered: None, had_own: false, ..seen };
             assert!(matches!(decide(&first), Decision::Host(Some(_))), "{first:?}");
         }
     }

@@ -288,15 +288,22 @@ pub(crate) fn lead_to_peers(
 ) -> Result<BTreeSet<Unled>, EnsureError> {
     let lead = || {
         let mut net = Netlink::open()?;
-        let mut found: BTreeSet<_> = net.peer_routes(true)?.into_iter().collect();
-        found.extend(net.peer_routes(false)?);
-        let is_wanted = |route: &(IpNet, IpAddr)| routes.get(&route.0) == Some(&route.1);
+        let (v4, v6) = (net.routes(true)?, net.routes(false)?);
+        let (mut found, mut of_others) = (v4.to_peers, v4.of_others);
+        found.extend(v6.to_peers);
+        of_others.extend(v6.of_others);
+        // Of two routes to a range the one with the lower metric counts, and ours has
+        // none: it would win of all.
+        let is_wanted = |(range, hop): &(IpNet, IpAddr)| {
+            routes.get(range) == Some(hop) && !of_others.contains(range)
+        };
         let ours = made.routes().iter().copied();
         // Those that somebody else removed are ours no more, unless they are wanted.
         let (mut ours, old): (BTreeSet<_>, BTreeSet<_>) =
             ours.filter(|route| is_wanted(route) || found.contains(route)).partition(is_wanted);
         let wanted = routes.iter().map(|(&range, &hop)| (range, hop));
-        let new: Vec<_> = wanted.filter(|route| !found.contains(route)).collect();
+        let new: Vec<_> =
+            wanted.filter(|route| is_wanted(route) && !found.contains(route)).collect();
         // Before they are made, also those that cannot be.
         ours.extend(&new);
         made.keep(ours.union(&old).copied().collect());
@@ -309,7 +316,8 @@ pub(crate) fn lead_to_peers(
             }
         }
         made.keep(ours);
-        let mut unled = BTreeSet::new();
+        let taken = routes.keys().filter(|range| of_others.contains(*range));
+        let mut unled: BTreeSet<_> = taken.map(|&range| Unled::Taken { range }).collect();
         for (range, hop) in new {
             match net.add_peer_route(range, hop) {
                 Ok(PeerRoute::Added) => {}

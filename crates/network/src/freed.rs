@@ -42,11 +42,12 @@ pub(crate) fn since_boot() -> Duration {
 
 impl Freed {
     /// Reads what is there, the oldest first. A line that is none is passed
-    /// over: the last one of an agent that was killed may be.
+    /// over: the last one of an agent that was killed may be, or any after a loss of
+    /// power.
     pub(crate) fn open(path: PathBuf) -> io::Result<(Self, Vec<(Duration, IpAddr)>)> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error),
         };
@@ -123,8 +124,9 @@ mod tests {
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let now = Duration::from_millis(since_boot().as_millis().try_into().unwrap());
         freed.note(&[address], now, std::iter::empty()).unwrap();
-        // Killed in the middle of a line, and a line of another boot.
+        // Killed in the middle of a line, a line of another boot, and one that is no text.
         let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(b"\xff\xfe\0\n").unwrap();
         write!(file, "another 99999999999 fd00::1\n{} 12", freed.boot).unwrap();
         let (mut freed, found) = Freed::open(path.clone()).unwrap();
         let other = (Duration::ZERO, "fd00::1".parse().unwrap());

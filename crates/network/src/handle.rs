@@ -64,6 +64,8 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 struct Book {
     addresses: Addresses,
+    /// The node's ends of all ranges that are led to.
+    gateways: Vec<IpAddr>,
     freed: Option<Freed>,
 }
 
@@ -191,13 +193,15 @@ impl Network {
     }
 
     /// Addresses from which the node itself speaks to its pods: its own, as many
-    /// as are known, and the first of each range.
+    /// as are known, and the first of each range that is led to, also for the pods of
+    /// one that is the Node's no more.
     #[must_use]
     pub fn node_speaks_from(&self) -> Vec<IpAddr> {
         let mut all: BTreeSet<IpAddr> = self.shared.node.iter().copied().collect();
         if let NetworkState::Own(ranges) = &*self.shared.state.borrow() {
             all.extend(ranges.iter().map(gateway));
         }
+        all.extend(&self.shared.book().gateways);
         if let NodeAddresses::Known(known) = &*self.shared.reached_at.borrow()
             && known.len() <= allowed::MOST
         {
@@ -257,6 +261,10 @@ impl Shared {
         self.book().addresses.set_ranges(ranges);
     }
 
+    pub(crate) fn set_gateways(&self, gateways: impl Iterator<Item = IpAddr>) {
+        self.book().gateways = gateways.collect();
+    }
+
     /// Where no pod's sockets may go, but those of the host's network.
     pub(crate) fn refused(&self) -> Vec<Destinations> {
         allowed::refused(&self.reached_at.borrow(), self.api_port)
@@ -294,6 +302,17 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_with_many_addresses_speaks_from_the_first_one_of_an_old_range_too() {
+        let ranges = PodRanges::parse(&["10.244.1.0/24"]).unwrap();
+        let network = Network::stand_in(Vec::new(), None, NetworkState::Own(ranges));
+        let address = |n: u32| IpAddr::V4((0xc000_0200 + n).into());
+        network.show_node(&(0..600).map(address).collect::<Vec<_>>());
+        let gateways: [IpAddr; 2] = ["10.244.1.1", "10.244.9.1"].map(|ip| ip.parse().unwrap());
+        network.shared.set_gateways(gateways.into_iter());
+        assert_eq!(network.node_speaks_from(), gateways);
+    }
 
     #[test]
     fn no_pod_gets_an_address_before_it_is_known_who_has_one() {

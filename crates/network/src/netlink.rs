@@ -97,6 +97,15 @@ pub(crate) enum PeerRoute {
     Taken,
 }
 
+/// Routes of the main table.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    /// Those to pods of other nodes, and by which next hop; of any agent of the machine.
+    pub(crate) to_peers: BTreeSet<(IpNet, IpAddr)>,
+    /// Ranges to which others lead, whatever the metric.
+    pub(crate) of_others: BTreeSet<IpNet>,
+}
+
 /// One namespace's part of the kernel's network.
 #[derive(Debug)]
 pub(crate) struct Netlink {
@@ -275,22 +284,30 @@ impl Netlink {
         gone(self.socket.change(message, 0))
     }
 
-    /// The routes to pods of other nodes that are there.
-    pub(crate) fn peer_routes(&mut self, is_ipv4: bool) -> io::Result<Vec<(IpNet, IpAddr)>> {
+    /// The routes of the main table that are there.
+    pub(crate) fn routes(&mut self, is_ipv4: bool) -> io::Result<Routes> {
         let mut asked = RouteMessage::default();
         asked.header.address_family =
             if is_ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let all = self.socket.list(RouteNetlinkMessage::GetRoute(asked))?;
-        let read = |message| match message {
-            RouteNetlinkMessage::NewRoute(route) if route.header.protocol == TO_PEERS => {
-                peer_route(&route)
+        let mut routes = Routes::default();
+        for message in all {
+            let RouteNetlinkMessage::NewRoute(route) = message else { continue };
+            if route.header.table != MAIN_TABLE {
+                continue;
             }
-            _ => None,
-        };
-        Ok(all.into_iter().filter_map(read).collect())
+            let Some((range, hop)) = range_and_hop(&route) else { continue };
+            if route.header.protocol != TO_PEERS {
+                routes.of_others.insert(range);
+            } else if let Some(hop) = hop {
+                routes.to_peers.insert((range, hop));
+            }
+        }
+        Ok(routes)
     }
 
-    /// Adds a route to another node's pods, if there can be one.
+    /// Adds a route to another node's pods, if there can be one. That somebody else
+    /// leads there with the same metric is told; with another one it is not.
     pub(crate) fn add_peer_route(&mut self, range: IpNet, hop: IpAddr) -> io::Result<PeerRoute> {
         let message = RouteNetlinkMessage::NewRoute(peer_message(range, hop));
         let Err(error) = self.socket.change(message, NLM_F_CREATE | NLM_F_EXCL) else {
@@ -456,7 +473,9 @@ fn source(message: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
-fn peer_route(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
+/// Where a route leads, and by which next hop if it names one. None for the one that
+/// leads everywhere.
+fn range_and_hop(message: &RouteMessage) -> Option<(IpNet, Option<IpAddr>)> {
     let (mut range, mut hop) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -466,7 +485,7 @@ fn peer_route(message: &RouteMessage) -> Option<(IpNet, IpAddr)> {
         }
     }
     let range = IpNet::new(range?, message.header.destination_prefix_length).ok()?;
-    Some((range, hop?))
+    Some((range, hop))
 }
 
 fn oif(message: &RouteMessage) -> Option<u32> {

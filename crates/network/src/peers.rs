@@ -159,7 +159,7 @@ pub(crate) struct Made {
 impl Made {
     /// Reads the file. Routes of one that is damaged are nobody's.
     fn read(path: PathBuf) -> Self {
-        let routes: Vec<(Range, IpAddr)> = kept::read(&path);
+        let routes: Vec<(Range, IpAddr)> = kept::read(&path).unwrap_or_default();
         let routes = routes.into_iter().map(|(range, hop)| (range.0, hop)).collect();
         Self { path, routes }
     }

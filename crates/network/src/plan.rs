@@ -222,7 +222,7 @@ fn ranges_of<'a>(
 }
 
 /// Whether the node has an address of the range: a single one is a pod's.
-fn has_gateway(range: IpNet) -> bool {
+pub(crate) fn has_gateway(range: IpNet) -> bool {
     range.prefix_len() < whole(range.addr())
 }
 

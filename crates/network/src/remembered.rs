@@ -19,6 +19,8 @@ pub(crate) struct Remembered {
     pub(crate) current: Option<PodRanges>,
     /// Every range that something leads to.
     pub(crate) led: Vec<IpNet>,
+    /// Whether there was more, which cannot be read any more.
+    pub(crate) is_lost: bool,
 }
 
 /// The same, as it is written down.
@@ -26,23 +28,34 @@ pub(crate) struct Remembered {
 struct Written {
     current: Vec<String>,
     led: Vec<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_lost: bool,
 }
 
 impl Remembered {
-    /// Reads the file. What is not there or damaged is nothing: the Node says
-    /// it again.
+    /// Reads the file. Of one that is damaged the Node says again what ranges there
+    /// are.
     pub(crate) fn read(path: &Path) -> Self {
-        let written: Written = kept::read(path);
+        let Some(written) = kept::read::<Written>(path) else {
+            return Self { is_lost: true, ..Self::default() };
+        };
         Self {
             current: PodRanges::parse(&written.current).ok(),
             led: written.led.iter().filter_map(|text| text.parse().ok()).collect(),
+            is_lost: written.is_lost,
         }
+    }
+
+    /// Whether pods had addresses of their own.
+    pub(crate) fn had(&self) -> bool {
+        self.current.is_some() || self.is_lost
     }
 
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let written = Written {
             current: self.current.iter().flat_map(PodRanges::iter).map(text).collect(),
             led: self.led.iter().copied().map(text).collect(),
+            is_lost: self.is_lost,
         };
         kept::write(path, &written)
     }
@@ -66,10 +79,24 @@ mod tests {
         let remembered = Remembered {
             current: PodRanges::parse(&["10.244.1.0/24", "fd00::/64"]).ok(),
             led: vec!["10.244.1.0/24".parse().unwrap(), "10.244.9.7/32".parse().unwrap()],
+            is_lost: false,
         };
         remembered.write(&path).unwrap();
         assert_eq!(Remembered::read(&path), remembered);
-        fs::write(&path, "{").unwrap();
-        assert_eq!(Remembered::read(&path), Remembered::default());
+    }
+
+    #[test]
+    fn of_a_damaged_file_it_is_known_that_pods_had_addresses() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("ranges.json");
+        assert!(!Remembered::read(&path).had());
+        for damaged in ["", "{", "\0\0\0"] {
+            fs::write(&path, damaged).unwrap();
+            let lost = Remembered::read(&path);
+            assert!(lost.had(), "{damaged:?}");
+            // Also by the agent after the next one.
+            lost.write(&path).unwrap();
+            assert_eq!(Remembered::read(&path), lost);
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! `krustlet_model::services`'s.
 
 mod files;
+mod room;
 mod table;
 
 use std::{
@@ -24,10 +25,10 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use krustlet_model::{
     Chain,
-    services::{Here, Slices},
+    services::{Here, Services, Slices},
 };
 use tokio::{
     sync::watch,
@@ -39,8 +40,15 @@ use tokio_util::sync::CancellationToken;
 use self::{files::Files, table::Table};
 
 /// Changes that follow each other are written together: a rollout of many pods
-/// changes the same Services again and again. kube-proxy waits a second.
+/// changes the same Services again and again. What is long in the writing is written
+/// less often, so that it keeps no processor busy, at most as late as by kube-proxy.
 const SETTLE: Duration = Duration::from_millis(50);
+const MOST_SETTLE: Duration = Duration::from_secs(1);
+
+/// How long changes are gathered after a write that took so long.
+fn settle(took: Duration) -> Duration {
+    took.saturating_mul(3).clamp(SETTLE, MOST_SETTLE)
+}
 
 /// Before files that could not be written are tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -58,7 +66,7 @@ pub struct ServiceSources {
     /// The Node, for its zone.
     pub seen: watch::Receiver<Option<Arc<Node>>>,
     /// All Services; None until they were read once.
-    pub services: watch::Receiver<Option<Arc<Vec<Service>>>>,
+    pub services: watch::Receiver<Option<Arc<Services>>>,
     /// All EndpointSlices; None until they were read once.
     pub slices: watch::Receiver<Option<Arc<Slices>>>,
 }
@@ -130,6 +138,7 @@ impl ServicesTask {
         let Self { directory, mut files, state } = self;
         let mut table = Table::default();
         let mut retry = None;
+        let mut took = Duration::ZERO;
         let (node, addresses) = (sources.node.clone(), sources.addresses.clone());
         let mut here = Here { node, addresses, zone: String::new() };
         loop {
@@ -142,6 +151,7 @@ impl ServicesTask {
             let slices = sources.slices.borrow_and_update().clone();
             if let (Some(services), Some(slices)) = (services, slices) {
                 let written;
+                let begun = Instant::now();
                 // Given and taken back: it is at work elsewhere meanwhile.
                 (table, files, written) = match spawn_blocking(move || {
                     table.update(&services, &slices, &from);
@@ -157,6 +167,7 @@ impl ServicesTask {
                         return;
                     }
                 };
+                took = begun.elapsed();
                 retry = match written {
                     Ok(()) => {
                         state.send_if_modified(|shown| {
@@ -193,7 +204,7 @@ impl ServicesTask {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = sleep(SETTLE) => {}
+                () = sleep(settle(took)) => {}
             }
         }
     }
@@ -234,10 +245,10 @@ mod tests {
     /// Longer than any test needs.
     const LIMIT: Duration = Duration::from_mins(1);
 
-    fn service(version: u32, port: u16) -> Arc<Vec<Service>> {
+    fn service() -> Arc<Services> {
         let service = json!({
-            "metadata": {"namespace": "n", "name": "s", "resourceVersion": version.to_string()},
-            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": port}]},
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 80}]},
         });
         Arc::new(vec![serde_json::from_value(service).unwrap()])
     }
@@ -267,7 +278,7 @@ mod tests {
     struct Bed {
         home: tempfile::TempDir,
         node: watch::Sender<Option<Arc<Node>>>,
-        services: watch::Sender<Option<Arc<Vec<Service>>>>,
+        services: watch::Sender<Option<Arc<Services>>>,
         slices: watch::Sender<Option<Arc<Slices>>>,
     }
 
@@ -310,6 +321,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_long_in_the_writing_is_written_less_often() {
+        let ms = Duration::from_millis;
+        let after = [0, 10, 200, 10_000].map(|took| settle(ms(took)));
+        assert_eq!(after, [SETTLE, SETTLE, ms(600), MOST_SETTLE]);
+    }
+
     #[tokio::test]
     async fn files_follow_the_cluster_and_the_zone_of_the_node() {
         let bed = Bed::new();
@@ -317,7 +335,7 @@ mod tests {
         assert!(matches!(&*state.borrow(), ServicesState::Waiting(_)));
         let stop = CancellationToken::new();
         let work = async {
-            bed.services.send_replace(Some(service(1, 80)));
+            bed.services.send_replace(Some(service()));
             bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.2", "b")])));
             state.wait_for(|state| *state == ServicesState::Written).await.unwrap();
             assert!(bed.home.path().join("services").join(COMPLETE).exists());
@@ -354,7 +372,7 @@ mod tests {
             options.read(true).write(true).custom_flags(nonblocking).open(&unfinished).unwrap();
         while pipe.write(&[0; 4096]).is_ok() {}
         bed.node.send_replace(Some(node("a")));
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a"), ("10.1.0.2", "b")])));
         let stop = CancellationToken::new();
         let work = async {
@@ -392,7 +410,7 @@ mod tests {
                 .await
                 .unwrap();
         };
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a")])));
         run(&|| bed.endpoints().is_some()).await;
 
@@ -417,7 +435,7 @@ mod tests {
         let (_state, task) = bed.open();
         let addresses = bed.home.path().join("services/addresses");
         fs::remove_dir(&addresses).unwrap();
-        bed.services.send_replace(Some(service(1, 80)));
+        bed.services.send_replace(Some(service()));
         bed.slices.send_replace(Some(slices(&[("10.1.0.1", "a")])));
         let stop = CancellationToken::new();
         let work = async {

@@ -47,8 +47,8 @@ use crate::{
     netlink,
     notice::Notices,
     peers::{PeerRoutes, Peers},
-    plan::{Plan, link_name},
-    ranges::PodRanges,
+    plan::{Plan, has_gateway, link_name},
+    ranges::{PodRanges, gateway},
     remembered::Remembered,
 };
 
@@ -209,7 +209,7 @@ pub fn open(
         let (freed, resting) = Freed::open(path.clone()).map_err(failed(&path))?;
         shared.resume(freed, resting);
     }
-    let was_led = remembered.current.is_some();
+    let was_led = remembered.had();
     let mut task = NetworkTask {
         shared: Arc::clone(&shared),
         mode,
@@ -231,7 +231,9 @@ pub fn open(
         failures: 0,
     };
     task.decide_without_kernel();
-    // Before any pod's rules are made of it.
+    // Before any pod's rules are made of them.
+    let led = task.remembered.led.iter().copied();
+    task.shared.set_gateways(led.filter(|range| has_gateway(*range)).map(gateway));
     task.take_node_addresses(node_addresses(), &[]);
     Ok((Network::new(shared), task))
 }
@@ -355,6 +357,7 @@ impl NetworkTask {
             has_waited,
             configured: self.configured.as_ref(),
             remembered: self.remembered.current.as_ref(),
+            had_own: self.remembered.had(),
         });
         match (decided, self.shared.node.first()) {
             (Decision::Own(ranges), Some(&node)) => Decision::Own(ranges.led_by(node)),
@@ -387,7 +390,8 @@ impl NetworkTask {
             refused: Vec::new(),
             name_servers: Vec::new(),
         };
-        // Before a pod gets its place: its rules are made of both.
+        // Before a pod gets its place: its rules are made of all three.
+        self.shared.set_gateways(plan.gateways());
         self.look_at_node_addresses(&plan).await;
         plan.refused = self.shared.refused();
         plan.name_servers = self.name_servers.look().await.to_vec();
@@ -485,10 +489,10 @@ impl NetworkTask {
     fn remember(&mut self, current: Option<&PodRanges>, plan: &Plan, old: &[IpNet]) {
         let mut led = plan.ranges.clone();
         led.extend_from_slice(old);
-        let next = Remembered {
-            current: current.cloned().or_else(|| self.remembered.current.clone()),
-            led,
-        };
+        let current = current.cloned().or_else(|| self.remembered.current.clone());
+        // Once some are known again, no more is to be said of those that were lost.
+        let is_lost = self.remembered.is_lost && current.is_none();
+        let next = Remembered { current, led, is_lost };
         if next == self.remembered {
             return;
         }

@@ -540,10 +540,16 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
             both("apart", ["198.51.100.2", "2001:db8:9::2"], ["10.244.3.0/24", "fd00:3::/64"]),
             // Somebody else leads there.
             peer("taken", "192.0.2.3", "10.244.0.0/24"),
+            // With a metric, as routing daemons have it.
+            both("daemon", ["192.0.2.5", "2001:db8:2::5"], ["10.244.5.0/24", "fd00:5::/64"]),
             // What it has would lead away from all of them.
             peer("greedy", "192.0.2.4", "192.0.0.0/16"),
         ];
         ip(&["route", "add", "10.244.0.0/24", "via", "192.0.2.9"]);
+        let daemon = ["10.244.5.0/24", "via", "192.0.2.9", "proto", "bird", "metric", "32"];
+        let daemon6 = ["fd00:5::/64", "via", "2001:db8:2::9", "proto", "bird", "metric", "2048"];
+        ip(&[&["route", "add"], &daemon[..]].concat());
+        ip(&[&["-6", "route", "add"], &daemon6[..]].concat());
         let (peers, known) = watch::channel(None);
         let told = Peers { own: "self".into(), known };
         let ranges = ["10.244.1.0/24", "fd00:1::/64"];
@@ -566,6 +572,13 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         // Once the other's route is gone, ours may be there.
         ip(&["route", "del", "10.244.0.0/24"]);
         until_routes(&show, |routes| routes.contains("10.244.0.0/24 via 192.0.2.3")).await;
+        ip(&[&["route", "del"], &daemon[..]].concat());
+        ip(&[&["-6", "route", "del"], &daemon6[..]].concat());
+        until_routes(&show, |routes| routes.contains("10.244.5.0/24 via 192.0.2.5")).await;
+        until_routes(&show6, |routes| routes.contains("fd00:5::/64 via 2001:db8:2::5")).await;
+        // And goes when the other is back.
+        ip(&[&["route", "add"], &daemon[..]].concat());
+        until_routes(&show, |routes| !routes.contains("10.244.5.0/24")).await;
 
         // Put back, and gone with the node.
         ip(&["route", "del", "10.244.2.0/24"]);

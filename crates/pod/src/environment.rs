@@ -2,7 +2,7 @@
 //!
 //! The rules are `krustlet_model::env`'s; here the node's part is added.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{Container, Node, Pod, Service},
@@ -83,7 +83,7 @@ pub(crate) fn call(
     container: &Container,
     image: &ProgramConfig,
     found: &Found,
-    services: &[Service],
+    services: &[Arc<Service>],
     node: &NodeView,
 ) -> Result<Call, CallError> {
     let sources = EnvSources {

@@ -5,6 +5,7 @@
 //! second waits, and says for what. So it is with a `hostPort`.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     num::NonZero,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
-use krustlet_model::services::Transport;
+use krustlet_model::{admission::MOST_PORTS, services::Transport};
 use krustlet_protocol::{GuestKind, ListenPort};
 use rustix::{
     io::Errno,
@@ -44,6 +45,13 @@ pub enum ListenError {
         .at.address.port(), .at.address.ip(), .at.protocol()
     )]
     HostInUse { at: HostPort },
+
+    #[error(
+        "the container declares {given} {}ports that the node would have to listen on; it does so \
+         for {} of a container at most",
+        prefix(*.transport), MOST_PORTS
+    )]
+    TooMany { transport: Transport, given: usize },
 
     #[error("hostIP {given:?} is not an IP address")]
     InvalidIp { given: String },
@@ -131,7 +139,7 @@ fn number(port: &ContainerPort) -> Result<u16, ListenError> {
 ///
 /// # Errors
 ///
-/// As [`http_port`].
+/// As [`http_port`]; [`ListenError::TooMany`].
 pub fn listen_ports(
     container: &Container,
     guest: &GuestKind,
@@ -147,20 +155,24 @@ pub fn listen_ports(
     }
 }
 
-/// The ports of a protocol that are declared, in their order and none twice.
+/// The ports of a protocol that are declared, in their order and none twice: somebody
+/// is to listen on each.
 fn declared_ports(
     container: &Container,
     wanted: Transport,
 ) -> Result<Vec<ListenPort>, ListenError> {
-    let mut ports: Vec<ListenPort> = Vec::new();
+    let (mut ports, mut known) = (Vec::new(), HashSet::new());
     let declared = container.ports.iter().flatten();
     for declared in declared.filter(|port| transport(port) == Some(wanted)) {
         let port = number(declared)?;
-        if !ports.iter().any(|before| before.port == port) {
+        if known.insert(port) {
             ports.push(ListenPort { name: declared.name.clone(), port });
         }
     }
-    Ok(ports)
+    match ports.len() {
+        given if given > MOST_PORTS => Err(ListenError::TooMany { transport: wanted, given }),
+        _ => Ok(ports),
+    }
 }
 
 /// How a port of a protocol is called; what is not said is TCP.
@@ -302,7 +314,8 @@ impl Sockets {
 /// # Errors
 ///
 /// [`ListenError::InUse`] and [`ListenError::HostInUse`] if somebody is there
-/// already; otherwise what the system said.
+/// already; [`ListenError::TooMany`] before any is bound; otherwise what the system
+/// said.
 pub(crate) fn sockets(
     shared: Option<&Shared>,
     host_ports: &[HostPort],
@@ -474,6 +487,29 @@ mod tests {
         let module = ports(GuestKind::Module { export: "_start".into() });
         assert_eq!(module, [(Some("admin".to_owned()), 9000), (None, 8080)]);
         assert_eq!(ports(GuestKind::Command), []);
+    }
+
+    #[test]
+    fn the_node_listens_on_no_more_ports_than_it_can() {
+        let container = |number: u16, protocol: &str| -> Container {
+            let port = |n| json!({"containerPort": n, "protocol": protocol});
+            // Twice each: the API server takes that.
+            let ports: Vec<_> = (1..=number).chain(1..=number).map(port).collect();
+            serde_json::from_value(json!({"name": "main", "ports": ports})).unwrap()
+        };
+        let module = GuestKind::Module { export: "_start".into() };
+        let found = listen_ports(&container(512, "TCP"), &module, &[]).unwrap();
+        assert_eq!(found.len(), 512);
+        let error = listen_ports(&container(30_000, "TCP"), &module, &[]).unwrap_err();
+        assert!(matches!(error, ListenError::TooMany { given: 30_000, .. }), "{error}");
+        // Of a command they are taken only where its pod shares its address.
+        let many = container(30_000, "UDP");
+        let taken = |shared: Option<&Shared>| {
+            sockets(shared, &[], &many, &GuestKind::Command, &[]).map(|found| found.datagrams.len())
+        };
+        assert_eq!(taken(None).unwrap(), 0);
+        let error = taken(Some(&loopbacks())).unwrap_err();
+        assert!(error.to_string().contains("30000 UDP ports"), "{error}");
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
 use krustlet_model::{
     Chain, ContainerId, ContainerName, PodKey, PodUid, observed::ContainerKind, policy::Policies,
-    probes::target::Target,
+    probes::target::Target, services::Services,
 };
 use krustlet_network::Network;
 use krustlet_protocol::{ExecOutcome, Failure, Limits, PodNetwork, connection::CallError};
@@ -403,7 +403,7 @@ pub trait Objects: Send + Sync + 'static {
     fn forget_tokens(&self, uid: &PodUid);
 
     /// All services; None until they were read once.
-    fn services(&self) -> watch::Receiver<Option<Arc<Vec<Service>>>>;
+    fn services(&self) -> watch::Receiver<Option<Arc<Services>>>;
 
     /// The node itself; None until it is known.
     fn node(&self) -> watch::Receiver<Option<Arc<Node>>>;

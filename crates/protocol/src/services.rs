@@ -27,7 +27,7 @@ pub const ADDRESSES: &str = "addresses";
 /// The directory of the names.
 pub const NAMES: &str = "names";
 
-/// The longest file in bytes. The largest that is written has half of it.
+/// The longest file in bytes. The largest that is written has four fifths of it.
 pub const MAX_SERVICE: usize = 1 << 20;
 
 /// The longest part of a name (RFC 1035, 2.3.4).

@@ -6,10 +6,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures::{FutureExt, future::BoxFuture};
 use k8s_openapi::api::{
     authentication::v1::UserInfo,
-    core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service},
+    core::v1::{ConfigMap, Node, Pod, PodStatus, Secret},
 };
 use krustlet_cluster as cluster;
-use krustlet_model::{Chain, ContainerName, PodKey, PodUid, observed::ContainerKind};
+use krustlet_model::{
+    Chain, ContainerName, PodKey, PodUid, observed::ContainerKind, services::Services,
+};
 use krustlet_pod::outside::{
     About, DeleteFailure, EventSink, EventType, ObjectFailure, Objects, ServiceToken, StatusSink,
     TokenAsk,
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 pub(super) struct ClusterObjects {
     pub(super) objects: cluster::Objects,
     pub(super) tokens: Arc<cluster::Tokens>,
-    pub(super) services: watch::Receiver<Option<Arc<Vec<Service>>>>,
+    pub(super) services: watch::Receiver<Option<Arc<Services>>>,
     pub(super) node: watch::Receiver<Option<Arc<Node>>>,
 }
 
@@ -71,7 +73,7 @@ impl Objects for ClusterObjects {
         self.tokens.forget(uid);
     }
 
-    fn services(&self) -> watch::Receiver<Option<Arc<Vec<Service>>>> {
+    fn services(&self) -> watch::Receiver<Option<Arc<Services>>> {
         self.services.clone()
     }
 

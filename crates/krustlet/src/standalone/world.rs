@@ -17,10 +17,11 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret};
 use krustlet_model::{
     PodKey, PodUid,
     objects::{self, ObjectRef},
+    services::Services,
     time::api_time,
 };
 use krustlet_pod::{
@@ -56,7 +57,7 @@ struct Shared {
     sets: watch::Sender<WantedPods>,
     news: broadcast::Sender<News>,
     /// No service and no node: a cluster has those.
-    services: watch::Sender<Option<Arc<Vec<Service>>>>,
+    services: watch::Sender<Option<Arc<Services>>>,
     node: watch::Sender<Option<Arc<Node>>>,
 }
 
@@ -370,7 +371,7 @@ impl Objects for World {
 
     fn forget_tokens(&self, _: &PodUid) {}
 
-    fn services(&self) -> watch::Receiver<Option<Arc<Vec<Service>>>> {
+    fn services(&self) -> watch::Receiver<Option<Arc<Services>>> {
         self.shared.services.subscribe()
     }
 

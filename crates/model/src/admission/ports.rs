@@ -1,17 +1,28 @@
 //! Ports of the host that pods ask for.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
 use crate::{observed::ContainerKind, restarts};
+
+/// Ports that the node listens on for one pod: each costs a descriptor or two, and
+/// neither the API server nor the scheduler counts them.
+pub const MOST_PORTS: usize = 512;
 
 /// Whether no other pod has a port of the host that this one wants.
 ///
 /// Source: scheduler, `pkg/scheduler/framework/plugins/nodeports`.
 pub(super) fn are_free<'a>(pod: &Pod, mut others: impl Iterator<Item = &'a Pod>) -> bool {
-    let wanted: Vec<_> = of_host(pod).collect();
-    wanted.is_empty()
-        || !others
-            .any(|other| of_host(other).any(|taken| wanted.iter().any(|port| clash(port, taken))))
+    let mut wanted: HashMap<_, Vec<&str>> = HashMap::new();
+    for port in of_host(pod) {
+        wanted.entry(number(port)).or_default().push(address(port));
+    }
+    let clashes = |taken: &ContainerPort| {
+        let mut same = wanted.get(&number(taken)).into_iter().flatten();
+        same.any(|wanted| clash(wanted, address(taken)))
+    };
+    wanted.is_empty() || !others.any(|other| of_host(other).any(clashes))
 }
 
 /// The ports on which a pod wants the host to listen. Init containers have
@@ -23,15 +34,15 @@ fn of_host(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
         .filter(|port| port.host_port.is_some_and(|number| number > 0))
 }
 
-fn clash(one: &ContainerPort, other: &ContainerPort) -> bool {
-    let (first, second) = (address(one), address(other));
-    one.host_port == other.host_port
-        && protocol(one) == protocol(other)
-        && (first == second || is_any(first) || is_any(second))
+/// Whether one number cannot be had at both addresses.
+fn clash(first: &str, second: &str) -> bool {
+    first == second || is_any(first) || is_any(second)
 }
 
-fn protocol(port: &ContainerPort) -> &str {
-    port.protocol.as_deref().filter(|name| !name.is_empty()).unwrap_or("TCP")
+/// The number, which each protocol has for itself.
+fn number(port: &ContainerPort) -> (Option<i32>, &str) {
+    let protocol = port.protocol.as_deref().filter(|name| !name.is_empty()).unwrap_or("TCP");
+    (port.host_port, protocol)
 }
 
 fn address(port: &ContainerPort) -> &str {

@@ -343,6 +343,29 @@ fn fields_within_lists_are_named_too() {
 }
 
 #[test]
+fn more_ports_of_the_node_than_it_listens_on_for_a_pod_are_refused() {
+    let with = |first: i32, second: i32, network: bool| {
+        let ports = |from: i32, number: i32| {
+            let port = |n| json!({"containerPort": 80, "hostPort": n});
+            (from..from + number).map(port).collect::<Vec<_>>()
+        };
+        pod(json!({"hostNetwork": network, "containers": [
+            {"name": "a", "ports": ports(1, first)}, {"name": "b", "ports": ports(30_000, second)},
+        ]}))
+    };
+    assert_eq!(unsupported(&with(256, 256, false)), []);
+    for network in [false, true] {
+        let found = unsupported(&with(10_000, 10_000, network));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].field, "spec.containers[*].ports.hostPort");
+        assert!(found[0].why.ends_with("and this one has 20000"), "{}", found[0]);
+    }
+    // Those that only tell what a guest listens on are not the node's.
+    let told: Vec<_> = (1..=1000).map(|n| json!({"containerPort": n})).collect();
+    assert_eq!(unsupported(&pod(json!({"containers": [{"name": "c", "ports": told}]}))), []);
+}
+
+#[test]
 fn kinds_of_volumes_are_named() {
     let table = [
         (json!({"hostPath": {"path": "/"}}), "hostPath"),

@@ -1,6 +1,6 @@
 //! The variables that tell a container where services are.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
@@ -17,7 +17,7 @@ const MASTER: (&str, &str) = ("default", "kubernetes");
 /// `FromServices` in `pkg/kubelet/envvars/envvars.go`.
 #[must_use]
 pub fn service_variables(
-    services: &[Service],
+    services: &[Arc<Service>],
     namespace: &str,
     links: bool,
 ) -> BTreeMap<String, String> {

@@ -7,7 +7,7 @@ use super::*;
 struct World {
     config_maps: BTreeMap<String, ConfigMap>,
     secrets: BTreeMap<String, Secret>,
-    services: Vec<Service>,
+    services: Vec<Arc<Service>>,
     allocatable: BTreeMap<String, Quantity>,
 }
 

@@ -14,7 +14,7 @@ use super::{
     AddressRange, MOST_RANGES, MOST_RULES, NamedPort, PolicyRule, PortRange, bits::Bits,
     index::Index, merge, whom::Reach,
 };
-use crate::services::Transport;
+use crate::{services::Transport, zeros::without_zeros};
 
 /// What a policy comes to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -226,8 +226,9 @@ fn block(peer: &NetworkPolicyPeer) -> Vec<AddressRange> {
     if peer.pod_selector.is_some() || peer.namespace_selector.is_some() {
         return Vec::new();
     }
-    let but = block.except.iter().flatten().map(|text| AddressRange::parse(text));
-    match (AddressRange::parse(&block.cidr), but.collect::<Option<Vec<_>>>()) {
+    let read = |text: &String| AddressRange::parse(&without_zeros(text));
+    let but = block.except.iter().flatten().map(read);
+    match (read(&block.cidr), but.collect::<Option<Vec<_>>>()) {
         (Some(range), Some(but)) => range.without(&but),
         (None, _) | (_, None) => Vec::new(),
     }

@@ -348,6 +348,15 @@ fn what_is_too_much_for_a_pod_is_told_and_lets_nothing_more_through() {
 }
 
 #[test]
+fn zeros_before_the_numbers_of_a_block_count_for_nothing() {
+    let block = json!({"cidr": "010.0.0.0/08", "except": ["010.0.1.0/024"]});
+    let policy = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": block}]}]});
+    let verdict = book(&[policy], &BTreeMap::new(), &[]).of(&own().object());
+    let lets_in = |from: &str| verdict.policy.lets_in(Transport::Tcp, from.parse().unwrap(), 1);
+    assert_eq!(["10.9.0.1", "10.0.1.1", "8.0.0.1"].map(lets_in), [true, false, false]);
+}
+
+#[test]
 fn what_cannot_be_read_opens_nothing() {
     let odd = json!({"matchExpressions": [{"key": "k", "operator": "Near"}]});
     for rule in [

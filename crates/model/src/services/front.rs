@@ -1,10 +1,18 @@
 //! A Service, as those who connect to it need it.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec, ServiceStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 
 use super::{ServiceKey, Transport};
+use crate::zeros::without_zeros;
 
 /// Another proxy looks after a Service with this label. Source: kube-proxy,
 /// `LabelServiceProxyName` in `pkg/proxy/apis/well_known_labels.go`.
@@ -159,13 +167,58 @@ impl Front {
     }
 }
 
+/// What anybody on a node looks at: what [`Front::of`] and
+/// [`service_variables`](crate::env::service_variables) do. Nothing else is kept of
+/// the Services of a cluster: their annotations may be hundreds of megabytes.
+#[must_use]
+pub fn slim(service: Service) -> Service {
+    let Service { metadata, spec, status } = service;
+    let labels = metadata.labels.and_then(|mut all| all.remove_entry(OTHER_PROXY));
+    let port = |port: ServicePort| {
+        let ServicePort { name, node_port, port, protocol, app_protocol: _, target_port: _ } = port;
+        ServicePort { name, node_port, port, protocol, ..ServicePort::default() }
+    };
+    let spec = spec.map(|spec| ServiceSpec {
+        cluster_ip: spec.cluster_ip,
+        cluster_ips: spec.cluster_ips,
+        external_ips: spec.external_ips,
+        external_name: spec.external_name,
+        internal_traffic_policy: spec.internal_traffic_policy,
+        load_balancer_source_ranges: spec.load_balancer_source_ranges,
+        ports: spec.ports.map(|ports| ports.into_iter().map(port).collect()),
+        session_affinity: spec.session_affinity,
+        session_affinity_config: spec.session_affinity_config,
+        type_: spec.type_,
+        ..ServiceSpec::default()
+    });
+    let load_balancer = status.and_then(|status| status.load_balancer);
+    Service {
+        metadata: ObjectMeta {
+            namespace: metadata.namespace,
+            name: metadata.name,
+            labels: labels.map(|label| [label].into()),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: load_balancer
+            .map(|all| ServiceStatus { load_balancer: Some(all), ..ServiceStatus::default() }),
+    }
+}
+
 /// So many of each family: of one that had ranges and has none any more everybody
-/// would be let in.
+/// would be let in. So too if what it had cannot be read: then nobody is.
 fn sources(spec: &ServiceSpec) -> Vec<Range> {
-    let given = spec.load_balancer_source_ranges.iter().flatten();
-    let (v4, v6): (Vec<_>, Vec<_>) =
-        given.filter_map(|text| range(text)).partition(|range| range.address.is_ipv4());
-    v4.into_iter().take(SOURCES).chain(v6.into_iter().take(SOURCES)).collect()
+    let given: Vec<_> = spec.load_balancer_source_ranges.iter().flatten().collect();
+    let read: Vec<Range> = given.iter().filter_map(|text| range(text)).collect();
+    let is_whole = read.len() == given.len();
+    let of_family = |nobody: IpAddr| {
+        let family = read.iter().filter(move |range| range.address.is_ipv6() == nobody.is_ipv6());
+        let family: Vec<_> = family.copied().take(SOURCES).collect();
+        // No client has this address.
+        let nobody = Range { address: nobody, prefix: if nobody.is_ipv6() { 128 } else { 32 } };
+        if family.is_empty() && !is_whole { vec![nobody] } else { family }
+    };
+    [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()].map(of_family).concat()
 }
 
 fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
@@ -216,13 +269,14 @@ fn affinity(spec: &ServiceSpec) -> Option<Duration> {
 
 /// An address that one can connect to, IPv4 never in IPv6's clothes.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
-    let address = text.parse::<IpAddr>().ok()?.to_canonical();
+    let address = without_zeros(text).parse::<IpAddr>().ok()?.to_canonical();
     let is_odd = address.is_unspecified() || address.is_loopback() || address.is_multicast();
     (!is_odd).then_some(address)
 }
 
 fn range(text: &str) -> Option<Range> {
-    let (address, prefix) = text.trim().split_once('/')?;
+    let text = without_zeros(text.trim());
+    let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     let most = if address.is_ipv4() { 32 } else { 128 };
     let prefix = prefix.parse().ok().filter(|prefix| *prefix <= most)?;

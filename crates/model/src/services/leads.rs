@@ -77,12 +77,8 @@ pub fn leads(
             continue;
         }
         let all = candidates(slices, &port.name, port.transport, is_v6, here);
-        let (mut endpoints, otherwise) = choose(&all, is_local, here);
-        if endpoints.len() > share {
-            endpoints.sort_by_cached_key(|endpoint| (spread(&here.node, endpoint), *endpoint));
-            endpoints.truncate(share);
-            endpoints.sort_unstable();
-        }
+        let (endpoints, otherwise) = choose(&all, is_local, here);
+        let endpoints = some_of(endpoints, share, &here.node);
         leads.push(Lead {
             name: port.name.clone(),
             transport: port.transport,
@@ -193,6 +189,17 @@ fn by_hints(all: &BTreeMap<SocketAddr, &Endpoint>, here: &Here) -> ForUs {
     } else {
         ForUs::All
     }
+}
+
+/// So many of these at most, sorted; each node takes others.
+#[must_use]
+pub fn some_of(mut endpoints: Vec<SocketAddr>, most: usize, node: &str) -> Vec<SocketAddr> {
+    if endpoints.len() > most {
+        endpoints.sort_by_cached_key(|endpoint| (spread(node, endpoint), *endpoint));
+        endpoints.truncate(most);
+        endpoints.sort_unstable();
+    }
+    endpoints
 }
 
 /// A number that orders endpoints otherwise on each node, and the same way each

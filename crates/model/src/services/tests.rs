@@ -79,8 +79,28 @@ fn a_service_is_reached_where_its_spec_and_its_balancer_say() {
     assert_eq!(front.ports.len(), 2);
     assert_eq!(front.affinity, Some(Duration::from_hours(3)));
     assert!(front.is_local);
-    assert_eq!(front.sources, [Range { address: ip("10.0.0.0"), prefix: 8 }]);
+    // What cannot be read opens nothing to the family that has no other range.
+    let nobody = Range { address: ip("::"), prefix: 128 };
+    assert_eq!(front.sources, [Range { address: ip("10.0.0.0"), prefix: 8 }, nobody]);
     assert_eq!(front.naming, Naming::Addresses(vec![ip("10.96.0.7"), ip("fd00::7")]));
+}
+
+#[test]
+fn source_ranges_are_read_as_kubernetes_reads_them_and_else_let_nobody_in() {
+    let sources = |ranges: &[&str]| {
+        front(json!({"clusterIP": "10.96.0.7", "loadBalancerSourceRanges": ranges}))
+            .unwrap()
+            .sources
+    };
+    let range = |address: &str, prefix| Range { address: ip(address), prefix };
+    assert_eq!(sources(&[]), []);
+    assert_eq!(sources(&[" 010.1.0.0/016 "]), [range("10.1.0.0", 16)]);
+    assert_eq!(sources(&["10.1.0.0/16", "fd00::/8"]), [range("10.1.0.0", 16), range("fd00::", 8)]);
+    let nobody = [range("0.0.0.0", 32), range("::", 128)];
+    assert_eq!(sources(&["odd"]), nobody);
+    assert_eq!(sources(&["10.1.0.0/16", "odd"]), [range("10.1.0.0", 16), nobody[1]]);
+    let zeros = front(json!({"clusterIP": "10.096.0.07"})).unwrap();
+    assert_eq!(zeros.addresses.keys().collect::<Vec<_>>(), [&ip("10.96.0.7")]);
 }
 
 #[test]
@@ -391,5 +411,49 @@ proptest! {
         prop_assert_eq!(local.otherwise, expected);
         // Other addresses of the same Service are for all.
         prop_assert_eq!(lead(&all, true, Kind::External), lead(&all, false, Kind::Cluster));
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_service_is_what_counts_and_no_more() {
+    let full = json!({
+        "metadata": {
+            "namespace": "n", "name": "s", "resourceVersion": "1",
+            "annotations": {"a": "1"}, "labels": {"app": "x"},
+        },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00::7"],
+            "externalIPs": ["192.0.2.1"], "internalTrafficPolicy": "Local", "selector": {"app": "x"},
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 9}},
+            "loadBalancerSourceRanges": ["192.0.2.0/24"],
+            "ports": [
+                {"name": "a", "port": 80, "nodePort": 30080, "targetPort": 8080},
+                {"name": "b", "port": 53, "protocol": "UDP"},
+            ],
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}]}},
+    });
+    let read = |service: &Value| -> Service { serde_json::from_value(service.clone()).unwrap() };
+    let kinds: [fn(&mut Value); 4] = [
+        |_| {},
+        |one| one["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("x"),
+        |one| one["spec"]["clusterIP"] = json!("None"),
+        |one| one["spec"] = json!({"type": "ExternalName", "externalName": "example.org"}),
+    ];
+    for change in kinds {
+        let mut full = full.clone();
+        change(&mut full);
+        let kept = slim(read(&full));
+        assert!(Front::of(&kept).is_some());
+        assert_eq!(Front::of(&kept), Front::of(&read(&full)));
+        let variables = |of: Service| crate::env::service_variables(&[Arc::new(of)], "n", true);
+        assert_eq!(variables(kept.clone()), variables(read(&full)));
+        // What others write there changes nothing.
+        full["metadata"]["resourceVersion"] = json!("2");
+        full["metadata"]["annotations"] = json!({"a": "2"});
+        full["metadata"]["labels"]["app"] = json!("y");
+        full["spec"]["selector"] = json!({"app": "y"});
+        full["status"]["conditions"] = json!([]);
+        assert_eq!(slim(read(&full)), kept);
     }
 }

@@ -166,13 +166,12 @@ impl Files {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
-    use k8s_openapi::api::core::v1::Service;
-    use krustlet_model::services::{Here, Slices};
+    use krustlet_model::services::{Here, Services, Slices};
     use serde_json::json;
 
     use super::*;
 
-    fn services(addresses: &[&str]) -> Vec<Service> {
+    fn services(addresses: &[&str]) -> Services {
         let service = |address: &&str| {
             let name = address.replace('.', "-");
             let spec = json!({"clusterIP": address, "ports": [{"port": 80}]});

@@ -4,20 +4,26 @@
 //! Service is gone through again only if it or its endpoints are others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::Service;
 use krustlet_model::services::{
-    Front, Here, Kind, Lead, Naming, Otherwise, Range, ServiceKey, Slice, Slices, leads,
-    named_endpoints,
+    Front, Here, Kind, Lead, Naming, Range, ServiceKey, Slice, Slices, leads, named_endpoints,
 };
 use krustlet_protocol::{
-    Destinations, NamedAddress, ServiceAddress, ServiceName, ServicePort,
+    Destinations, NamedAddress, ServiceName,
     services::{address_file, name_file},
 };
+
+use super::room::{Share, Shares, is_others, merge};
+
+/// Addresses that the Services of one namespace name (`externalIPs`), added up; those
+/// of the first Services count. Whoever may make Services may name them, and each is
+/// a file of up to half a megabyte.
+const NAMED: usize = 512;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -51,33 +57,37 @@ impl File {
 /// What a Service was when it was gone through.
 #[derive(Debug)]
 struct Known {
-    version: Option<String>,
+    service: Arc<Service>,
     slices: Vec<Arc<Slice>>,
     addresses: Vec<At>,
+    /// How many addresses it names, and how many of these count.
+    named: usize,
+    counting: usize,
 }
 
 /// An address of a Service, and what it is to it.
 type At = (IpAddr, Kind);
 
-/// The ports that Services have at an address, in the order in which they count.
-type Shares = BTreeMap<(Kind, ServiceKey), Vec<ServicePort>>;
-
 impl Known {
-    fn is(&self, service: &Service, slices: &[Arc<Slice>]) -> bool {
-        let version = &service.metadata.resource_version;
-        version.is_some()
-            && self.version == *version
+    /// Whether nothing is other than before; of the addresses that it names so many
+    /// may count.
+    fn is(&self, service: &Arc<Service>, slices: &[Arc<Slice>], most: usize) -> bool {
+        Arc::ptr_eq(&self.service, service)
+            && self.counting == self.named.min(most)
             && self.slices.len() == slices.len()
             && self.slices.iter().zip(slices).all(|(old, new)| Arc::ptr_eq(old, new))
     }
 }
 
 impl Table {
-    /// Takes in what the cluster is now, as seen from this node.
-    pub(super) fn update(&mut self, services: &[Service], slices: &Slices, here: &Here) {
+    /// Takes in what the cluster is now, as seen from this node. Services come in the
+    /// order of their names.
+    pub(super) fn update(&mut self, services: &[Arc<Service>], slices: &Slices, here: &Here) {
         let is_elsewhere = self.here != *here;
         self.here.clone_from(here);
         let mut gone: BTreeSet<ServiceKey> = self.known.keys().cloned().collect();
+        // What its namespace may still name.
+        let mut left: HashMap<&str, usize> = HashMap::new();
         for service in services {
             let metadata = &service.metadata;
             let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) else {
@@ -86,33 +96,48 @@ impl Table {
             let key = ServiceKey::new(namespace, name);
             let of = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
             gone.remove(&key);
-            if is_elsewhere || !self.known.get(&key).is_some_and(|known| known.is(service, of)) {
-                self.put(key, service, of);
-            }
+            let left = left.entry(namespace).or_insert(NAMED);
+            let known = self.known.get(&key).filter(|_| !is_elsewhere);
+            let known = known.filter(|known| known.is(service, of, *left));
+            *left -= match known.map(|known| known.counting) {
+                Some(counting) => counting,
+                None => self.put(key, service, of, *left),
+            };
         }
         for key in gone {
             self.remove(&key);
         }
     }
 
-    fn put(&mut self, key: ServiceKey, service: &Service, slices: &[Arc<Slice>]) {
+    /// Says how many of the addresses that it names count; so many may.
+    fn put(
+        &mut self,
+        key: ServiceKey,
+        service: &Arc<Service>,
+        slices: &[Arc<Slice>],
+        most: usize,
+    ) -> usize {
         let front = Front::of(service);
-        let shares = front.iter().flat_map(|front| shares(front, slices, &self.here));
-        let shares: BTreeMap<At, Vec<ServicePort>> = shares.collect();
+        let named = front.as_ref().map_or(0, |front| named(front).count());
+        let counting = named.min(most);
+        let shares = front.iter().flat_map(|front| shares(front, slices, &self.here, counting));
+        let shares: BTreeMap<At, Share> = shares.collect();
         let known = Known {
-            version: service.metadata.resource_version.clone(),
+            service: Arc::clone(service),
             slices: slices.to_vec(),
             addresses: shares.keys().copied().collect(),
+            named,
+            counting,
         };
         let before = self.known.insert(key.clone(), known).map(|known| known.addresses);
         for at in before.into_iter().flatten().filter(|one| !shares.contains_key(one)) {
             self.let_go(at, &key);
         }
-        for ((address, kind), ports) in shares {
+        for ((address, kind), share) in shares {
             let all = self.addresses.entry(address).or_default();
             let key = (kind, key.clone());
-            if all.get(&key) != Some(&ports) {
-                all.insert(key, ports);
+            if all.get(&key) != Some(&share) {
+                all.insert(key, share);
                 self.due.insert(File::Address(address));
             }
         }
@@ -124,6 +149,7 @@ impl Table {
             }
             None => self.forget_name(key),
         }
+        counting
     }
 
     fn remove(&mut self, key: &ServiceKey) {
@@ -174,7 +200,8 @@ impl Table {
     pub(super) fn contents(&self, file: &File) -> Result<Option<Vec<u8>>, serde_json::Error> {
         match file {
             File::Address(address) => {
-                let merged = self.addresses.get(address).and_then(merge);
+                let merged =
+                    self.addresses.get(address).and_then(|all| merge(all, &self.here.node));
                 merged.map(|merged| serde_json::to_vec(&merged)).transpose()
             }
             File::Name(key) => self.names.get(key).map(serde_json::to_vec).transpose(),
@@ -182,14 +209,21 @@ impl Table {
     }
 }
 
-/// What a Service says of each of its addresses.
-fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here) -> Vec<(At, Vec<ServicePort>)> {
+/// The addresses that a Service names.
+fn named(front: &Front) -> impl Iterator<Item = IpAddr> {
+    let named = front.addresses.iter().filter(|(_, kind)| **kind == Kind::External);
+    named.map(|(address, _)| *address)
+}
+
+/// What a Service says of each of its addresses; so many of those that it names count.
+fn shares(front: &Front, slices: &[Arc<Slice>], here: &Here, counting: usize) -> Vec<(At, Share)> {
     let mut known = Leads { front, slices, here, known: BTreeMap::new() };
-    let own = front.addresses.iter().map(|(address, kind)| (*address, *kind));
+    let given = front.addresses.iter().map(|(address, kind)| (*address, *kind));
+    let given = given.filter(|(_, kind)| *kind != Kind::External);
+    let named = named(front).take(counting).map(|address| (address, Kind::External));
     let nodes = here.addresses.iter().filter(|address| front.is_at_node(**address));
     let nodes = nodes.map(|address| (*address, Kind::Node));
-    let share = |at: At| (at, known.ports(at));
-    own.chain(nodes).map(share).collect()
+    given.chain(named).chain(nodes).map(|at| (at, known.share(at))).collect()
 }
 
 /// Where the ports of a Service lead. Its addresses may be many, and of all of
@@ -199,92 +233,39 @@ struct Leads<'a> {
     slices: &'a [Arc<Slice>],
     here: &'a Here,
     /// By whether clients are kept to their node, and by family.
-    known: BTreeMap<(bool, bool), Vec<Lead>>,
+    known: BTreeMap<(bool, bool), Arc<[Lead]>>,
 }
 
 impl Leads<'_> {
-    fn of(&mut self, kind: Kind, is_v6: bool) -> &[Lead] {
+    fn of(&mut self, kind: Kind, is_v6: bool) -> Arc<[Lead]> {
         let Self { front, slices, here, known } = self;
-        known
+        let all = known
             .entry((front.is_local_at(kind), is_v6))
-            .or_insert_with(|| leads(front, slices, kind, is_v6, here))
+            .or_insert_with(|| leads(front, slices, kind, is_v6, here).into());
+        Arc::clone(all)
     }
 
-    /// The ports at an address.
-    fn ports(&mut self, (address, kind): At) -> Vec<ServicePort> {
-        if kind == Kind::Others {
-            return Vec::new();
-        }
-        let front = self.front;
+    /// What the Service says of an address.
+    fn share(&mut self, (address, kind): At) -> Share {
         let is_for =
             |range: &&Range| kind == Kind::Balanced && range.address.is_ipv6() == address.is_ipv6();
-        let sources: Vec<Destinations> = front
-            .sources
-            .iter()
-            .filter(is_for)
-            .map(|range| Destinations { address: range.address, prefix: range.prefix, port: None })
-            .collect();
-        let port = |lead: &Lead| {
-            Some(ServicePort {
-                transport: lead.transport,
-                port: if kind == Kind::Node { lead.node_port? } else { lead.port },
-                of: format!("{}:{}", front.key, lead.name),
-                endpoints: lead.endpoints.clone(),
-                is_silent: lead.otherwise == Otherwise::Dropped,
-                affinity_s: front.affinity.map_or(0, |affinity| affinity.as_secs()),
-                sources: sources.clone(),
-            })
-        };
-        self.of(kind, address.is_ipv6()).iter().filter_map(port).collect()
-    }
-}
-
-/// What the file of one address has room for, in endpoints: less than
-/// [`MAX_SERVICE`](krustlet_protocol::services::MAX_SERVICE) whatever they are, at
-/// some 50 bytes each.
-const MOST: usize = 12_000;
-
-/// What a port takes of that, with the names of its Service and its own, and a
-/// range of clients.
-const PORT: usize = 6;
-const SOURCE: usize = 2;
-
-/// What an address is, of all Services that have it. Where the cluster gave it to
-/// one, others that name it too have no say; else of several that want a port the
-/// one has it to which the address is more than a name, and then the first in the
-/// order of their names. Beyond [`MOST`] a port has fewer endpoints, and then none.
-/// None for what another proxy leads to.
-fn merge(all: &Shares) -> Option<ServiceAddress> {
-    if is_others(all) {
-        return None;
-    }
-    let is_only = all.keys().any(|(kind, _)| *kind == Kind::Cluster);
-    let mut ports: Vec<ServicePort> = Vec::new();
-    let mut left = MOST;
-    for ((kind, _), share) in all {
-        if is_only && *kind != Kind::Cluster {
-            continue;
-        }
-        for port in share {
-            if !ports.iter().any(|one| (one.transport, one.port) == (port.transport, port.port)) {
-                let mut port = port.clone();
-                // One without its ranges would be for everybody.
-                let Some(rest) = left.checked_sub(PORT + SOURCE * port.sources.len()) else {
-                    continue;
-                };
-                port.endpoints.truncate(rest);
-                left = rest - port.endpoints.len();
-                ports.push(port);
-            }
+        let sources = self.front.sources.iter().filter(is_for);
+        let sources = sources.map(|range| Destinations {
+            address: range.address,
+            prefix: range.prefix,
+            port: None,
+        });
+        Share {
+            leads: match kind {
+                Kind::Others => Arc::default(),
+                Kind::Cluster | Kind::Node | Kind::Balanced | Kind::External => {
+                    self.of(kind, address.is_ipv6())
+                }
+            },
+            affinity_s: self.front.affinity.map_or(0, |affinity| affinity.as_secs()),
+            sources: sources.collect(),
         }
     }
-    Some(ServiceAddress { is_only, ports })
-}
-
-/// Whether the cluster gave the address to a Service of another proxy: who goes
-/// there goes where the network leads.
-fn is_others(all: &Shares) -> bool {
-    all.keys().any(|(kind, _)| *kind == Kind::Others)
 }
 
 fn name(front: Front, slices: &[Arc<Slice>]) -> ServiceName {
@@ -301,15 +282,13 @@ fn name(front: Front, slices: &[Arc<Slice>]) -> ServiceName {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
     /// A Service and who answers for it, as small as the rules need.
-    #[derive(Clone, Debug, PartialEq, Eq)]
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     struct One {
         name: u8,
         version: u8,
@@ -319,7 +298,7 @@ mod tests {
         is_others: bool,
     }
 
-    fn service(one: &One) -> Service {
+    fn service(one: &One) -> Arc<Service> {
         let external: Vec<_> = one.external.iter().map(|n| format!("192.0.2.{n}")).collect();
         let labels = if one.is_others {
             json!({"service.kubernetes.io/service-proxy-name": "x"})
@@ -328,8 +307,7 @@ mod tests {
         };
         serde_json::from_value(json!({
             "metadata": {
-                "namespace": "n", "name": format!("s{}", one.name),
-                "resourceVersion": format!("{one:?}"), "labels": labels,
+                "namespace": "n", "name": format!("s{}", one.name), "labels": labels,
             },
             "spec": {
                 "clusterIP": one.address.map_or("None".to_owned(), |n| format!("192.0.2.{n}")),
@@ -377,9 +355,13 @@ mod tests {
             steps in prop::collection::vec((services(), any::<bool>()), 1..6)
         ) {
             let mut table = Table::default();
-            let mut files = HashMap::new();
+            let (mut files, mut seen) = (HashMap::new(), HashMap::new());
             for (all, is_here) in steps {
-                let all: Vec<Service> = all.iter().map(service).collect();
+                // Those that are as they were are the same ones.
+                let all: Vec<Arc<Service>> = all
+                    .iter()
+                    .map(|one| Arc::clone(seen.entry(one.clone()).or_insert_with(|| service(one))))
+                    .collect();
                 let here = Here {
                     node: "n".into(),
                     zone: if is_here { "a" } else { "b" }.into(),
@@ -401,11 +383,11 @@ mod tests {
         #[test]
         fn nobody_takes_an_address_that_the_cluster_gave_to_another(all in services()) {
             let mut table = Table::default();
-            let objects: Vec<Service> = all.iter().map(service).collect();
+            let objects: Vec<Arc<Service>> = all.iter().map(service).collect();
             table.update(&objects, &Slices::new(), &Here::default());
             for (address, shares) in &table.addresses {
                 let is_of_others = shares.keys().any(|(kind, _)| *kind == Kind::Others);
-                let Some(merged) = merge(shares) else {
+                let Some(merged) = merge(shares, "node") else {
                     prop_assert!(is_of_others, "{address}");
                     continue;
                 };
@@ -423,7 +405,7 @@ mod tests {
 
     #[test]
     fn ports_of_nodes_are_at_the_addresses_of_this_one() {
-        let service: Service = serde_json::from_value(json!({
+        let service: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "n", "name": "s"},
             "spec": {
                 "clusterIP": "10.96.0.7", "internalTrafficPolicy": "Local",
@@ -435,7 +417,7 @@ mod tests {
         }))
         .unwrap();
         // Who names the address does not get what the cluster gave to another.
-        let named: Service = serde_json::from_value(json!({
+        let named: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "a", "name": "s"},
             "spec": {
                 "clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.1"],
@@ -458,7 +440,7 @@ mod tests {
         let here = Here { node: "here".into(), zone: String::new(), addresses: vec![v4, v6] };
         let mut table = Table::default();
         table.update(&[service, named], &slices, &here);
-        let at = merge(&table.addresses[&v4]).unwrap();
+        let at = merge(&table.addresses[&v4], "here").unwrap();
         assert!(!at.is_only, "the node itself answers at its others");
         let ports: Vec<_> = at.ports.iter().map(|port| (port.port, &*port.of)).collect();
         assert_eq!(ports, [(30080, "n/s:web"), (82, "a/s:own")]);
@@ -471,15 +453,16 @@ mod tests {
 
     #[test]
     fn an_address_that_a_balancer_has_is_not_taken_by_who_names_it() {
-        let service = |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Service {
-            let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
-            let mut service = json!({
-                "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
-                "status": {"loadBalancer": {"ingress": ingress}},
-            });
-            service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
-            serde_json::from_value(service).unwrap()
-        };
+        let service =
+            |namespace: &str, spec: serde_json::Value, balanced: &[&str]| -> Arc<Service> {
+                let ingress: Vec<_> = balanced.iter().map(|ip| json!({"ip": ip})).collect();
+                let mut service = json!({
+                    "metadata": {"namespace": namespace, "name": "s"}, "spec": spec,
+                    "status": {"loadBalancer": {"ingress": ingress}},
+                });
+                service["spec"]["ports"] = json!([{"name": "web", "port": 80}]);
+                serde_json::from_value(service).unwrap()
+            };
         let named = json!({"clusterIP": "10.96.0.7", "externalIPs": ["192.0.2.1", "192.0.2.2"]});
         let other = json!({"clusterIP": "10.96.0.8", "externalIPs": ["192.0.2.2"]});
         let mut table = Table::default();
@@ -487,7 +470,7 @@ mod tests {
         table.update(&services, &Slices::new(), &Here::default());
         let of = |address: &str| {
             let shares = &table.addresses[&address.parse::<IpAddr>().unwrap()];
-            merge(shares).unwrap().ports.remove(0).of
+            merge(shares, "node").unwrap().ports.remove(0).of
         };
         assert_eq!(of("192.0.2.1"), "shop/s:web");
         assert_eq!(of("192.0.2.2"), "aaa/s:web");
@@ -496,7 +479,7 @@ mod tests {
     #[test]
     fn endpoints_are_worked_out_once_for_all_addresses_that_lead_to_the_same() {
         let outside = |n: u8| [format!("192.0.2.{n}"), format!("2001:db8::{n:x}")];
-        let service: Service = serde_json::from_value(json!({
+        let service: Arc<Service> = serde_json::from_value(json!({
             "metadata": {"namespace": "n", "name": "s"},
             "spec": {
                 "clusterIPs": ["10.96.0.7", "fd00::7"], "internalTrafficPolicy": "Local",
@@ -520,43 +503,49 @@ mod tests {
             Leads { front: &front, slices: &slices, here: &here, known: BTreeMap::new() };
         for (address, kind) in &front.addresses {
             let expected = leads(&front, &slices, *kind, address.is_ipv6(), &here);
-            assert_eq!(known.of(*kind, address.is_ipv6()), expected, "{address}");
+            assert_eq!(*known.of(*kind, address.is_ipv6()), *expected, "{address}");
         }
         assert_eq!(known.known.len(), 4, "one for each family, near and far");
     }
 
     #[test]
-    fn no_file_is_longer_than_sandboxes_read() {
-        let long = "x".repeat(63);
-        let endpoint: std::net::SocketAddr =
-            "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap();
-        let source = Destinations { address: endpoint.ip(), prefix: 128, port: None };
-        for (services, ports, endpoints, sources) in
-            [(200_u16, 256, 0, 0), (100, 256, 1, 64), (1, 256, 1000, 0), (30, 1, 8000, 1)]
-        {
-            let port = |number| ServicePort {
-                transport: krustlet_model::services::Transport::Tcp,
-                port: number,
-                of: format!("{long}/{long}:{long}"),
-                endpoints: vec![endpoint; endpoints],
-                is_silent: true,
-                affinity_s: 86_400,
-                sources: vec![source.clone(); sources],
+    fn of_the_addresses_that_a_namespace_names_the_first_count() {
+        let service = |namespace: &str, name: u8, named: u8| -> Arc<Service> {
+            let named: Vec<_> = (1..=named).map(|n| format!("192.0.{name}.{n}")).collect();
+            serde_json::from_value(json!({
+                "metadata": {"namespace": namespace, "name": format!("s{name:02}")},
+                "spec": {
+                    "clusterIP": "10.96.0.7", "externalIPs": named, "ports": [{"port": 80}],
+                },
+            }))
+            .unwrap()
+        };
+        let mut table = Table::default();
+        let mut led = |all: &[Arc<Service>]| {
+            table.update(all, &Slices::new(), &Here::default());
+            let mut fresh = Table::default();
+            fresh.update(all, &Slices::new(), &Here::default());
+            assert_eq!(table.addresses, fresh.addresses, "whatever was before");
+            let is_led = |name: u8, last: u8| {
+                let address = IpAddr::from([192, 0, name, last]);
+                table.addresses.contains_key(&address)
             };
-            let all: Shares = (0..services)
-                .map(|service| {
-                    let key = ServiceKey::new("n", format!("s{service:03}"));
-                    let ports = (0..ports).map(|n| port(service * ports + n)).collect();
-                    ((Kind::External, key), ports)
-                })
-                .collect();
-            let merged = merge(&all).unwrap();
-            let length = serde_json::to_vec(&merged).unwrap().len();
-            assert!(length <= krustlet_protocol::services::MAX_SERVICE, "{length}");
-            // What there is room for is there.
-            assert!(length > 400_000, "{length}");
-            assert!(merged.ports.iter().all(|port| port.sources.len() == sources));
-        }
+            [is_led(20, 1), is_led(20, 32), is_led(30, 1), is_led(40, 32)]
+        };
+        // Sixteen of 32 each are all that a namespace may name.
+        let mut all: Vec<_> = (1..16).map(|name| service("a", name, 32)).collect();
+        all.extend([service("a", 20, 32), service("a", 30, 1), service("b", 40, 32)]);
+        assert_eq!(led(&all), [true, true, false, true]);
+        // One that names less leaves room for those behind it, though these are as they were.
+        all[0] = service("a", 1, 31);
+        assert_eq!(led(&all), [true, true, true, true]);
+        all[0] = service("a", 1, 32);
+        all[1] = service("a", 2, 31);
+        all.remove(2);
+        all.insert(0, service("a", 0, 32));
+        assert_eq!(led(&all), [true, true, true, true]);
+        all[2] = service("a", 2, 32);
+        assert_eq!(led(&all), [true, true, false, true]);
     }
 
     #[test]
@@ -574,7 +563,7 @@ mod tests {
         table.update(&[service], &Slices::new(), &Here::default());
         let port = |address: &str| {
             let address: IpAddr = address.parse().unwrap();
-            merge(&table.addresses[&address]).unwrap().ports.remove(0)
+            merge(&table.addresses[&address], "node").unwrap().ports.remove(0)
         };
         assert!(port("10.96.0.7").sources.is_empty());
         let balanced = port("192.0.2.1");

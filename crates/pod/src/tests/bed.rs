@@ -10,9 +10,11 @@ use std::{
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodStatus, Secret};
 use krustlet_image::{ImageRequest, ProgramConfig, PullReport};
-use krustlet_model::{ContainerId, PodKey, PodUid, policy::Policies, probes::target::Target};
+use krustlet_model::{
+    ContainerId, PodKey, PodUid, policy::Policies, probes::target::Target, services::Services,
+};
 use krustlet_network::{Network, NetworkState};
 use krustlet_protocol::{
     ContainerReport, ExecOutcome, ExitReport, Limits, NetworkReport, PodNetwork, RunState,
@@ -141,7 +143,7 @@ pub(super) struct Shared {
     world: Arc<Mutex<World>>,
     changed: watch::Sender<()>,
     node: watch::Sender<Option<Arc<Node>>>,
-    services: watch::Sender<Option<Arc<Vec<Service>>>>,
+    services: watch::Sender<Option<Arc<Services>>>,
     /// What the cluster's policies say.
     pub(super) policies: watch::Sender<Policies>,
 }
@@ -578,7 +580,7 @@ impl Objects for Shared {
 
     fn forget_tokens(&self, _uid: &PodUid) {}
 
-    fn services(&self) -> watch::Receiver<Option<Arc<Vec<Service>>>> {
+    fn services(&self) -> watch::Receiver<Option<Arc<Services>>> {
         self.services.subscribe()
     }
 

@@ -5,13 +5,14 @@ use k8s_openapi::api::core::v1::{
     ResourceRequirements, VolumeMount,
 };
 
-use super::{Found, NOT_YET, has_any, security};
+use super::{super::MOST_PORTS, Found, NOT_YET, has_any, security};
 
 const PROBE: &str = "not offered by this version; use httpGet or tcpSocket";
 const HOOKS: &str = "hooks are not offered by this version; leave it out";
 const ATTACH: &str = "nothing can be attached to a container in this version; leave it out";
 
 pub(super) fn of_pod(spec: &PodSpec, found: &mut Found) {
+    let mut host_ports = 0;
     for (list, containers) in [
         ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
         ("containers", spec.containers.as_slice()),
@@ -24,8 +25,16 @@ pub(super) fn of_pod(spec: &PodSpec, found: &mut Found) {
                 found.at(at);
                 container.ports.iter().flatten().for_each(|port| of_host_port(port, found));
             }
+            let ports = container.ports.iter().flatten();
+            host_ports += ports.filter(|port| port.host_port.is_some_and(|port| port != 0)).count();
         }
     }
+    found.at("spec.containers[*]".to_owned());
+    found.refuse(
+        host_ports > MOST_PORTS,
+        "ports.hostPort",
+        &format!("the node listens on {MOST_PORTS} ports for a pod at most, and this one has {host_ports}"),
+    );
 }
 
 fn of_container(at: &str, container: &Container, found: &mut Found) {
