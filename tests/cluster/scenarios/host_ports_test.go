@@ -182,6 +182,7 @@ func TestPodsHaveOneHostPortByAddressAndProtocol(t *testing.T) {
 	each()
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "local", "public", "datagrams")
 	each()
 }
 

@@ -94,10 +94,12 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 	b.WaitServes(t, b.Outside(), address.String(), webPort)
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "kept")
 	b.WaitServes(t, b.Outside(), address.String(), webPort)
 	node.Stop(t)
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "kept")
 	other := web(t, b, ns, webPodOn(t, b, node, "other"))
 	if bed.PodAddress(t, other) == address {
 		t.Errorf("%v was given twice", address)
