@@ -106,3 +106,24 @@ async fn a_client_believes_the_authority_that_its_pod_names() {
     let text = machine.ok(&["run", &machine.write("pod.yaml", own)]).await;
     assert_eq!(text, "200\nbelieved\n");
 }
+
+/// A pod that says nothing believes whom the machine believes, and the machine says so
+/// in the agent's environment.
+#[tokio::test]
+async fn a_client_believes_the_authorities_of_the_machine() {
+    own_network("192.0.2.1/32");
+    let authority = Authority::new();
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    serve_https(listener, authority.server("192.0.2.1"), "believed\n");
+    for (believed, expected) in
+        [(authority, "200\nbelieved\n"), (Authority::new(), "TlsCertificateError\n")]
+    {
+        let mut machine = Machine::new();
+        let bundle = machine.write("authorities.pem", believed.pem());
+        machine.env.push(("SSL_CERT_FILE", bundle.into()));
+        let ran = machine.krustlet(&["run", &example("tls/fetch.wasm"), "--", &url]).await;
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), expected, "{ran:?}");
+        assert_eq!(ran.status.success(), expected.starts_with("200"), "{ran:?}");
+    }
+}
