@@ -4,7 +4,9 @@ use std::{net::TcpListener, process::Command};
 
 use krustlet_testkit::{Authority, serve_https};
 
-use crate::machine::{Machine, answer, ask, end, example, free_port, interrupt, until_served};
+use crate::machine::{
+    Machine, answer, ask, end, example, free_port, interrupt, output, stderr, until_served,
+};
 
 #[tokio::test]
 async fn the_first_example_prints_what_its_guest_prints() {
@@ -120,10 +122,16 @@ async fn a_client_believes_the_authorities_of_the_machine() {
         [(authority, "200\nbelieved\n"), (Authority::new(), "TlsCertificateError\n")]
     {
         let mut machine = Machine::new();
-        let bundle = machine.write("authorities.pem", believed.pem());
-        machine.env.push(("SSL_CERT_FILE", bundle.into()));
-        let ran = machine.krustlet(&["run", &example("tls/fetch.wasm"), "--", &url]).await;
+        machine.write("authorities.pem", believed.pem());
+        // From where the agent is started.
+        machine.env.push(("SSL_CERT_FILE", "authorities.pem".into()));
+        let mut run = machine.command(&["run", &example("tls/fetch.wasm"), "--", &url]);
+        let ran = output(run.current_dir(machine.root.path())).await;
         assert_eq!(String::from_utf8_lossy(&ran.stdout), expected, "{ran:?}");
         assert_eq!(ran.status.success(), expected.starts_with("200"), "{ran:?}");
     }
+    let mut machine = Machine::new();
+    machine.env.push(("SSL_CERT_FILE", "/nowhere/ca.pem".into()));
+    let said = stderr(&machine.krustlet(&["run", &example("tls/fetch.wasm"), "--", &url]).await);
+    assert!(said.contains("SSL_CERT_FILE names /nowhere/ca.pem: No such file"), "{said}");
 }
