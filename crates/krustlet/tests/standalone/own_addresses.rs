@@ -8,7 +8,7 @@ use rustix::{
 };
 
 use crate::{
-    machine::{LIMIT, Machine, answer, ask_at, guest},
+    machine::{LIMIT, Machine, answer, ask_at, guest, stderr},
     outside::leave,
 };
 
@@ -68,9 +68,14 @@ async fn pods_have_addresses_of_the_ranges_that_are_asked_for() {
     assert!(ask_at(([127, 0, 0, 1], 80).into(), "/").await.is_err(), "the port is the pod's own");
 
     // Another pod of this agent, which has its addresses, calls the first.
+    let fetch = machine.path("fetch.wasm");
     let (to_v4, to_v6) = (format!("http://{v4}/"), format!("http://[{v6}]/"));
-    let said = machine.ok(&["run", &machine.path("fetch.wasm"), "--", &to_v4, &to_v6]).await;
+    let said = machine.ok(&["run", &fetch, "--", &to_v4, &to_v6]).await;
     assert_eq!(said.matches("200\n").count(), 2, "{said}");
+    // Nobody is given what the agent was not started for.
+    let other = machine.krustlet(&["run", "--pod-cidr", "10.98.0.0/24", &fetch]).await;
+    let said = stderr(&other);
+    assert!(said.contains("gives pods addresses of 10.99.0.0/24,fd00:99::/64"), "{said}");
     assert_ne!(links(), "");
     machine.ok(&["stop", "web"]).await;
     machine.until_alone().await;
