@@ -55,6 +55,7 @@ async fn pods_have_addresses_of_the_ranges_that_are_asked_for() {
     machine.ok(&["run", "-d", "--pod-cidr", RANGES, &web]).await;
     machine.until(&["ps"], "Running").await;
     let own = addresses_of(&machine, "web").await;
+    assert!(machine.ok(&["ps"]).await.trim_end().ends_with(&own[0].to_string()));
     let [IpAddr::V4(v4), IpAddr::V6(v6)] = own[..] else { panic!("{own:?}") };
     assert_eq!(v4.octets()[..3], [10, 99, 0]);
     assert_eq!(v6.segments()[..4], [0xfd00, 0x99, 0, 0]);
