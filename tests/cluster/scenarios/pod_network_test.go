@@ -90,6 +90,8 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 	ns := b.Namespace(t)
 	kept := web(t, b, ns, webPodOn(t, b, node, "kept"))
 	address := bed.PodAddress(t, kept)
+	b.WaitServes(t, b.Outside(), address.String(), webPort)
+	calls := accepted(t, b, node, ns, "kept")
 	history := b.WatchPod(t, ns, "kept")
 
 	node.Kill(t)
@@ -112,6 +114,10 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 		same(t, "Ready", isReady(version), true)
 	}
 	same(t, "container", status(get(t, b, ns, "kept")).ContainerID, status(kept).ContainerID)
+	// What is counted goes on too: those of before, and three since.
+	if now := accepted(t, b, node, ns, "kept"); calls == 0 || now < calls+3 {
+		t.Errorf("%d connections were accepted before, %d with the next agents", calls, now)
+	}
 }
 
 func TestAnAddressIsNotGivenAgainAtOnce(t *testing.T) {
