@@ -1,9 +1,26 @@
 //! What people see: tables, ages, log prefixes. Colours only on a terminal
 //! and never with `NO_COLOR`.
 
-use std::{fmt::Write, io::IsTerminal, time::Duration};
+use std::{
+    fmt::Write,
+    io::{self, ErrorKind, IsTerminal, Write as _},
+    time::Duration,
+};
 
 use jiff::Timestamp;
+
+/// Prints what a command was asked for. A reader who has seen enough, such as `head`,
+/// may go away.
+///
+/// # Errors
+///
+/// What the system says of standard output.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
 
 /// Lays out rows below their headings, as kubectl does: columns three blanks
 /// apart, each as wide as its widest cell.

@@ -206,6 +206,18 @@ fn every_page_can_be_found() {
     fails("pages that no other page links to", &missing);
 }
 
+#[test]
+fn every_decision_is_listed() {
+    let decisions = project().join("docs/decisions");
+    let list = read("docs/README.md");
+    let missing = fs::read_dir(decisions)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !list.contains(&format!("(decisions/{name})")))
+        .collect();
+    fails("decisions that docs/README.md does not list", &missing);
+}
+
 /// A shell's text with one space between words, and commands on one line each.
 fn on_one_line(shell: &str) -> String {
     shell
@@ -256,6 +268,18 @@ fn every_test_that_holds_a_promise_exists() {
     }
     assert!(count > 50, "only {count} tests were found in the specification");
     fails("tests that do not exist", &missing);
+}
+
+#[test]
+fn no_promise_names_a_test_twice() {
+    let specification = read("SPECIFICATION.md");
+    let mut twice = BTreeSet::new();
+    for line in specification.lines() {
+        let mut names = BTreeSet::new();
+        let tests = line.split('`').filter(|text| text.contains("::"));
+        twice.extend(tests.filter(|name| !names.insert(*name)).map(str::to_owned));
+    }
+    fails("tests that one promise names twice", &twice);
 }
 
 #[test]

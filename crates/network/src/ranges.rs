@@ -1,6 +1,6 @@
 //! The addresses that a node's pods may have: one range of each family.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -12,6 +12,18 @@ const LONGEST: (u8, u8) = (30, 126);
 /// (10.0.0.0/8), and what the largest sites have of IPv6. Anything wider is a
 /// slip that would lead the node's own connections to pods.
 const SHORTEST: (u8, u8) = (8, 16);
+
+/// What no pod can have an address of, and what it is.
+const NO_PODS: [(IpNet, &str); 7] = [
+    (IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8), "this network"),
+    (IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8), "loopback"),
+    (IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16), "link-local"),
+    (IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4), "multicast"),
+    // The loopback, and IPv4 addresses that are written as or translated to IPv6.
+    (IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8), "reserved"),
+    (IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10), "link-local"),
+    (IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8), "multicast"),
+];
 
 /// A node's podCIDRs: one range of one family, or one of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +50,9 @@ pub enum RangeError {
          least {shortest} bits"
     )]
     TooLarge { range: IpNet, shortest: u8 },
+
+    #[error("podCIDR {range} has addresses of {of} ({what}), which no pod can have")]
+    NoPods { range: IpNet, of: IpNet, what: &'static str },
 
     #[error("podCIDR {range} contains {address}, which is the address of a node")]
     OfANode { range: IpNet, address: IpAddr },
@@ -127,7 +142,11 @@ fn one(text: &str) -> Result<IpNet, RangeError> {
     if range.prefix_len() < shortest {
         return Err(RangeError::TooLarge { range, shortest });
     }
-    Ok(range)
+    let overlaps = |of: &IpNet| of.contains(&range) || range.contains(of);
+    match NO_PODS.into_iter().find(|(of, _)| overlaps(of)) {
+        Some((of, what)) => Err(RangeError::NoPods { range, of, what }),
+        None => Ok(range),
+    }
 }
 
 /// The address of a range that the node has on its end of the veth pair: the
@@ -165,6 +184,15 @@ mod tests {
             (&["0.0.0.0/0"], "at least 8 bits"),
             (&["8.0.0.0/7"], "at least 8 bits"),
             (&["2000::/3"], "at least 16 bits"),
+            (&["0.0.0.0/8"], "0.0.0.0/8 (this network), which no pod can have"),
+            (&["127.1.0.0/24"], "127.0.0.0/8 (loopback)"),
+            (&["169.254.7.0/24"], "169.254.0.0/16 (link-local)"),
+            (&["169.0.0.0/8"], "169.254.0.0/16 (link-local)"),
+            (&["224.0.1.0/24"], "224.0.0.0/4 (multicast)"),
+            (&["::1/120"], "::/8 (reserved)"),
+            (&["64:ff9b::a00:0/120"], "::/8 (reserved)"),
+            (&["fe80:1::/64"], "fe80::/10 (link-local)"),
+            (&["ff02::/64"], "ff00::/8 (multicast)"),
             (&["10.0.0.0/24", "10.1.0.0/24"], "one range of each family"),
             (&["10.0.0.0/24", "fd00::/64", "fd01::/64"], "3 podCIDRs"),
         ] {

@@ -85,6 +85,7 @@ impl Drop for Home {
 /// How a node's network is set up, beside its ranges.
 struct Setup {
     mode: Mode,
+    configured: Option<PodRanges>,
     peers: Option<Peers>,
     living: Option<File>,
     by_node: bool,
@@ -95,6 +96,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             mode: Mode::Own,
+            configured: None,
             peers: None,
             living: None,
             by_node: false,
@@ -192,7 +194,7 @@ fn lose(home: &Path) {
 fn opened(
     home: &Path,
     ranges: watch::Receiver<NodeRanges>,
-    Setup { mode, peers, living, by_node, name_servers }: Setup,
+    Setup { mode, configured, peers, living, by_node, name_servers }: Setup,
 ) -> (Network, NetworkTask) {
     let prepared = prepare(mode, namespace(home), || living).unwrap();
     let config = NetworkConfig {
@@ -200,7 +202,7 @@ fn opened(
         state: home.to_owned(),
         node: vec!["192.0.2.1".parse().unwrap()],
         api_port: Some(10250),
-        configured: None,
+        configured,
         ranges,
         peers,
         by_node,
@@ -659,6 +661,25 @@ fn a_node_without_a_range_shares_its_address_until_its_pods_had_their_own() {
             matches!(state, NetworkState::Waiting(why) if why.contains("--pod-network=host"))
         };
         timeout(LIMIT, state.wait_for(told)).await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_node_without_a_range_gives_addresses_of_its_configurations() {
+    in_a_room(async || {
+        let home = Home::new();
+        let (_ranges, told) = watch::channel(NodeRanges::None);
+        let configured = PodRanges::parse(&["10.245.0.0/24"]).unwrap();
+        let setup = Setup { configured: Some(configured.clone()), ..Setup::default() };
+        let (network, task) = opened(home.path(), told, setup);
+        network.restored();
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task.run(stop.clone()));
+        let own = |state: &NetworkState| matches!(state, NetworkState::Own(_));
+        timeout(LIMIT, network.state().wait_for(own)).await.unwrap().unwrap();
+        let addresses = network.allocate(&PodUid::new("one")).unwrap();
+        assert!(addresses.len() == 1 && configured.contains(addresses[0]), "{addresses:?}");
     });
 }
 

@@ -61,6 +61,10 @@ const WARM_LIMIT: Duration = Duration::from_secs(30);
 /// Time for a living zygote to answer; it does nothing that takes long.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time for a zygote that cannot serve to say why and end: it lets go of its agent
+/// first.
+const WORDS_LIMIT: Duration = Duration::from_secs(2);
+
 /// Time that a new sandbox waits for a zygote that is being replaced.
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
 
@@ -192,7 +196,7 @@ impl Nursery {
         let files = blocking(move || this.files()).await.map_err(StartError::Files)?;
         let mut child = self.spawn(&files)?;
         // The child has its own; ours would keep the connection open for ever.
-        let Files { ours, theirs, .. } = files;
+        let Files { ours, theirs, said, .. } = files;
         drop(theirs);
         let (caller, incoming) = connection::connection(ours).map_err(StartError::Files)?;
         let process = child
@@ -210,9 +214,11 @@ impl Nursery {
                 Ok(zygote)
             }
             Ok(Ok(Some(ZygoteNews::Exited { .. }) | None) | Err(_)) => {
-                let _ = child.start_kill();
-                let _ = timeout(ANSWER_LIMIT, child.wait()).await;
-                Err(StartError::Ended { words: last_words(&self.state.zygote_log_path()) })
+                if timeout(WORDS_LIMIT, child.wait()).await.is_err() {
+                    let _ = child.start_kill();
+                    let _ = timeout(ANSWER_LIMIT, child.wait()).await;
+                }
+                Err(StartError::Ended { words: last_words(&self.state.zygote_log_path(), said) })
             }
             Err(_) => {
                 let _ = child.start_kill();
@@ -255,12 +261,14 @@ impl Nursery {
 
     fn files(&self) -> io::Result<Files> {
         let (ours, theirs) = socket::pair()?;
+        let log = self.state.zygote_log()?;
         Ok(Files {
             ours,
             theirs,
             listener: socket::bind(&self.socket)?,
             journal: self.state.journal()?,
-            log: self.state.zygote_log()?,
+            said: log.metadata()?.len(),
+            log,
             namespace: self.namespace.as_ref().map(File::open).transpose()?,
         })
     }
@@ -273,9 +281,7 @@ impl Nursery {
         command
             .args(arguments)
             .env_clear()
-            // Where its guests' certificate authorities are, if not where most
-            // systems have them.
-            .envs(env::var_os("SSL_CERT_FILE").map(|path| ("SSL_CERT_FILE", path)))
+            .envs(authorities().map(|path| (AUTHORITIES, path)))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(files.log.try_clone().map_err(failed)?)
@@ -293,6 +299,17 @@ impl Nursery {
     }
 }
 
+/// The variable that says where the system's certificate authorities are, if not where
+/// most systems have them.
+const AUTHORITIES: &str = "SSL_CERT_FILE";
+
+/// Where it says that they are, as a zygote finds it, which is elsewhere than we are.
+fn authorities() -> Option<PathBuf> {
+    let path = PathBuf::from(env::var_os(AUTHORITIES).filter(|path| !path.is_empty())?);
+    // Without a directory of our own, it is the zygote that finds nothing.
+    Some(std::path::absolute(&path).unwrap_or(path))
+}
+
 /// What a zygote is started with.
 struct Files {
     ours: OwnedFd,
@@ -300,6 +317,8 @@ struct Files {
     listener: OwnedFd,
     journal: OwnedFd,
     log: File,
+    /// How long the log was before: what others said.
+    said: u64,
     namespace: Option<File>,
 }
 
@@ -366,11 +385,12 @@ async fn retire(
     ask(&caller, &mut incoming, &mut Vec::new(), ZygoteRequest::Retire).await.map(drop)
 }
 
-fn last_words(log: &Path) -> String {
+/// The end of what was written to a log since it had this length.
+fn last_words(log: &Path, since: u64) -> String {
     const WORDS: u64 = 1024;
     let read = || -> io::Result<String> {
         let mut file = File::open(log)?;
-        let from = file.metadata()?.len().saturating_sub(WORDS);
+        let from = file.metadata()?.len().saturating_sub(WORDS).max(since);
         file.seek(SeekFrom::Start(from))?;
         let mut bytes = Vec::new();
         file.take(WORDS).read_to_end(&mut bytes)?;

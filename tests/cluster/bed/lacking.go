@@ -16,3 +16,17 @@ func (b *Bed) StartNodeLacking(t testing.TB, name string, launch []string, args 
 	node.Start(t)
 	return node
 }
+
+// PauseControllers stops the controller manager until the test ends: nobody gives
+// nodes their podCIDRs.
+func (b *Bed) PauseControllers(t testing.TB) {
+	t.Helper()
+	if err := b.cluster.PauseControllers(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.cluster.ResumeControllers(); err != nil {
+			t.Error(err)
+		}
+	})
+}

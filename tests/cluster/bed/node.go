@@ -53,6 +53,7 @@ type Node struct {
 	launch  []string // what the agent is started by, if not by itself
 	args    []string
 	process *room.Process // of the last start
+	started time.Time     // before the last start
 }
 
 // User is who the node is to the API server.
@@ -215,6 +216,7 @@ func (n *Node) Start(t testing.TB) {
 	if n.network != "" {
 		command = slices.Concat([]string{"nsenter", "--net=" + n.network}, command)
 	}
+	started := time.Now()
 	process, err := n.bed.cluster.Room.Start(room.Command{
 		Name: n.Name, Path: command[0], Args: command[1:],
 		Env: []string{"RUST_BACKTRACE=1"}, Log: filepath.Join(n.bed.Dir, n.Name+".log"),
@@ -223,7 +225,7 @@ func (n *Node) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	n.bed.mu.Lock()
-	n.process = process
+	n.process, n.started = process, started
 	n.bed.mu.Unlock()
 }
 
@@ -264,11 +266,13 @@ func (n *Node) Stop(t testing.TB) {
 	}
 }
 
-// WaitReady waits until the API says that the node is Ready and was so lately:
-// the agent that runs now must have renewed the lease.
+// WaitReady waits until the agent that runs now says that the node is Ready. Which of
+// the pods of an agent before it has already taken over, [Node.WaitHolds] tells.
 func (n *Node) WaitReady(t testing.TB) {
 	t.Helper()
-	since := time.Now()
+	n.bed.mu.Lock()
+	started := n.started
+	n.bed.mu.Unlock()
 	if running, err := n.running(); !running {
 		t.Fatal(err)
 	}
@@ -280,8 +284,13 @@ func (n *Node) WaitReady(t testing.TB) {
 		if err != nil {
 			return err
 		}
-		if condition := NodeCondition(node, corev1.NodeReady); condition.Status != corev1.ConditionTrue {
+		condition := NodeCondition(node, corev1.NodeReady)
+		if condition.Status != corev1.ConditionTrue {
 			return fmt.Errorf("Ready is %q: %s: %s", condition.Status, condition.Reason, condition.Message)
+		}
+		// An agent writes what it finds as soon as it begins; the API keeps seconds.
+		if condition.LastHeartbeatTime.Time.Before(started.Truncate(time.Second)) {
+			return fmt.Errorf("Ready is what an agent said at %v", condition.LastHeartbeatTime)
 		}
 		// No pod would be scheduled, and each test would wait for its own in vain.
 		if pressure := NodeCondition(node, corev1.NodeDiskPressure); pressure.Status == corev1.ConditionTrue {
@@ -291,12 +300,39 @@ func (n *Node) WaitReady(t testing.TB) {
 		if err != nil {
 			return err
 		}
-		// A lease is renewed each 10 s; one that is older is a dead agent's.
-		if renewed := lease.Spec.RenewTime; renewed == nil || renewed.Add(15*time.Second).Before(since) {
+		// The API keeps microseconds. A lease that is older is a dead agent's.
+		if renewed := lease.Spec.RenewTime; renewed == nil || renewed.Time.Before(started.Truncate(time.Microsecond)) {
 			return fmt.Errorf("the lease was renewed at %v", lease.Spec.RenewTime)
 		}
 		return nil
 	})
+}
+
+// WaitHolds waits until the agent that runs now has these running pods in hand: it
+// tells what they use only of those whose sandboxes answer it.
+func (n *Node) WaitHolds(t testing.TB, namespace string, pods ...string) {
+	t.Helper()
+	n.bed.WaitFor(t, fmt.Sprintf("%s has %v in hand", n.Name, pods), readyLimit, func() error {
+		return n.Holds(namespace, pods...)
+	})
+}
+
+// Holds is what [Node.WaitHolds] waits for.
+func (n *Node) Holds(namespace string, pods ...string) error {
+	told, err := n.Ask("stats")
+	if err != nil {
+		return err
+	}
+	for _, pod := range pods {
+		isIts := func(line string) bool {
+			words := strings.Fields(line)
+			return len(words) > 1 && words[0] == namespace && words[1] == pod
+		}
+		if !slices.ContainsFunc(strings.Split(told, "\n"), isIts) {
+			return fmt.Errorf("%s is not in\n%s", pod, told)
+		}
+	}
+	return nil
 }
 
 // Sandboxes are the processes that run guests, of all nodes: those of the

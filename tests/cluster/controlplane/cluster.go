@@ -242,6 +242,13 @@ func (c *Cluster) PauseAPIServer() error { return c.api.Signal(syscall.SIGSTOP) 
 // ResumeAPIServer ends the pause.
 func (c *Cluster) ResumeAPIServer() error { return c.api.Signal(syscall.SIGCONT) }
 
+// PauseControllers stops the controller manager in its tracks: nobody gives nodes
+// their podCIDRs, takes their taints away, or does anything else of its kind.
+func (c *Cluster) PauseControllers() error { return c.manager.Signal(syscall.SIGSTOP) }
+
+// ResumeControllers ends the pause.
+func (c *Cluster) ResumeControllers() error { return c.manager.Signal(syscall.SIGCONT) }
+
 func (c *Cluster) start(ctx context.Context, extra []string) error {
 	// No step takes a tenth of this; a machine under load may be that slow.
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)

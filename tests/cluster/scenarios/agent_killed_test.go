@@ -49,6 +49,7 @@ func TestPodsOutliveTheirAgent(t *testing.T) {
 	})
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "steady")
 	awaitGone(t, b, unwanted)
 
 	for _, version := range podHistory.Seen(t) {
@@ -86,12 +87,16 @@ func TestAnAgentThatIsStoppedKeepsItsPods(t *testing.T) {
 	node := b.StartNode(t, "upgraded")
 	ns := b.Namespace(t)
 	steady, _ := sandboxOf(t, b, ns, on(node, always(wasmPod("steady", b.Image(t, "hello.wasm"), "tick"))))
+	history := b.WatchPod(t, ns, "steady")
 	node.Stop(t)
 	node.Start(t)
 	node.WaitReady(t)
-	now := awaitReady(t, b, ns, "steady")
-	same(t, "container", status(now).ContainerID, status(steady).ContainerID)
-	same(t, "restarts", status(now).RestartCount, 0)
+	node.WaitHolds(t, ns, "steady")
+	for _, version := range append(history.Seen(t), get(t, b, ns, "steady")) {
+		same(t, "container", status(version).ContainerID, status(steady).ContainerID)
+		same(t, "restarts", status(version).RestartCount, 0)
+		same(t, "Ready", isReady(version), true)
+	}
 }
 
 var errNotYet = errors.New("not yet")

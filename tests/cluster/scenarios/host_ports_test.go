@@ -124,6 +124,7 @@ func TestAHostPortIsTheNextRunsToo(t *testing.T) {
 	history := b.WatchPod(t, ns, "again")
 	waitAnswersAs(t, b, "again", "127.0.0.1", number)
 	waitEchoed(t, b, "127.0.0.1", number)
+	calls := accepted(t, b, node, ns, "again")
 	await(t, b, ns, "again", "has two containers that were restarted", limit, func(pod *corev1.Pod) error {
 		for _, container := range pod.Status.ContainerStatuses {
 			if container.RestartCount < 2 {
@@ -134,6 +135,9 @@ func TestAHostPortIsTheNextRunsToo(t *testing.T) {
 	})
 	waitAnswersAs(t, b, "again", "127.0.0.1", number)
 	waitEchoed(t, b, "127.0.0.1", number)
+	if now := accepted(t, b, node, ns, "again"); calls == 0 || now <= calls {
+		t.Errorf("%d connections were accepted before the restarts, %d with those since", calls, now)
+	}
 	for _, version := range history.Seen(t) {
 		for _, container := range version.Status.ContainerStatuses {
 			if waits := container.State.Waiting; waits != nil && waits.Reason == "CreateContainerError" {
@@ -182,6 +186,7 @@ func TestPodsHaveOneHostPortByAddressAndProtocol(t *testing.T) {
 	each()
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "local", "public", "datagrams")
 	each()
 }
 

@@ -30,7 +30,9 @@ func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
 	node := b.Node(t)
 	ns := b.Namespace(t)
 	one := web(t, b, ns, webPodOn(t, b, node, "one"))
-	two := web(t, b, ns, webPodOn(t, b, node, "two"))
+	// Among pods a low port needs no right.
+	two := web(t, b, ns, port(webPodOn(t, b, node, "two"), 80))
+	ports := map[string]int{"one": webPort, "two": 80}
 
 	podRange := node.PodRange(t)
 	first, second := bed.PodAddress(t, one), bed.PodAddress(t, two)
@@ -43,8 +45,8 @@ func TestPodsHaveAddressesOfTheirOwn(t *testing.T) {
 			t.Errorf("%v is not for a pod of %v", address, podRange)
 		}
 		same(t, "hostIP", pod.Status.HostIP, node.Address.String())
-		b.WaitServes(t, b.Outside(), address.String(), webPort)
-		b.WaitServes(t, node.As(first), address.String(), webPort)
+		b.WaitServes(t, b.Outside(), address.String(), ports[pod.Name])
+		b.WaitServes(t, node.As(first), address.String(), ports[pod.Name])
 	}
 	// What listens for one pod does not for the node or for others.
 	if err := b.Outside().Get(t.Context(), node.Address.String(), webPort); err == nil {
@@ -88,16 +90,20 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 	ns := b.Namespace(t)
 	kept := web(t, b, ns, webPodOn(t, b, node, "kept"))
 	address := bed.PodAddress(t, kept)
+	b.WaitServes(t, b.Outside(), address.String(), webPort)
+	calls := accepted(t, b, node, ns, "kept")
 	history := b.WatchPod(t, ns, "kept")
 
 	node.Kill(t)
 	b.WaitServes(t, b.Outside(), address.String(), webPort)
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "kept")
 	b.WaitServes(t, b.Outside(), address.String(), webPort)
 	node.Stop(t)
 	node.Start(t)
 	node.WaitReady(t)
+	node.WaitHolds(t, ns, "kept")
 	other := web(t, b, ns, webPodOn(t, b, node, "other"))
 	if bed.PodAddress(t, other) == address {
 		t.Errorf("%v was given twice", address)
@@ -108,6 +114,10 @@ func TestAddressesOutliveTheAgent(t *testing.T) {
 		same(t, "Ready", isReady(version), true)
 	}
 	same(t, "container", status(get(t, b, ns, "kept")).ContainerID, status(kept).ContainerID)
+	// What is counted goes on too: those of before, and three since.
+	if now := accepted(t, b, node, ns, "kept"); calls == 0 || now < calls+3 {
+		t.Errorf("%d connections were accepted before, %d with the next agents", calls, now)
+	}
 }
 
 func TestAnAddressIsNotGivenAgainAtOnce(t *testing.T) {

@@ -212,9 +212,19 @@ func (s *stage) apply(t *testing.T, all ...networkingv1.NetworkPolicySpec) {
 	}
 }
 
+// here leaves out who goes by IPv6 where the machine has none.
+func (s *stage) here(who string) string {
+	if len(s.b.Families()) == 2 {
+		return who
+	}
+	isElsewhere := func(one string) bool { return strings.HasSuffix(one, "6") }
+	return strings.Join(slices.DeleteFunc(strings.Fields(who), isElsewhere), " ")
+}
+
 // until waits until this comes through and nothing else.
 func (s *stage) until(t *testing.T, in, out string) {
 	t.Helper()
+	in, out = s.here(in), s.here(out)
 	s.b.WaitFor(t, "what comes through is as it should be", limit, func() error {
 		if seenIn, seenOut := s.seen(t); seenIn != in || seenOut != out {
 			return fmt.Errorf("in come %q, not %q; out goes %q, not %q", seenIn, in, seenOut, out)
@@ -225,12 +235,12 @@ func (s *stage) until(t *testing.T, in, out string) {
 
 func TestPoliciesLetThroughWhatTheySay(t *testing.T) {
 	b := bed.Start(t)
-	b.BothFamilies(t)
 	s := newStage(t, b)
 	closed := networkingv1.NetworkPolicySpec{PolicyTypes: bothWays}
 	// Of another namespace, and so about none of these pods.
 	policy(t, b, s.other, "none", subject, closed)
 	for _, one := range s.cases() {
+		one.in, one.out = s.here(one.in), s.here(one.out)
 		t.Run(one.name, func(t *testing.T) {
 			// What was before is not what is to come, so that this is not seen too early.
 			if one.in == "" && one.out == "" {
@@ -332,13 +342,15 @@ func (s *stage) seen(t *testing.T) (in, out string) {
 	}
 	ask := map[string]func() bool{
 		"in friend*":   func() bool { return s.reach(t, "friend", service("subject")) },
-		"in friend6":   func() bool { return s.reach(t, "friend", direct("subject", 1)) },
 		"in stranger*": func() bool { return s.reach(t, "stranger", service("subject")) },
 		"out db*":      func() bool { return s.reach(t, "subject", service("db")) },
-		"out db6":      func() bool { return s.reach(t, "subject", direct("db", 1)) },
 		"out db!":      func() bool { return s.reach(t, "subject", "http://db/") },
 		"in friend~":   func() bool { return s.echoes(t, "friend") },
 		"in stranger~": func() bool { return s.echoes(t, "stranger") },
+	}
+	if s.here("friend6") != "" {
+		ask["in friend6"] = func() bool { return s.reach(t, "friend", direct("subject", 1)) }
+		ask["out db6"] = func() bool { return s.reach(t, "subject", direct("db", 1)) }
 	}
 	for _, from := range []string{"far", "friend", "guest", "stranger", "visitor"} {
 		ask["in "+from] = func() bool { return s.reach(t, from, direct("subject", 0)) }

@@ -352,6 +352,30 @@ var cases = []serviceCase{
 				strings.Repeat("200\nHello from WebAssembly!\n", len(urls)), urls...)
 		}
 	}},
+	{"a Service is what it is after its type has changed", func(t *testing.T, c *client) {
+		atNode := func(service *corev1.Service) []string {
+			return []string{"tcp-get", c.node.Address.String(), fmt.Sprint(service.Spec.Ports[0].NodePort), "x"}
+		}
+		service := c.service(t, nil)
+		c.lead(t, service, ends(c.b.Answerer(t, "tcp", "one")))
+		c.until(t, "one\n", call(service)...)
+		service = c.patch(t, service, `{"spec":{"type":"NodePort"}}`)
+		before := atNode(service)
+		c.until(t, "one\n", before...)
+		// Nothing of it leads anywhere but its name.
+		c.patch(t, service, `{"spec":{"type":"ExternalName","externalName":"elsewhere.example.test"}}`)
+		c.until(t, refused, before...)
+		service = c.patch(t, service, `{"spec":{"type":"NodePort","externalName":null}}`)
+		c.until(t, "one\n", call(service)...)
+		c.until(t, "one\n", atNode(service)...)
+	}},
+	{"datagrams reach a Service by its port at the node's address", func(t *testing.T, c *client) {
+		service := c.service(t, func(spec *corev1.ServiceSpec) {
+			spec.Type, spec.Ports[0].Protocol = corev1.ServiceTypeNodePort, corev1.ProtocolUDP
+		})
+		c.lead(t, service, ends(c.b.Answerer(t, "udp", "one")))
+		c.until(t, "one\n", "udp-get", c.node.Address.String(), fmt.Sprint(service.Spec.Ports[0].NodePort), "x")
+	}},
 }
 
 func TestServices(t *testing.T) {

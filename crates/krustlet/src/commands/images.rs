@@ -35,8 +35,7 @@ pub(crate) async fn list(args: RootArgs) -> Result<()> {
         })
         .collect();
     let text = output::table(&["IMAGE", "DIGEST", "SIZE", "PULLED"], &rows);
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(output::print(&text)?)
 }
 
 /// Twelve digits, as Docker shows them.

@@ -1,10 +1,8 @@
 //! `krustlet inspect`: a pod of the agent, or an image, as JSON.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, Result};
 
-use crate::{cli::InspectArgs, client::Local, paths::Root};
+use crate::{cli::InspectArgs, client::Local, output, paths::Root};
 
 /// Prints the pod of this name if there is one, else the image.
 pub(crate) async fn run(args: InspectArgs) -> Result<()> {
@@ -19,6 +17,5 @@ pub(crate) async fn run(args: InspectArgs) -> Result<()> {
         })?;
         serde_json::to_string_pretty(&image)?
     };
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    Ok(output::print(&(text + "\n"))?)
 }

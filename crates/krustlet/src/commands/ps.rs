@@ -1,7 +1,5 @@
 //! `krustlet ps`: pods as `kubectl get pods` shows them.
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -16,9 +14,9 @@ pub(crate) async fn run(args: PsArgs) -> Result<()> {
     let now = Timestamp::now();
     let rows: Vec<_> =
         pods.iter().filter(|pod| args.all || !has_ended(pod)).map(|pod| row(pod, now)).collect();
-    let text = output::table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"], &rows);
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    let text =
+        output::table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP"], &rows);
+    Ok(output::print(&text)?)
 }
 
 fn has_ended(pod: &Pod) -> bool {
@@ -46,7 +44,13 @@ fn row(pod: &Pod, now: Timestamp) -> Vec<String> {
         status(pod),
         restarts.to_string(),
         output::age(created, now),
+        address(pod).unwrap_or("<none>").to_owned(),
     ]
+}
+
+/// The first of its addresses.
+fn address(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.pod_ip.as_deref().filter(|address| !address.is_empty())
 }
 
 /// One word for what a pod does.
@@ -113,9 +117,11 @@ mod tests {
 
     #[test]
     fn a_row_counts_ready_containers_and_restarts() {
-        let status =
+        let mut status =
             json!({"phase": "Running", "containerStatuses": [container(json!({"running": {}}))]});
-        let row = row(&pod(status), Timestamp::now());
-        assert_eq!(row, ["default", "web", "0/1", "Running", "2", "0s"]);
+        let found = row(&pod(status.clone()), Timestamp::now());
+        assert_eq!(found, ["default", "web", "0/1", "Running", "2", "0s", "<none>"]);
+        status["podIP"] = "10.99.0.2".into();
+        assert_eq!(row(&pod(status), Timestamp::now())[6], "10.99.0.2");
     }
 }

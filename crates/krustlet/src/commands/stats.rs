@@ -1,7 +1,5 @@
 //! `krustlet stats`.
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use krustlet_server::{ContainerUsage, PodUsage};
 
@@ -30,8 +28,7 @@ pub(crate) async fn run(args: RootArgs) -> Result<()> {
     let rows = pods.iter().flat_map(|pod| pod.containers.iter().map(|one| row(pod, one)));
     let rows: Vec<_> = rows.collect();
     let text = output::table(&HEADS, &rows);
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(output::print(&text)?)
 }
 
 fn row(pod: &PodUsage, container: &ContainerUsage) -> Vec<String> {

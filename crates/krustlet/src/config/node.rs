@@ -392,6 +392,19 @@ mod tests {
     }
 
     #[test]
+    fn the_manuals_example_does_what_it_says() {
+        let page = include_str!("../../../../docs/node.md");
+        let text = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let (head, file) = text.unwrap().split_at(text.unwrap().find("authentication").unwrap());
+        assert!(head.contains("v1beta1\nkind: KubeletConfiguration\n"), "{head}");
+        let settings = settings_of(&[], file).unwrap();
+        assert_eq!(settings.client_ca, Some("/etc/kubernetes/pki/ca.crt".into()));
+        assert_eq!(settings.service_proxy, ServiceProxy::Builtin);
+        assert!(settings.network_policy);
+        assert_eq!(settings.names.cluster_dns, ["10.96.0.10".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
     fn labels_that_noderestriction_refuses_are_refused_here() {
         for (label, good) in [
             ("example.com/a=b", true),

@@ -4,7 +4,6 @@
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
     sync::Arc,
 };
 
@@ -12,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use krustlet_image::VerificationPolicy;
 use krustlet_model::policy::Policies;
-use krustlet_network::{Mode, NameServers, Network, NetworkConfig, NodeRanges, PodRanges};
+use krustlet_network::{Mode, NameServers, Network, NetworkConfig, NodeRanges};
 use krustlet_pod::NamesConfig;
 use krustlet_server::LocalTask;
 use tokio::sync::watch;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     api::{self, Standalone},
+    wishes::Wishes,
     world::World,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         images,
         pods::{self, PodsSetup},
     },
-    cli::{AgentArgs, PodCidrArgs},
+    cli::AgentArgs,
     config::registries,
     paths::{Root, RootLock},
 };
@@ -62,20 +62,12 @@ impl Agent {
     /// # Errors
     ///
     /// Names the directory or process that is at fault.
-    pub(super) async fn start(
-        root: Root,
-        lock: RootLock,
-        registry_config: Option<&Path>,
-        pod_cidr: &PodCidrArgs,
-    ) -> Result<Self> {
-        let (pod_network, ranges) = match &pod_cidr.pod_cidr[..] {
+    pub(super) async fn start(root: Root, lock: RootLock, wishes: Wishes) -> Result<Self> {
+        let (pod_network, ranges) = match &wishes.pod_cidr[..] {
             [] => (Mode::Host, NodeRanges::None),
-            texts => {
-                PodRanges::parse(texts).context("--pod-cidr cannot be used")?;
-                (Mode::Own, NodeRanges::Some(texts.to_vec()))
-            }
+            texts => (Mode::Own, NodeRanges::Some(texts.to_vec())),
         };
-        let registries = registries::rules(registry_config)?;
+        let registries = registries::rules(wishes.registry_config.as_deref())?;
         let mut core = Core::open(CoreConfig {
             root: root.clone(),
             lock,
@@ -126,8 +118,8 @@ impl Agent {
             stopper: Some(shared),
         };
         let pods = pods::start(&mut core, setup, world.sets()).await?;
-        let more = api::router(Standalone { world: world.clone(), images: core.images.clone() })
-            .merge(images::router(core.images.clone()));
+        let standalone = Standalone { world: world.clone(), images: core.images.clone(), wishes };
+        let more = api::router(standalone).merge(images::router(core.images.clone()));
         let local = LocalTask::bind(&root.socket(), Arc::new(pods), more)
             .with_context(|| format!("cannot serve {}", root.socket().display()))?;
         core.supervisor.start("local", |stop| local.run(stop));
@@ -203,8 +195,8 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let Some(lock) = root.lock()? else {
         bail!("an agent runs in {} already", root.path().display());
     };
-    let registries = args.registry.registry_config.as_deref();
-    let agent = Agent::start(root, lock, registries, &args.pod_cidr).await?;
+    let wishes = Wishes::new(&args.pod_cidr, &args.registry)?;
+    let agent = Agent::start(root, lock, wishes).await?;
     writeln!(std::io::stdout(), "{READY}")?;
     agent.run_until_idle().await
 }

@@ -18,6 +18,7 @@ use tokio::{sync::broadcast, task::spawn_blocking};
 
 use super::{
     manifest::{Bundle, SuppliedImage},
+    wishes::Wishes,
     world::{ApplyError, News, World},
 };
 
@@ -29,6 +30,8 @@ const MAX_BUNDLE: usize = 64 << 20;
 pub(super) struct Standalone {
     pub(super) world: World,
     pub(super) images: Images,
+    /// What the agent was started with.
+    pub(super) wishes: Wishes,
 }
 
 /// The paths.
@@ -46,6 +49,14 @@ async fn apply(
     State(standalone): State<Arc<Standalone>>,
     Json(bundle): Json<Bundle>,
 ) -> Result<Json<Vec<PodKey>>, (StatusCode, String)> {
+    if let Some(why) = standalone.wishes.refusal(&bundle.wishes) {
+        // The one after it may be started for them.
+        let status = match standalone.world.is_closed() {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::CONFLICT,
+        };
+        return Err((status, why));
+    }
     for image in &bundle.images {
         import(&standalone.images, image)
             .await

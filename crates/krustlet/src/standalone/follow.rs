@@ -15,7 +15,15 @@ pub(super) struct Following {
     /// How many runs of each container are printed or were.
     printed: BTreeMap<(PodKey, String), u32>,
     exit_code: Option<i32>,
+    /// Warnings of each pod, the newest last: what is tried again fails again.
+    said: BTreeMap<PodKey, Vec<String>>,
 }
+
+/// The reason of a container's end of which nothing is known.
+const UNKNOWN: &str = "ContainerStatusUnknown";
+
+/// Warnings of a pod that are not said again.
+const SAID: usize = 8;
 
 /// Something to do about a piece of news.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,7 +52,7 @@ impl Following {
     /// Follows these pods.
     pub(super) fn new(pods: &[PodKey]) -> Self {
         let waiting = pods.iter().cloned().collect();
-        Self { waiting, printed: BTreeMap::new(), exit_code: None }
+        Self { waiting, printed: BTreeMap::new(), exit_code: None, said: BTreeMap::new() }
     }
 
     /// Whether every pod has ended.
@@ -72,11 +80,28 @@ impl Following {
                 Vec::new()
             }
             News::Event { pod, warning, reason, message } if self.waiting.contains(pod) => {
-                let text = format!("{reason}: {message}");
-                vec![if *warning { Todo::Say(text) } else { Todo::SayProgress(text) }]
+                let text = format!("{reason}: {}", bare(message));
+                if *warning {
+                    self.say(pod, text).into_iter().collect()
+                } else {
+                    vec![Todo::SayProgress(text)]
+                }
             }
             News::Event { .. } => Vec::new(),
         }
+    }
+
+    /// Says a warning that was not said lately.
+    fn say(&mut self, pod: &PodKey, text: String) -> Option<Todo> {
+        let said = self.said.entry(pod.clone()).or_default();
+        if said.contains(&text) {
+            return None;
+        }
+        if said.len() == SAID {
+            said.remove(0);
+        }
+        said.push(text.clone());
+        Some(Todo::Say(text))
     }
 
     fn pod(&mut self, pod: &Pod) -> Vec<Todo> {
@@ -103,7 +128,7 @@ impl Following {
             let code = exit_code(pod);
             if code != 0 {
                 self.exit_code.get_or_insert(code);
-                todo.extend(reasons(pod).map(Todo::Say));
+                todo.extend(reasons(pod).filter_map(|text| self.say(&key, text)));
             }
         }
         todo
@@ -146,16 +171,25 @@ fn exit_code(pod: &Pod) -> i32 {
     codes.into_iter().find(|code| *code != 0).unwrap_or(i32::from(failed))
 }
 
+/// A message without the words by which kubelets begin those of failures.
+fn bare(message: &str) -> &str {
+    let begun = ["Error: ", "Pod was rejected: "];
+    begun.iter().find_map(|words| message.strip_prefix(words)).unwrap_or(message)
+}
+
 /// Why a pod failed, where something more than a code is known.
 fn reasons(pod: &Pod) -> impl Iterator<Item = String> {
     let own = pod.status.as_ref().and_then(|status| {
         let message = status.message.as_deref()?;
-        Some(format!("{}: {message}", status.reason.as_deref().unwrap_or("Failed")))
+        let reason = status.reason.as_deref().unwrap_or("Failed");
+        Some(format!("{reason}: {}", bare(message)))
     });
     let containers = statuses(pod).filter_map(|status| {
         let ended = status.state.as_ref()?.terminated.as_ref()?;
         let message = ended.message.as_deref().filter(|message| !message.is_empty())?;
-        (ended.exit_code != 0).then(|| format!("{}: {message}", status.name))
+        // Of one that never began nothing was lost.
+        let has_begun = ended.reason.as_deref() != Some(UNKNOWN) || ended.started_at.is_some();
+        (ended.exit_code != 0 && has_begun).then(|| format!("{}: {message}", status.name))
     });
     own.into_iter().chain(containers).collect::<Vec<_>>().into_iter()
 }
@@ -246,6 +280,48 @@ mod tests {
         let todo = following.hear(&News::Pod(Arc::new(refused)));
         assert_eq!(todo, [Todo::Say("OutOfcpu: no".into())]);
         assert_eq!(following.exit_code(), 1);
+    }
+
+    #[test]
+    fn what_fails_again_is_said_once() {
+        let mut following = following();
+        let event = |reason: &str, message: &str| News::Event {
+            pod: PodKey::new("default", "web"),
+            warning: true,
+            reason: reason.into(),
+            message: message.into(),
+        };
+        let in_use = event("Failed", "Error: port 8080 is in use");
+        let said = [Todo::Say("Failed: port 8080 is in use".into())];
+        assert_eq!(following.hear(&in_use), said);
+        assert_eq!(following.hear(&in_use), []);
+        assert_eq!(following.hear(&event("BackOff", "soon")), [Todo::Say("BackOff: soon".into())]);
+        assert_eq!(following.hear(&in_use), []);
+        // What others of it follow is said again.
+        for number in 0..SAID {
+            assert_eq!(following.hear(&event("Failed", &number.to_string())).len(), 1);
+        }
+        assert_eq!(following.hear(&in_use), said);
+
+        // An event and the status say why it was refused.
+        assert_eq!(following.hear(&event("Odd", "no")).len(), 1);
+        let refused: Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "web"},
+            "status": {"phase": "Failed", "reason": "Odd", "message": "Pod was rejected: no"},
+        }))
+        .unwrap();
+        assert_eq!(following.hear(&News::Pod(Arc::new(refused))), []);
+    }
+
+    #[test]
+    fn a_container_that_never_began_is_not_missed() {
+        let mut following = following();
+        let ended = json!({"terminated": {
+            "exitCode": 137, "reason": UNKNOWN, "message": "The container could not be located",
+        }});
+        assert_eq!(following.hear(&pod("Failed", container(0, ended))), []);
+        assert!(following.is_over());
+        assert_eq!(following.exit_code(), 137);
     }
 
     #[test]

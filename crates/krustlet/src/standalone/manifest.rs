@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::defaults;
+use super::{defaults, wishes::Wishes};
 
 /// The largest manifest file in bytes; the API server's own limit is 3 MiB.
 const MAX_FILE: u64 = 3 << 20;
@@ -28,6 +28,9 @@ pub(crate) struct Bundle {
     pub(crate) secrets: Vec<Secret>,
     /// Files that supply images.
     pub(crate) images: Vec<SuppliedImage>,
+    /// What is asked of the agent besides, by the command line.
+    #[serde(default)]
+    pub(crate) wishes: Wishes,
 }
 
 /// An image that comes from a file and not from a registry.

@@ -9,4 +9,5 @@ mod manifest;
 mod print;
 pub(crate) mod run;
 mod target;
+mod wishes;
 mod world;

@@ -26,6 +26,7 @@ use super::{
     manifest::Bundle,
     print::{Printer, say, say_progress},
     target,
+    wishes::Wishes,
     world::{News, World},
 };
 use crate::{
@@ -42,12 +43,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Runs what the command line asks for. The exit code is the container's.
 pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     // What is wrong with the manifest is said before anything is started.
-    let bundle = target::resolve(&args.target, args.args.clone())?;
+    let mut bundle = target::resolve(&args.target, args.args.clone())?;
+    bundle.wishes = Wishes::new(&args.pod_cidr, &args.registry)?;
     let root = Root::new(args.root.root_dir.clone());
     root.create().with_context(|| format!("cannot make {}", root.path().display()))?;
     let local = Local::new(root.socket());
     if args.detach {
-        for key in apply_in_background(&args, &local, &root, &bundle).await? {
+        for key in apply_in_background(&local, &root, &bundle).await? {
             writeln!(io::stdout(), "pod/{} started in namespace {}", key.name, key.namespace)?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -66,8 +68,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
             ended => return ended,
         }
     };
-    let registries = args.registry.registry_config.as_deref();
-    let agent = Agent::start(root, lock, registries, &args.pod_cidr).await?;
+    let agent = Agent::start(root, lock, bundle.wishes.clone()).await?;
     let stop = CancellationToken::new();
     let world = agent.world();
     let pods = async {
@@ -105,17 +106,12 @@ async fn outlast(world: &World) {
 }
 
 /// Gives the pods to the agent of the directory, which is started if there is none.
-async fn apply_in_background(
-    args: &RunArgs,
-    local: &Local,
-    root: &Root,
-    bundle: &Bundle,
-) -> Result<Vec<PodKey>> {
+async fn apply_in_background(local: &Local, root: &Root, bundle: &Bundle) -> Result<Vec<PodKey>> {
     loop {
         if let Some(lock) = local.or_lock(root).await? {
             // The agent is to have it.
             drop(lock);
-            start_in_background(args, root).await?;
+            start_in_background(&bundle.wishes, root).await?;
         }
         match apply(local, bundle).await {
             Err(error) if client::is_ending(&error) => sleep(PAUSE).await,
@@ -130,14 +126,14 @@ async fn apply(local: &Local, bundle: &Bundle) -> Result<Vec<PodKey>> {
 }
 
 /// Starts an agent of its own session, and waits until its socket answers.
-async fn start_in_background(args: &RunArgs, root: &Root) -> Result<()> {
+async fn start_in_background(wishes: &Wishes, root: &Root) -> Result<()> {
     let log = File::options().create(true).append(true).open(root.agent_log())?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("agent").arg("--root-dir").arg(root.path());
-    if let Some(file) = &args.registry.registry_config {
-        command.arg("--registry-config").arg(file.canonicalize()?);
+    if let Some(file) = &wishes.registry_config {
+        command.arg("--registry-config").arg(file);
     }
-    for range in &args.pod_cidr.pod_cidr {
+    for range in &wishes.pod_cidr {
         command.arg("--pod-cidr").arg(range);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);

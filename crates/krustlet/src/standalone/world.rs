@@ -178,6 +178,12 @@ impl World {
         is_empty
     }
 
+    /// Whether it takes no more pods.
+    pub(crate) fn is_closed(&self) -> bool {
+        let _state = self.state();
+        self.shared.is_closed.load(Ordering::Relaxed)
+    }
+
     /// Takes no more pods. Those that are here are the next agent's.
     pub(crate) fn close(&self) {
         let _state = self.state();

@@ -36,6 +36,12 @@ async fn a_pod_in_the_background_is_listed_read_entered_and_stopped() {
 
     let stats = machine.ok(&["stats"]).await;
     assert!(stats.contains("ticker"), "{stats}");
+    // Whoever reads may go before it comes.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = machine.command(&["inspect", "ticker"]).stdout(writer).spawn().unwrap();
+    let unread = timeout(LIMIT, unread.wait_with_output()).await.expect("it ends").unwrap();
+    assert!(unread.status.success() && unread.stderr.is_empty(), "{}", stderr(&unread));
     let pod: serde_json::Value =
         serde_json::from_str(&machine.ok(&["inspect", "ticker"]).await).unwrap();
     assert_eq!(pod["status"]["phase"], "Running");

@@ -4,7 +4,9 @@ use std::{net::TcpListener, process::Command};
 
 use krustlet_testkit::{Authority, serve_https};
 
-use crate::machine::{Machine, answer, ask, end, example, free_port, interrupt, until_served};
+use crate::machine::{
+    Machine, answer, ask, end, example, free_port, interrupt, output, stderr, until_served,
+};
 
 #[tokio::test]
 async fn the_first_example_prints_what_its_guest_prints() {
@@ -105,4 +107,31 @@ async fn a_client_believes_the_authority_that_its_pod_names() {
     let own = format!("{}{}{}", &manifest[..begin], own.concat(), &manifest[end..]);
     let text = machine.ok(&["run", &machine.write("pod.yaml", own)]).await;
     assert_eq!(text, "200\nbelieved\n");
+}
+
+/// A pod that says nothing believes whom the machine believes, and the machine says so
+/// in the agent's environment.
+#[tokio::test]
+async fn a_client_believes_the_authorities_of_the_machine() {
+    own_network("192.0.2.1/32");
+    let authority = Authority::new();
+    let listener = TcpListener::bind("192.0.2.1:0").unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    serve_https(listener, authority.server("192.0.2.1"), "believed\n");
+    for (believed, expected) in
+        [(authority, "200\nbelieved\n"), (Authority::new(), "TlsCertificateError\n")]
+    {
+        let mut machine = Machine::new();
+        machine.write("authorities.pem", believed.pem());
+        // From where the agent is started.
+        machine.env.push(("SSL_CERT_FILE", "authorities.pem".into()));
+        let mut run = machine.command(&["run", &example("tls/fetch.wasm"), "--", &url]);
+        let ran = output(run.current_dir(machine.root.path())).await;
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), expected, "{ran:?}");
+        assert_eq!(ran.status.success(), expected.starts_with("200"), "{ran:?}");
+    }
+    let mut machine = Machine::new();
+    machine.env.push(("SSL_CERT_FILE", "/nowhere/ca.pem".into()));
+    let said = stderr(&machine.krustlet(&["run", &example("tls/fetch.wasm"), "--", &url]).await);
+    assert!(said.contains("SSL_CERT_FILE names /nowhere/ca.pem: No such file"), "{said}");
 }

@@ -73,6 +73,11 @@ impl Machine {
         path.to_str().unwrap().to_owned()
     }
 
+    /// Where a file below the root directory is.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.root.path().join(name).to_str().unwrap().to_owned()
+    }
+
     /// A manifest with the guest `hello` beside it.
     pub(crate) fn manifest(&self, text: &str) -> String {
         self.write("hello.wasm", std::fs::read(guest("hello.wasm")).unwrap());
@@ -154,7 +159,12 @@ pub(crate) async fn free_port() -> u16 {
 
 /// Sends a request; its answer is read by [`answer`].
 pub(crate) async fn ask(port: u16, path: &str) -> std::io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+    ask_at((Ipv4Addr::LOCALHOST, port).into(), path).await
+}
+
+/// Sends a request elsewhere.
+pub(crate) async fn ask_at(at: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(at).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     Ok(stream)

@@ -10,6 +10,7 @@ mod machine;
 mod ordinary_user;
 mod output;
 mod outside;
+mod own_addresses;
 mod ports;
 #[path = "../../../image/tests/images/registry.rs"]
 #[expect(dead_code, reason = "it can misbehave in ways that only its owner's tests ask for")]

@@ -20,7 +20,7 @@ fn ip(words: &str) {
 }
 
 /// Gives this thread, and what it starts, a network of its own.
-fn leave() {
+pub(crate) fn leave() {
     // SAFETY: descriptors stay as they are.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
     ip("link set lo up");

@@ -398,11 +398,15 @@ async fn two_agents_do_not_share_a_state_directory() {
 #[tokio::test]
 async fn a_zygote_that_cannot_start_says_why() {
     let home = tempfile::tempdir().unwrap();
-    let mut config = Bed::config(&home);
-    config.zygote = vec!["/bin/sh".into(), "-c".into(), "echo no engine >&2; exit 3".into()];
-    let error = open(config).await.unwrap_err();
-    let text = krustlet_model::Chain(&error).to_string();
-    assert!(text.contains("no engine"), "{text}");
+    for number in 1..=2 {
+        let mut config = Bed::config(&home);
+        // It lets go of the agent before it says so.
+        let script = format!("exec 3>&-; sleep 0.2; echo no engine {number} >&2; exit 3");
+        config.zygote = vec!["/bin/sh".into(), "-c".into(), script.into()];
+        let error = open(config).await.unwrap_err();
+        let text = krustlet_model::Chain(&error).to_string();
+        assert!(text.contains(&format!("last words: \"no engine {number}\"")), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -371,6 +371,10 @@ impl BoundTcp {
             let arrivals = private.listen(backlog as usize);
             sources.push(Source::Private(arrivals, private));
         }
+        let is_within = sources.iter().all(|source| matches!(source, Source::Private(..)));
+        if is_within && address.ip().is_unspecified() && matches!(right, Right::Guests(_)) {
+            stack.is_heard_within_alone(address);
+        }
         // What was handed over for it was there when it was bound, and another has
         // been quicker.
         if sources.is_empty() {

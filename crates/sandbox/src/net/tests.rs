@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, UdpSocket as Bare},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -223,6 +223,49 @@ async fn stranger() -> tokio::net::TcpStream {
     caller("10.77.0.9").await
 }
 
+/// The log of a container of the pod, and its file.
+fn log_of(stack: &Stack, home: &Path) -> (Arc<Log>, PathBuf) {
+    let file = home.join("log");
+    let (teller, _news) = Teller::new(Arc::new(Wake::new().unwrap()));
+    let to = fs::File::create(&file).unwrap();
+    let id = ContainerId::from_bytes([7; 32]);
+    let log = Arc::new(Log::new(id, teller, to, None, u64::MAX).unwrap());
+    stack.log_to(&log);
+    (log, file)
+}
+
+#[test]
+fn who_listens_where_only_its_pod_hears_it_is_told_so_once() {
+    on_a_network(async |home, stack| {
+        let (log, file) = log_of(&stack, home);
+        let listens = |address: &str| {
+            let bound = stack.bind_tcp(address.parse().unwrap()).unwrap();
+            drop(bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap());
+        };
+        let hears = |address: &str| {
+            let at = address.parse().unwrap();
+            drop(stack.bind_udp(stack.permit().unwrap(), Options::default(), at).unwrap());
+        };
+        for _ in 0..2 {
+            listens("[::]:7081");
+            hears("[::]:7082");
+        }
+        // Who is reached, means nobody else, or is a client.
+        ["0.0.0.0:7081", "[::1]:7083", "127.0.0.1:7083"].into_iter().for_each(listens);
+        ["0.0.0.0:7082", "[::1]:7083", "[::]:0"].into_iter().for_each(hears);
+        log.flush().await;
+        let text = fs::read_to_string(file).unwrap();
+        for port in ["7081", "7082"] {
+            let told = format!(
+                "krustlet: [::]:{port} is heard within the pod alone, which has no address of \
+                 IPv6; listen at 0.0.0.0:{port} to be reached"
+            );
+            assert_eq!(text.matches(&told).count(), 1, "{text}");
+        }
+        assert_eq!(text.lines().count(), 2, "{text}");
+    });
+}
+
 #[test]
 fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
     on_a_network(async |home, stack| {
@@ -235,12 +278,7 @@ fn a_way_that_fails_is_told_to_the_log_once_with_both_ends() {
         ] {
             assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success());
         }
-        let file = home.join("log");
-        let (teller, _news) = Teller::new(Arc::new(Wake::new().unwrap()));
-        let id = ContainerId::from_bytes([7; 32]);
-        let to = fs::File::create(&file).unwrap();
-        let log = Arc::new(Log::new(id, teller, to, None, u64::MAX).unwrap());
-        stack.log_to(&log);
+        let (log, file) = log_of(&stack, home);
         // A port of its own, where it is at home.
         let own = "0.0.0.0:7074".parse().unwrap();
         let socket = stack.bind_udp(stack.permit().unwrap(), Options::default(), own).unwrap();

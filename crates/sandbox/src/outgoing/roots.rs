@@ -43,12 +43,19 @@ static SYSTEM: OnceLock<Vec<u8>> = OnceLock::new();
 pub(crate) fn remember() -> io::Result<()> {
     let read = |path: &PathBuf| {
         if fs::metadata(path)?.len() > LARGEST {
-            return Err(io::Error::other(format!("{} is too large", path.display())));
+            return Err(io::Error::other(format!("it has more than {LARGEST} bytes")));
         }
         fs::read(path)
     };
     let bundle = match env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-        Some(path) => read(&path.into())?,
+        Some(path) => {
+            let path = PathBuf::from(path);
+            let named = |error: io::Error| {
+                let what = format!("SSL_CERT_FILE names {}: {error}", path.display());
+                io::Error::new(error.kind(), what)
+            };
+            read(&path).map_err(named)?
+        }
         None => BUNDLES.iter().find_map(|path| read(&path.into()).ok()).unwrap_or_default(),
     };
     // The zygote starts once.

@@ -27,7 +27,7 @@ fn ports(ports: &[(Option<&str>, u16)]) -> Vec<ListenPort> {
 pub(crate) fn a_module_serves_the_ports_of_its_container() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
-    sandbox.network("pod", &network(&["10.77.0.1"]));
+    sandbox.network("pod", &network(&["10.77.0.1", "fd00:77::1"]));
     let volume = sandbox.volume();
     let make = Make {
         listen_ports: ports(&[(Some("web"), 8080), (None, 9000)]),
@@ -37,7 +37,7 @@ pub(crate) fn a_module_serves_the_ports_of_its_container() {
     };
     let id = sandbox.start(make);
     wait_until(|| sandbox.output(&id).contains("serving 2 listeners from descriptor 4 on"));
-    for address in ["10.77.0.1:8080", "10.77.0.1:9000"] {
+    for address in ["10.77.0.1:8080", "10.77.0.1:9000", "[fd00:77::1]:8080", "[fd00:77::1]:9000"] {
         assert_eq!(echo(address, "from C"), "from C", "{address}");
     }
     assert!(TcpStream::connect("127.0.0.1:8080").is_err());

@@ -96,6 +96,11 @@ impl Stack {
             }
             break (real, private, port);
         };
+        // At any port it is a client.
+        let is_server = address.ip().is_unspecified() && address.port() != 0;
+        if is_server && real.is_none() && ways.is_empty() {
+            self.is_heard_within_alone(address);
+        }
         Ok(UdpSocket {
             stack: self.clone(),
             address: SocketAddr::new(address.ip(), port),
