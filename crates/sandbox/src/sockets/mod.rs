@@ -24,7 +24,7 @@ use wasmtime_wasi::p2::{
 
 use crate::{
     net::{Family, NetError, Stack},
-    state::ComponentState,
+    state::{ComponentState, HANDLES_PER_SOCKET},
 };
 
 mod generated {
@@ -60,6 +60,20 @@ type SocketResult<T> = Result<T, SocketError>;
 pub(crate) struct SocketsView<'a> {
     pub(crate) stack: &'a Stack,
     pub(crate) table: &'a mut ResourceTable,
+}
+
+impl SocketsView<'_> {
+    /// Whether there are handles for one more socket and all that belongs to it. A
+    /// guest that has none left is told so; a call for which none is left ends it.
+    fn has_room(&mut self) -> bool {
+        let places: [_; HANDLES_PER_SOCKET] = std::array::from_fn(|_| self.table.push(()));
+        let all = places.iter().all(Result::is_ok);
+        for place in places.into_iter().flatten() {
+            // It was put there above.
+            let _ = self.table.delete(place);
+        }
+        all
+    }
 }
 
 /// Names [`SocketsView`] for the linker.

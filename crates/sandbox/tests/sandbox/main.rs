@@ -157,6 +157,7 @@ const TESTS: &[Test] = tests! {
         who_does_not_read_is_not_written_to,
         much_is_carried_whole,
         hundreds_of_connections_are_served_at_once,
+        a_server_has_all_the_connections_that_its_pod_may_have,
         there_are_no_more_sockets_than_allowed,
         all_sockets_of_a_pod_share_its_bandwidth,
         what_a_guest_wrote_arrives_after_its_end,
