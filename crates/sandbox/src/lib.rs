@@ -26,6 +26,7 @@ mod door;
 mod exec;
 mod exit;
 mod fields;
+mod files;
 mod guests;
 mod heap;
 mod held;

@@ -8,7 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{container::Container, net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
+use crate::{
+    container::Container,
+    files::{Files, ModuleFiles},
+    net::Stack,
+    outgoing::Hooks,
+    preview1,
+    sockets::SocketsView,
+};
 use krustlet_protocol::Limits;
 use wasmtime::{
     ResourceLimiter, Store,
@@ -61,6 +68,8 @@ pub(crate) struct Usage {
     /// Its CPU limit, if it has one. Held for a few instructions only, by the
     /// guests' thread and where the limit is changed.
     bucket: Mutex<Option<Bucket>>,
+    /// Those that its components have open.
+    files: Arc<Files>,
 }
 
 /// More than a container can have.
@@ -74,6 +83,7 @@ impl Usage {
             cpu: AtomicU64::new(0),
             most_memory: AtomicU64::new(limits.memory_bytes.unwrap_or(NO_LIMIT)),
             bucket: Mutex::new(bucket(limits)),
+            files: Arc::default(),
         }
     }
 
@@ -316,6 +326,7 @@ pub(crate) struct ModuleState {
     pub(crate) wasi: WasiP1Ctx,
     /// Its sockets, which wasmtime does not have.
     pub(crate) sockets: preview1::Table,
+    pub(crate) files: ModuleFiles,
     pub(crate) budget: Budget,
 }
 
@@ -359,6 +370,11 @@ impl ComponentState {
     /// What all instances of its container use.
     pub(crate) fn usage(&self) -> Arc<Usage> {
         Arc::clone(&self.budget.usage)
+    }
+
+    /// Those that all instances of its container have open.
+    pub(crate) fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.budget.usage.files)
     }
 
     /// What calls of `wasi:sockets` work with.

@@ -9,7 +9,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
 use crate::{
-    fields, outgoing, p3, preview1, sockets,
+    fields, files, outgoing, p3, preview1, sockets,
     state::{ComponentState, ModuleState},
 };
 
@@ -57,6 +57,7 @@ impl Warm {
         outgoing::written::add_to_linker(&mut components)?;
         p3::add_to_linker(&mut components)?;
         fields::add_to_linker(&mut components)?;
+        files::add_to_linker(&mut components)?;
         Ok(Self { engine, modules, components })
     }
 }

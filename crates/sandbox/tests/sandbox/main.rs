@@ -180,6 +180,7 @@ const TESTS: &[Test] = tests! {
         a_module_in_a_pod_without_network_runs_as_ever,
         socket_calls_on_what_is_no_socket_fail_by_name,
         files_and_sockets_do_not_share_numbers,
+        a_module_has_so_many_files_open_and_no_more,
         what_is_said_to_be_readable_is,
         a_connection_that_was_broken_off_is_told_as_such,
         what_is_looked_at_is_still_there,
