@@ -219,7 +219,7 @@ impl<D: Dialogue> Incoming<D> {
     ///
     /// # Errors
     ///
-    /// When the socket fails or a packet was cut. The connection is over then,
+    /// When the socket fails or a message was cut. The connection is over then,
     /// as it is after `None`.
     pub async fn next(&mut self) -> io::Result<Option<D::News>> {
         loop {

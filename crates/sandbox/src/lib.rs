@@ -47,6 +47,7 @@ mod run;
 mod sandbox;
 mod seccomp;
 mod sockets;
+mod spare;
 mod state;
 mod table;
 mod ticker;

@@ -112,6 +112,7 @@ const TESTS: &[Test] = tests! {
         exits_are_in_the_status_file_and_the_journal,
         a_verb_of_a_newer_version_is_refused_by_name,
         wrong_descriptors_are_refused,
+        agents_are_heard_where_a_guest_has_taken_all_descriptors,
         a_killed_sandbox_is_reaped_and_told,
         an_agent_may_leave_as_a_sandbox_ends,
         a_zygote_that_retires_ends_with_its_last_sandbox,
