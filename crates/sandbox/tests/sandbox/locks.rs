@@ -91,6 +91,12 @@ pub(crate) fn what_no_sandbox_needs_is_refused() {
         "clone3",
         "kill",
         "signal",
+        "limit",
+        "owner",
+        "owner-of-a-kind",
+        "owners-signal",
+        "tell-the-owner",
+        "lease",
         "seccomp",
         "netlink",
         "packet",
@@ -119,10 +125,10 @@ pub(crate) fn what_no_sandbox_needs_is_refused() {
         assert_eq!(sandbox.attack(call, "").as_deref(), Some(ENOSYS), "{call}");
     }
     // What its guests' sockets need is not, so that the above is no lock on all.
-    for call in ["tcp", "udp"] {
+    for call in ["tcp", "udp", "own-limit"] {
         assert!(sandbox.attack(call, "").unwrap().starts_with("ok "), "{call}");
     }
-    for call in ["bind", "connect", "reuse-address"] {
+    for call in ["bind", "connect", "reuse-address", "flags"] {
         assert_eq!(sandbox.attack(call, "").as_deref(), Some(EBADF), "{call}");
     }
     // It still works.
