@@ -56,6 +56,17 @@ const CONCURRENT: usize = 65_536;
 /// Such places for each socket: a connection of WASI 0.3 takes some 12 of them.
 const CONCURRENT_PER_SOCKET: usize = 16;
 
+/// Bytes that a component may pass in one call. They are copied at once to where no
+/// limit counts them, and a list may name the same ones many times: the largest
+/// calls that there is a use for write a piece of a file. wasmtime's default is 128
+/// MiB. (What a module passes lies in its memory once.)
+const PASSED: usize = 16 << 20;
+
+/// Random bytes that a component may draw in one call, or a module at once: some
+/// ten milliseconds' worth, in which nobody else has the thread. wasmtime's default
+/// is 64 MiB.
+pub(crate) const DRAWN: u32 = 4 << 20;
+
 /// What all instances of a container use together.
 #[derive(Debug)]
 pub(crate) struct Usage {
@@ -309,6 +320,11 @@ pub(crate) trait Budgeted: Send + 'static {
     fn most_sockets(&self) -> usize {
         0
     }
+
+    /// Bytes that its guest may pass in one call, if that is bounded here.
+    fn most_passed(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Bounds what wasmtime itself keeps for an instance.
@@ -316,6 +332,9 @@ pub(crate) fn bound<T: Budgeted>(store: &mut Store<T>) {
     let (most, sockets) = (store.data().most_handles(), store.data().most_sockets());
     let all = |least: usize, each| most.unwrap_or(least.max(sockets.saturating_mul(each)));
     store.set_max_component_handles(all(NUMBERS, HANDLES_PER_SOCKET));
+    if let Some(most) = store.data().most_passed() {
+        store.set_hostcall_fuel(most);
+    }
     if let Some(table) = store.concurrent_resource_table() {
         table.set_max_capacity(all(CONCURRENT, CONCURRENT_PER_SOCKET));
     }
@@ -394,6 +413,10 @@ impl Budgeted for ComponentState {
 
     fn most_sockets(&self) -> usize {
         sockets_of(&self.stack)
+    }
+
+    fn most_passed(&self) -> Option<usize> {
+        Some(PASSED)
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) use self::table::Table;
 use crate::{
     container::Container,
     ports,
-    state::ModuleState,
+    state::{DRAWN, ModuleState},
     warm::{PREVIEW_0, PREVIEW_1},
 };
 
@@ -113,7 +113,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ModuleState>) -> wasmtime::Resul
     linker.allow_shadowing(true);
     descriptors(linker)?;
     numbers(linker)?;
-    path_open(linker)?;
+    bounded(linker)?;
     sockets(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -212,9 +212,9 @@ fn numbers(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// The opening of files, also of modules from before 2019, whose call is the same.
-/// wasmtime's own knows no bound.
-fn path_open(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
+/// What wasmtime does without a bound, also of modules from before 2019, whose calls
+/// are the same: files are counted, and random bytes drawn in pieces.
+fn bounded(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
     for module in [PREVIEW_1, PREVIEW_0] {
         linker.func_wrap_async(module, "path_open", |mut caller, asked: Asked| {
             Box::new(async move {
@@ -222,6 +222,16 @@ fn path_open(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
                 open_file(bytes, state, asked).await
             })
         })?;
+        linker.func_wrap_async(
+            module,
+            "random_get",
+            |mut caller: Caller<'_, ModuleState>, (at, length): (i32, i32)| {
+                Box::new(async move {
+                    let (bytes, state) = split(&mut caller)?;
+                    draw(bytes, state, at.cast_unsigned(), length.cast_unsigned()).await
+                })
+            },
+        )?;
     }
     Ok(())
 }
@@ -266,6 +276,28 @@ async fn open_file(
         let Some(socket) = state.sockets.get(opened) else { return Ok(done) };
         socket.hides = true;
         how &= !EXCLUSIVE;
+    }
+}
+
+/// Others have their turn between the pieces.
+async fn draw(
+    bytes: &mut [u8],
+    state: &mut ModuleState,
+    mut at: u32,
+    mut length: u32,
+) -> Result<i32, Error> {
+    loop {
+        let piece = length.min(DRAWN);
+        let mut memory = GuestMemory::Unshared(&mut *bytes);
+        let (to, count) = (at.cast_signed(), piece.cast_signed());
+        let done = files::random_get(&mut state.wasi, &mut memory, to, count)?;
+        length -= piece;
+        if done != errno::SUCCESS || length == 0 {
+            return Ok(done);
+        }
+        let Some(next) = at.checked_add(piece) else { return Ok(errno::FAULT) };
+        at = next;
+        tokio::task::yield_now().await;
     }
 }
 

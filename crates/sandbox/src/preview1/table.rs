@@ -8,7 +8,7 @@
 //! wasmtime numbers what a guest opens by the next number that is free with it,
 //! and it knows nothing of ours. A module has fewer files open than 65536
 //! ([`FILES`](crate::files::FILES)), so that the last group is out of its way; for
-//! the listeners see [`path_open`](super::path_open).
+//! the listeners see [`open_file`](super::open_file).
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -59,6 +59,8 @@ const TESTS: &[Test] = tests! {
         a_guest_that_copes_with_its_memory_limit_is_not,
         what_may_wait_in_bodies_is_memory_of_the_container,
         fields_of_http_are_memory_of_the_container,
+        one_call_of_a_component_is_no_large_one,
+        a_module_draws_as_many_random_bytes_as_it_has_room_for,
         objects_that_nobody_has_any_more_are_not_counted,
         a_module_is_entered_where_its_image_says,
         a_library_is_made_ready_before_it_is_entered,
