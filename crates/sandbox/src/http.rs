@@ -37,7 +37,7 @@ use krustlet_protocol::HttpLimits;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use wasmtime_wasi_http::WasiBody;
 
@@ -53,17 +53,18 @@ use crate::{
     guests::{out_of_time, stopped},
     log,
     log::LogStream,
-    net::{Connection, Stream},
+    net::{Connection, NetError, Stream},
     ports::{http_port, listen},
     program::Handler,
     ticker::{Metered, Ticker},
 };
 
-/// Connections open at once; most of them wait between requests. A process may
-/// have 20,000 descriptors.
+/// Connections open at once; most of them wait between requests. A process may have
+/// as many descriptors as the machine allows, 20,000 at least by default.
 const CONNECTIONS: usize = 4096;
 
-/// Wait after a failed accept: descriptors are short, and others must end first.
+/// Wait after a failed accept, unless a client alone gave up: descriptors are short,
+/// and others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after a request's time the rest of its answer may take to be sent;
@@ -159,19 +160,23 @@ pub(crate) async fn serve(
         let connection = Arc::clone(&server).connection(accepted, leave.subscribe());
         Metered::of_host(connection, Arc::clone(&container.usage))
     };
+    let mut rests_until = None;
     let stop = loop {
+        let rest = rests_until.unwrap_or_else(Instant::now);
+        let accepts = rests_until.is_none() && connections.len() < CONNECTIONS;
         tokio::select! {
             biased;
             // All may be dropped and asked again.
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+            () = sleep_until(rest), if rests_until.is_some() => rests_until = None,
+            accepted = listener.accept(), if accepts => match accepted {
                 Ok(accepted) => {
                     connections.spawn(begin(accepted));
                     server.reap();
                 }
-                // A client gone already, or no descriptors left.
-                Err(_) => sleep(ACCEPT_PAUSE).await,
+                Err(NetError::ConnectionAborted) => {}
+                Err(_) => rests_until = Some(Instant::now() + ACCEPT_PAUSE),
             },
         }
     };
