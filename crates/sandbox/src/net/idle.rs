@@ -20,7 +20,7 @@ pub(super) struct Idle(Mutex<Vec<Weak<Kept>>>);
 ///
 /// ```text
 /// made for a request ──▶ in use ──none is under way──▶ idle ──request──▶ in use
-///                                                       └──another needs the socket──▶ closed
+///   └──that went by another──────────────────────────▶  └──another needs the socket──▶ closed
 /// ```
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -77,6 +77,13 @@ impl Kept {
         Asking { kept: Arc::clone(self), is_first }
     }
 
+    /// The request that it was made for goes by another.
+    pub(crate) fn is_for_nobody(&self) {
+        if self.is_awaited.swap(false, Relaxed) {
+            self.requests.fetch_sub(1, Relaxed);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.requests.load(Relaxed) == 0
     }
@@ -120,5 +127,18 @@ mod tests {
         drop(second);
         assert!(idle.close_one());
         assert!(!idle.close_one(), "it was closed");
+    }
+
+    #[test]
+    fn a_connection_whose_request_went_by_another_is_idle_until_the_next_takes_it() {
+        let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
+        let kept = idle.add(&connection);
+        kept.is_for_nobody();
+        let next = kept.asked();
+        assert!(!next.is_first(), "it may be as old as any");
+        kept.is_for_nobody();
+        assert!(!idle.close_one(), "it is in use");
+        drop(next);
+        assert!(idle.close_one());
     }
 }

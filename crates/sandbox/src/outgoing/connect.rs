@@ -129,10 +129,16 @@ impl Service<Uri> for Connector {
                 let connected = connected.as_mut().poll(context);
                 // Without its request it is finished for others: that has been given
                 // a connection of another's meanwhile.
+                let is_for_nobody = CONNECTING.try_with(|_| ()).is_err();
                 if let Some(asked) = &asked
-                    && (connected.is_ready() || CONNECTING.try_with(|_| ()).is_err())
+                    && (connected.is_ready() || is_for_nobody)
                 {
                     asked.stage.send_if_modified(told);
+                }
+                if let Poll::Ready(Ok(Ok(link))) = &connected
+                    && is_for_nobody
+                {
+                    link.kept.is_for_nobody();
                 }
                 connected
             });
