@@ -37,7 +37,8 @@ pub const MAX_PATH: usize = 107;
 pub struct Packet {
     /// The message, 1 to [`MAX_MESSAGE`] bytes.
     pub bytes: Vec<u8>,
-    /// The open files that came along, in the sender's order; close-on-exec.
+    /// The open files that came along, in the sender's order; close-on-exec. The
+    /// last may be missing: see [`receive`].
     pub fds: Vec<OwnedFd>,
 }
 
@@ -59,12 +60,14 @@ impl Packet {
     /// # Errors
     ///
     /// `InvalidData` for a file that is not fixed, or longer than
-    /// [`MAX_FOLDED`].
+    /// [`MAX_FOLDED`], or that this process had no descriptor left for.
     pub fn unfold(mut self) -> io::Result<Self> {
         if !self.is_folded() {
             return Ok(self);
         }
-        let Some(file) = self.fds.pop() else { return Ok(self) };
+        let Some(file) = self.fds.pop() else {
+            return Err(Error::new(ErrorKind::InvalidData, "a message whose file did not come"));
+        };
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         if !seals.contains(FIXED) {
             return Err(Error::new(ErrorKind::InvalidData, "a message in a file that may change"));
@@ -181,9 +184,12 @@ pub fn send_any_length(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
 
 /// Receives one packet; `None` when the peer is gone.
 ///
+/// Open files for which this process has no descriptors left are lost; their
+/// packet is not, and [`parse_frame`] says how many there were.
+///
 /// # Errors
 ///
-/// `InvalidData` for a packet that did not fit and was cut; `WouldBlock` on a
+/// `InvalidData` for a message that did not fit and was cut; `WouldBlock` on a
 /// non-blocking socket with an empty queue.
 pub fn receive(fd: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
     receive_with(fd, RecvFlags::empty())
@@ -342,8 +348,8 @@ pub(crate) fn receive_with(fd: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<O
             fds.extend(came);
         }
     }
-    // Dropping `fds` closes what came of a cut packet.
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    // Dropping `fds` closes what came with a message that was cut.
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(Error::new(ErrorKind::InvalidData, "a packet too long was cut"));
     }
     if received.bytes == 0 {

@@ -6,6 +6,11 @@ use std::{fs, io, os::fd::RawFd, ptr};
 
 use serde::Deserialize;
 
+/// Commands of `fcntl` that the C library has no name for here
+/// (`asm-generic/fcntl.h`).
+const F_SETSIG: libc::c_long = 10;
+const F_SETOWN_EX: libc::c_long = 15;
+
 /// A packet that is not of the protocol.
 #[derive(Deserialize)]
 struct Attack {
@@ -53,6 +58,16 @@ fn attempt(what: &str, argument: &str) -> io::Result<String> {
         "kill" => call(libc::SYS_kill, [1, 0, 0]),
         // Signal 0: only whether it might.
         "signal" => call(libc::SYS_tgkill, [1, 1, 0]),
+        // Its limits, which say when it is killed.
+        "limit" => call(libc::SYS_prlimit64, [1, libc::RLIMIT_CPU.into(), 0]),
+        "own-limit" => call(libc::SYS_prlimit64, [0, libc::RLIMIT_CPU.into(), 0]),
+        // On no descriptor, as with options below: who gets a signal, and which.
+        "owner" => call(libc::SYS_fcntl, [-1, libc::F_SETOWN.into(), 1]),
+        "owner-of-a-kind" => call(libc::SYS_fcntl, [-1, F_SETOWN_EX, 0]),
+        "owners-signal" => call(libc::SYS_fcntl, [-1, F_SETSIG, libc::SIGKILL.into()]),
+        "tell-the-owner" => call(libc::SYS_fcntl, [-1, libc::F_SETFL.into(), libc::O_ASYNC.into()]),
+        "lease" => call(libc::SYS_fcntl, [-1, libc::F_SETLEASE.into(), libc::F_WRLCK.into()]),
+        "flags" => call(libc::SYS_fcntl, [-1, libc::F_SETFL.into(), libc::O_NONBLOCK.into()]),
         "seccomp" => call(libc::SYS_seccomp, [0; 3]),
         "netlink" => socket(libc::AF_NETLINK, libc::SOCK_RAW, 0),
         "packet" => socket(libc::AF_PACKET, libc::SOCK_RAW, 0),

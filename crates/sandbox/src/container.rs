@@ -26,7 +26,7 @@ use crate::{
     news::{News, Teller},
     outgoing::{OwnRoots, Whose},
     program::Program,
-    state::{Budget, Usage},
+    state::{Budget, DRAWN, Usage},
 };
 
 /// What a container has been told.
@@ -160,6 +160,7 @@ impl Container {
     pub(crate) fn wasi(&self) -> wasmtime::Result<WasiCtxBuilder> {
         let mut wasi = WasiCtxBuilder::new();
         wasi.envs(&self.spec.env).allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false);
+        wasi.max_random_size(DRAWN.into());
         if let Some(directory) = &self.spec.working_directory {
             wasi.initial_cwd(directory);
             // Preview 1 has no word for it; Go's runtime, like a shell, asks

@@ -37,6 +37,7 @@ use crate::{
     news::{News, RequestId, Teller, Wake},
     program::Programs,
     sandbox::HOST_FAILED,
+    spare::Spare,
     table::Table,
     ticker::{Ticker, Ticks},
     visit::Visit,
@@ -63,6 +64,7 @@ const PACKETS: usize = 32;
 pub(crate) struct Control<'a> {
     warm: &'a Warm,
     door: Door,
+    spare: Spare,
     status: File,
     connections: Vec<Connection>,
     next_connection: u64,
@@ -109,6 +111,7 @@ impl<'a> Control<'a> {
         Ok(Self {
             warm,
             door: Door::new(listener),
+            spare: Spare::new(),
             status,
             connections: Vec::new(),
             next_connection: 0,
@@ -154,11 +157,8 @@ impl<'a> Control<'a> {
             self.tidy(&ready);
             // Also when nothing woke us: news may come at any time.
             self.hear();
-            for number in ready.connections {
-                self.serve(number);
-            }
-            if ready.knock {
-                self.accept();
+            if ready.knock || !ready.connections.is_empty() {
+                self.attend(ready);
             }
             if self.alone_until.is_some_and(|end| end <= Instant::now()) {
                 return HOST_FAILED;
@@ -202,6 +202,20 @@ impl<'a> Control<'a> {
             self.untidy = false;
             heap::trim();
         }
+    }
+
+    /// Serves the agents that are there, and those that come. They have what was
+    /// spared for them.
+    fn attend(&mut self, ready: Ready) {
+        self.spare.give_up();
+        // First, as long as there surely is something free.
+        if ready.knock {
+            self.accept();
+        }
+        for number in ready.connections {
+            self.serve(number);
+        }
+        self.spare.refill();
     }
 
     fn accept(&mut self) {

@@ -38,7 +38,7 @@ use krustlet_protocol::HttpLimits;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use wasmtime_wasi_http::WasiBody;
 
@@ -65,8 +65,9 @@ use crate::{
 /// Connections open at once at most; most of them wait between requests.
 const CONNECTIONS: usize = 4096;
 
-/// Wait after a failed accept: descriptors are short, and others must end first. And
-/// how long one that is to make room for another may take before the next is.
+/// Wait after a failed accept, unless a client alone gave up: descriptors are short,
+/// and others must end first. And how long one that is to make room for another may
+/// take before the next is.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after a request's time the rest of its answer may take to be sent;
@@ -209,19 +210,22 @@ pub(crate) async fn serve(
         let connection = Metered::of_host(connection, Arc::clone(&container.usage));
         connections.spawn_on(connection, &handle);
     };
+    let mut rests_until = None;
     let stop = loop {
         let is_full =
             connections.len() >= most_connections(container.stack.network().limits.sockets);
+        let rest = rests_until.unwrap_or_else(Instant::now);
         tokio::select! {
             biased;
             // All may be dropped and asked again.
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
-            accepted = next(&mut listener, is_full.then_some(&*served)) => match accepted {
+            () = sleep_until(rest), if rests_until.is_some() => rests_until = None,
+            accepted = next(&mut listener, is_full.then_some(&*served)),
+                if rests_until.is_none() => match accepted {
                 Some(Ok(accepted)) => begin(&mut connections, accepted),
-                // A client gone already, or no descriptors left.
-                Some(Err(_)) => sleep(ACCEPT_PAUSE).await,
-                None => {}
+                Some(Err(NetError::ConnectionAborted)) | None => {}
+                Some(Err(_)) => rests_until = Some(Instant::now() + ACCEPT_PAUSE),
             },
         }
     };

@@ -3,9 +3,11 @@
 //! A linker that allows shadowing takes any name. If wasmtime had its function by
 //! another one, guests would be given that, and ours by nobody's notice never called.
 
+use std::{future::Future, pin::Pin};
+
 use wasmtime::{
     StoreContextMut,
-    component::{ComponentNamedList, Lift, Linker, Lower},
+    component::{Accessor, ComponentNamedList, Lift, Linker, LinkerInstance, Lower},
     ensure,
 };
 
@@ -30,11 +32,70 @@ where
     Params: ComponentNamedList + Lift + 'static,
     Return: ComponentNamedList + Lower + 'static,
 {
+    put(linker, instance, name, |mut linker| linker.func_wrap(name, function))
+}
+
+/// As [`replace`], one that may wait.
+///
+/// # Errors
+///
+/// As [`replace`].
+pub(crate) fn replace_async<Params, Return>(
+    linker: &mut Linker<ComponentState>,
+    instance: &str,
+    name: &str,
+    function: impl Fn(
+        StoreContextMut<'_, ComponentState>,
+        Params,
+    ) -> Box<dyn Future<Output = wasmtime::Result<Return>> + Send + '_>
+    + Copy
+    + Send
+    + Sync
+    + 'static,
+) -> wasmtime::Result<()>
+where
+    Params: ComponentNamedList + Lift + 'static,
+    Return: ComponentNamedList + Lower + 'static,
+{
+    put(linker, instance, name, |mut linker| linker.func_wrap_async(name, function))
+}
+
+/// As [`replace`], one beside which its guest may go on.
+///
+/// # Errors
+///
+/// As [`replace`].
+pub(crate) fn replace_concurrent<Params, Return>(
+    linker: &mut Linker<ComponentState>,
+    instance: &str,
+    name: &str,
+    function: impl Fn(
+        &Accessor<ComponentState>,
+        Params,
+    ) -> Pin<Box<dyn Future<Output = wasmtime::Result<Return>> + Send + '_>>
+    + Copy
+    + Send
+    + Sync
+    + 'static,
+) -> wasmtime::Result<()>
+where
+    Params: ComponentNamedList + Lift + 'static,
+    Return: ComponentNamedList + Lower + 'static,
+{
+    put(linker, instance, name, |mut linker| linker.func_wrap_concurrent(name, function))
+}
+
+fn put(
+    linker: &mut Linker<ComponentState>,
+    instance: &str,
+    name: &str,
+    define: impl Fn(LinkerInstance<'_, ComponentState>) -> wasmtime::Result<()>,
+) -> wasmtime::Result<()> {
     // A name that is there can be given a second time only as a shadow.
-    let is_there = linker.instance(instance)?.func_wrap(name, function).is_err();
+    let is_there = define(linker.instance(instance)?).is_err();
     ensure!(is_there, "wasmtime has no `{name}` in `{instance}` to be replaced");
     linker.allow_shadowing(true);
-    let replaced = linker.instance(instance)?.func_wrap(name, function);
+    let replaced = linker.instance(instance).and_then(define);
     linker.allow_shadowing(false);
     replaced
 }

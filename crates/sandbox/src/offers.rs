@@ -110,6 +110,7 @@ pub(crate) fn unlinkable_module(warm: &Warm, module: &Module, error: &wasmtime::
     let state = ModuleState {
         wasi: WasiCtxBuilder::new().build_p1(),
         sockets: crate::preview1::Table::default(),
+        files: crate::files::ModuleFiles::new(0),
         budget: Budget::new(std::sync::Arc::new(Usage::new(&Limits::default()))),
     };
     let mut store = Store::new(&warm.engine, state);

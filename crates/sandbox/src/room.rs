@@ -38,7 +38,8 @@ impl fmt::Display for Walls {
             Self::Users => "each sandbox has a user of its own and an empty root directory",
             Self::OneUser => {
                 "not run as root: sandboxes have an empty root directory, but all share one user, \
-                 so that one that is broken out of could signal the others"
+                 so that only the system call filters keep one that is broken out of from \
+                 signalling the others"
             }
             Self::FiltersOnly => {
                 "not run as root, and this system gives no user namespaces: sandboxes have no \

@@ -12,6 +12,7 @@ use wasmtime_wasi::{
 use crate::{
     container::Container,
     exit::Ending,
+    files::ModuleFiles,
     p3, preview1,
     program::{Command, Program},
     state::{Budgeted, ComponentState, ModuleState, bound},
@@ -99,6 +100,7 @@ pub(crate) async fn run(
             let state = ModuleState {
                 wasi: wasi.build_p1(),
                 sockets: opened.table,
+                files: ModuleFiles::new(container.spec.preopens.len()),
                 budget: container.budget(),
             };
             let mut run = Run::new(linked.module().engine(), state, entered);

@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | forbidden | both | what only an exploit would call | the process dies (SIGSYS) |
 //! | allowed | both | what both need; all else is refused | `ENOSYS` |
-//! | sandbox | sandboxes | no fork, no new rights, no W+X page, no socket but TCP and UDP | `ENOSYS` |
+//! | sandbox | sandboxes | no fork, no new rights, no W+X page, no socket but TCP and UDP, nothing to other processes | `ENOSYS` |
 //!
 //! `ENOSYS` and not `EPERM`, because it makes the C library fall back to older
 //! calls (`clone3` to `clone`).
@@ -78,10 +78,15 @@ impl Filters {
     }
 
     /// The third, for the process with this id. To abort is to send oneself a
-    /// signal; another process of the same user gets none.
+    /// signal, and the standard library reads limits; another process of the same
+    /// user gets none of either. (For `fcntl`, by which signals can be sent too, see
+    /// [`DESCRIPTOR_COMMANDS`].)
     fn sandbox_of(&self, process: u32) -> Result<BpfProgram, seccompiler::BackendError> {
         let mut rules = self.sandbox.clone();
-        rules.insert(libc::SYS_tgkill, vec![rule(&[(0, Op::Ne, process.cast_signed())])?]);
+        let other = (0, Op::Ne, process.cast_signed());
+        // To this call 0 is the caller.
+        rules.insert(libc::SYS_prlimit64, vec![rule(&[other.clone(), (0, Op::Ne, 0)])?]);
+        rules.insert(libc::SYS_tgkill, vec![rule(&[other])?]);
         program(rules, Action::Allow, missing())
     }
 }
@@ -150,8 +155,25 @@ fn refused_in_sandboxes() -> Result<Rules, seccompiler::BackendError> {
     let asked = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::TCGETS];
     let others = asked.map(|request| (1, Op::Ne, i32::try_from(request).unwrap_or(-1)));
     rules.insert(libc::SYS_ioctl, vec![rule(&others)?]);
+    let others = DESCRIPTOR_COMMANDS.map(|command| (1, Op::Ne, command));
+    let signals = [(1, Op::Eq, libc::F_SETFL), (2, masked(libc::O_ASYNC), libc::O_ASYNC)];
+    rules.insert(libc::SYS_fcntl, vec![rule(&others)?, rule(&signals)?]);
     Ok(rules)
 }
+
+/// What is asked of `fcntl`: a copy, whether it blocks, and that a file in memory
+/// stays as it is. Others have a signal of the caller's choice sent to any process
+/// of the same user (`F_SETOWN`, `F_SETSIG`, `F_SETLEASE`, `F_NOTIFY`).
+const DESCRIPTOR_COMMANDS: [i32; 8] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_ADD_SEALS,
+    libc::F_GET_SEALS,
+];
 
 /// All sockets but those of TCP and UDP: no netlink, no raw packets, no ICMP, no
 /// protocol that few have looked at.

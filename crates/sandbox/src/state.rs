@@ -8,7 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{container::Container, net::Stack, outgoing::Hooks, preview1, sockets::SocketsView};
+use crate::{
+    container::Container,
+    files::{Files, ModuleFiles},
+    net::Stack,
+    outgoing::Hooks,
+    preview1,
+    sockets::SocketsView,
+};
 use krustlet_protocol::Limits;
 use wasmtime::{
     ResourceLimiter, Store,
@@ -25,25 +32,40 @@ use crate::bucket::Bucket;
 const TABLE_BYTES: u64 = 64 << 20;
 
 /// Handles an instance may hold for each socket that its pod may have: itself, its
-/// two streams and what it waits by. wasmtime's default is a million; each may be a
-/// body, a request or the fields of one.
-const HANDLES_PER_SOCKET: usize = 4;
+/// two streams, what it waits by for each of these, and two to spare. (wasi-libc of
+/// wasi-sdk keeps all six for each connection.) wasmtime's default is a million
+/// for all; each may be a body, a request or the fields of one.
+pub(crate) const HANDLES_PER_SOCKET: usize = 8;
 
 /// Handles, tasks and ends of streams, each, of an instance that answers requests, for
 /// each request that it may answer at once: there may be many such instances.
 pub(crate) const REQUEST_HANDLES: usize = 1024;
 
-/// Handles an instance may number itself, of any kind. wasmtime's default is a
-/// million.
+/// Handles an instance may number itself, of any kind, unless its pod's sockets
+/// need more. wasmtime's default is a million.
 const NUMBERS: usize = 100_000;
 
 /// Bytes of fields that a guest makes, with what they take in memory.
 pub(crate) const FIELDS: usize = 16 << 10;
 
-/// Tasks, threads and ends of streams and futures one instance may have. A
-/// connection of WASI 0.3 takes some 12 of them. wasmtime's default is a million,
-/// and a task that waits may hold a stack, which no memory limit counts.
+/// Tasks, threads and ends of streams and futures one instance may have, unless its
+/// pod's sockets need more. wasmtime's default is a million, and a task that waits
+/// may hold a stack, which no memory limit counts.
 const CONCURRENT: usize = 65_536;
+
+/// Such places for each socket: a connection of WASI 0.3 takes some 12 of them.
+const CONCURRENT_PER_SOCKET: usize = 16;
+
+/// Bytes that a component may pass in one call. They are copied at once to where no
+/// limit counts them, and a list may name the same ones many times: the largest
+/// calls that there is a use for write a piece of a file. wasmtime's default is 128
+/// MiB. (What a module passes lies in its memory once.)
+const PASSED: usize = 16 << 20;
+
+/// Random bytes that a component may draw in one call, or a module at once: some
+/// ten milliseconds' worth, in which nobody else has the thread. wasmtime's default
+/// is 64 MiB.
+pub(crate) const DRAWN: u32 = 4 << 20;
 
 /// What all instances of a container use together.
 #[derive(Debug)]
@@ -57,6 +79,8 @@ pub(crate) struct Usage {
     /// Its CPU limit, if it has one. Held for a few instructions only, by the
     /// guests' thread and where the limit is changed.
     bucket: Mutex<Option<Bucket>>,
+    /// Those that its components have open.
+    files: Arc<Files>,
 }
 
 /// More than a container can have.
@@ -70,6 +94,7 @@ impl Usage {
             cpu: AtomicU64::new(0),
             most_memory: AtomicU64::new(limits.memory_bytes.unwrap_or(NO_LIMIT)),
             bucket: Mutex::new(bucket(limits)),
+            files: Arc::default(),
         }
     }
 
@@ -290,14 +315,28 @@ pub(crate) trait Budgeted: Send + 'static {
     fn most_handles(&self) -> Option<usize> {
         None
     }
+
+    /// Sockets that its pod may have, where these are handles.
+    fn most_sockets(&self) -> usize {
+        0
+    }
+
+    /// Bytes that its guest may pass in one call, if that is bounded here.
+    fn most_passed(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Bounds what wasmtime itself keeps for an instance.
 pub(crate) fn bound<T: Budgeted>(store: &mut Store<T>) {
-    let most = store.data().most_handles();
-    store.set_max_component_handles(most.unwrap_or(NUMBERS));
+    let (most, sockets) = (store.data().most_handles(), store.data().most_sockets());
+    let all = |least: usize, each| most.unwrap_or(least.max(sockets.saturating_mul(each)));
+    store.set_max_component_handles(all(NUMBERS, HANDLES_PER_SOCKET));
+    if let Some(most) = store.data().most_passed() {
+        store.set_hostcall_fuel(most);
+    }
     if let Some(table) = store.concurrent_resource_table() {
-        table.set_max_capacity(most.unwrap_or(CONCURRENT));
+        table.set_max_capacity(all(CONCURRENT, CONCURRENT_PER_SOCKET));
     }
 }
 
@@ -306,6 +345,7 @@ pub(crate) struct ModuleState {
     pub(crate) wasi: WasiP1Ctx,
     /// Its sockets, which wasmtime does not have.
     pub(crate) sockets: preview1::Table,
+    pub(crate) files: ModuleFiles,
     pub(crate) budget: Budget,
 }
 
@@ -337,7 +377,7 @@ impl ComponentState {
     /// As [`of`](Self::of), of what it takes of the container.
     pub(crate) fn new(wasi: WasiCtx, budget: Budget, outgoing: Hooks, most: Option<usize>) -> Self {
         let stack = outgoing.stack().clone();
-        let sockets = usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX);
+        let sockets = sockets_of(&stack);
         let all = sockets.saturating_mul(HANDLES_PER_SOCKET).max(REQUEST_HANDLES);
         let mut table = ResourceTable::new();
         table.set_max_capacity(most.unwrap_or(all).min(all));
@@ -349,6 +389,11 @@ impl ComponentState {
     /// What all instances of its container use.
     pub(crate) fn usage(&self) -> Arc<Usage> {
         Arc::clone(&self.budget.usage)
+    }
+
+    /// Those that all instances of its container have open.
+    pub(crate) fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.budget.usage.files)
     }
 
     /// What calls of `wasi:sockets` work with.
@@ -365,6 +410,18 @@ impl Budgeted for ComponentState {
     fn most_handles(&self) -> Option<usize> {
         self.most_handles
     }
+
+    fn most_sockets(&self) -> usize {
+        sockets_of(&self.stack)
+    }
+
+    fn most_passed(&self) -> Option<usize> {
+        Some(PASSED)
+    }
+}
+
+fn sockets_of(stack: &Stack) -> usize {
+    usize::try_from(stack.network().limits.sockets).unwrap_or(usize::MAX)
 }
 
 impl WasiView for ComponentState {
@@ -385,6 +442,7 @@ impl HasData for ComponentState {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_protocol::{PodNetwork, SocketLimits};
     use proptest::prelude::*;
 
     use super::*;
@@ -424,24 +482,48 @@ mod tests {
         assert_eq!(usage.cpu_wait(), None);
     }
 
+    fn state(sockets: u32, most: Option<usize>) -> ComponentState {
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
+        let whose = Whose { own: None, usage: Arc::clone(&usage) };
+        let stack = Stack::default();
+        let limits = SocketLimits { sockets, ..SocketLimits::default() };
+        stack.set(PodNetwork { limits, ..PodNetwork::default() }, None);
+        ComponentState::new(wasi, Budget::new(usage), Hooks::new(stack, Arc::new(whose)), most)
+    }
+
+    fn bounded(state: ComponentState) -> Store<ComponentState> {
+        let mut config = wasmtime::Config::new();
+        config.wasm_component_model_async(true);
+        let mut store = Store::new(&wasmtime::Engine::new(&config).unwrap(), state);
+        bound(&mut store);
+        store
+    }
+
     #[test]
     fn an_instance_of_one_request_has_few_handles_and_tasks() {
-        let state = || {
-            let usage = Arc::new(Usage::new(&Limits::default()));
-            let wasi = wasmtime_wasi::WasiCtxBuilder::new().build();
-            let whose = Whose { own: None, usage: Arc::clone(&usage) };
-            let hooks = Hooks::new(Stack::default(), Arc::new(whose));
-            ComponentState::new(wasi, Budget::new(usage), hooks, Some(REQUEST_HANDLES))
-        };
+        let state = || state(4096, Some(REQUEST_HANDLES));
         let fits = |table: &mut ResourceTable| {
             (0..=REQUEST_HANDLES).take_while(|_| table.push(()).is_ok()).count()
         };
         assert_eq!(fits(&mut state().table), REQUEST_HANDLES);
-        let mut config = wasmtime::Config::new();
-        config.wasm_component_model_async(true);
-        let mut store = Store::new(&wasmtime::Engine::new(&config).unwrap(), state());
-        bound(&mut store);
+        let mut store = bounded(state());
         assert!(fits(store.concurrent_resource_table().unwrap()) <= REQUEST_HANDLES);
+    }
+
+    #[test]
+    fn a_command_has_handles_and_tasks_for_all_sockets_of_its_pod() {
+        // What wasi-libc keeps for a connection, and what one of WASI 0.3 takes.
+        const HANDLES: usize = 6;
+        const PLACES: usize = 12;
+        for sockets in [1, 4096, 16_384] {
+            let all = usize::try_from(sockets).unwrap();
+            let mut store = bounded(state(sockets, None));
+            assert!(store.data().table.max_capacity() >= all * HANDLES);
+            assert!(store.max_component_handles() >= all * HANDLES);
+            let places = store.concurrent_resource_table().unwrap();
+            assert!(places.max_capacity() >= all * PLACES);
+        }
     }
 
     proptest! {

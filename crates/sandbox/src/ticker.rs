@@ -25,8 +25,9 @@ use wasmtime::Engine;
 
 use crate::{news::Wake, state::Usage};
 
-/// Time between ticks: how long a guest may keep its thread from others. Ticks
-/// of 5 ms cost 0.4 % of a core.
+/// Time between ticks: how long a guest may keep its thread from others. (What one
+/// call of the host copies or draws may take twice that; it is bounded in
+/// [`state`](crate::state).) Ticks of 5 ms cost 0.4 % of a core.
 const TICK: Duration = Duration::from_millis(5);
 
 /// Ticks without a guest after which ticking ends, so that a guest that runs

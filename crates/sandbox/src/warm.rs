@@ -11,7 +11,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
 use crate::{
-    fields, outgoing, p3, preview1, sockets,
+    fields, files, outgoing, p3, preview1, sockets,
     state::{ComponentState, ModuleState},
 };
 
@@ -61,6 +61,7 @@ impl Warm {
         outgoing::written::add_to_linker(&mut components)?;
         p3::add_to_linker(&mut components)?;
         fields::add_to_linker(&mut components)?;
+        files::add_to_linker(&mut components)?;
         // Sandboxes cannot ask: the answer is partly in files.
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         Ok(Self { engine, modules, components, cores })

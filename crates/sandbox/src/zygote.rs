@@ -339,6 +339,10 @@ impl Zygote {
 pub(crate) fn refusal(error: &socket::ParseError) -> Failure {
     match error {
         socket::ParseError::Unknown { .. } => Failure::UnknownVerb,
+        // Who sends names as many as he hands over; the rest found no room here.
+        socket::ParseError::Descriptors { named, came, .. } if came < named => {
+            Failure::Failed { message: format!("{error}: this process can open no more") }
+        }
         socket::ParseError::NotAFrame(_) | socket::ParseError::Descriptors { .. } => {
             Failure::Malformed { why: error.to_string() }
         }

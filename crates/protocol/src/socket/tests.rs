@@ -315,6 +315,12 @@ fn a_message_in_a_file_that_may_change_is_refused() {
     }
 }
 
+#[test]
+fn a_message_whose_file_was_lost_is_an_error() {
+    let packet = Packet { bytes: FOLDED.to_vec(), fds: vec![] };
+    assert_eq!(packet.unfold().unwrap_err().kind(), ErrorKind::InvalidData);
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_frame_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..256)) {

@@ -45,7 +45,7 @@ pub(crate) struct Served(Mutex<VecDeque<Weak<Kept>>>);
 ///
 /// ```text
 /// made for a request ──▶ in use ──none is under way──▶ idle ──request──▶ in use
-///                                                       └──another needs the socket──▶ closed
+///   └──that went by another──────────────────────────▶  └──another needs the socket──▶ closed
 /// ```
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -174,6 +174,13 @@ impl Kept {
             self.requests.fetch_add(1, Relaxed);
         }
         Asking { kept: Arc::clone(self), is_first }
+    }
+
+    /// The request that it was made for goes by another.
+    pub(crate) fn is_for_nobody(&self) {
+        if self.is_awaited.swap(false, Relaxed) {
+            self.requests.fetch_sub(1, Relaxed);
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -358,5 +365,18 @@ mod tests {
             served.add(&all[0]);
         }
         assert!(lock(&served.0).len() < 100);
+    }
+
+    #[test]
+    fn a_connection_whose_request_went_by_another_is_idle_until_the_next_takes_it() {
+        let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
+        let kept = idle.add(&connection);
+        kept.is_for_nobody();
+        let next = kept.asked();
+        assert!(!next.is_first(), "it may be as old as any");
+        kept.is_for_nobody();
+        assert!(!idle.close_one(), "it is in use");
+        drop(next);
+        assert!(idle.close_one());
     }
 }

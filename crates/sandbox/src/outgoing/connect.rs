@@ -8,7 +8,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Uri, uri::Scheme};
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection as Described},
@@ -31,6 +34,8 @@ use crate::net::{Kept, Lasting, NetError, WeakStack};
 pub(super) enum ConnectError {
     #[error("the address of the request names no host")]
     NoHost,
+    #[error("the address of the request names a port that there cannot be")]
+    NoPort,
     #[error("cannot look up the host")]
     Lookup(#[from] LookupError),
     #[error("cannot connect")]
@@ -61,7 +66,7 @@ impl Connector {
         let stack = self.stack.upgrade().ok_or(ConnectError::Gone)?;
         let host = uri.host().ok_or(ConnectError::NoHost)?;
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
-        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let port = port_of(&uri, is_tls)?;
         // Where nobody is believed nobody is called.
         let tls = is_tls.then(|| self.roots.config()).transpose()?.map(TlsConnector::from);
         let addresses = stack.lookup(host).await?;
@@ -74,6 +79,22 @@ impl Connector {
         let stream = tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Link::new(Box::new(stream), kept, is_h2))
+    }
+}
+
+/// The port that is named, or the scheme's if none is.
+fn port_of(uri: &Uri, is_tls: bool) -> Result<u16, ConnectError> {
+    if let Some(port) = uri.port_u16() {
+        return Ok(port);
+    }
+    // What is no number of a port is passed over by the above. There may be colons in
+    // a user's name and in an address of IPv6.
+    let authority = uri.authority().map_or("", Authority::as_str);
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    let named = host.rsplit(']').next().unwrap_or(host).rsplit_once(':');
+    match named {
+        Some((_, port)) if !port.is_empty() => Err(ConnectError::NoPort),
+        Some(_) | None => Ok(if is_tls { 443 } else { 80 }),
     }
 }
 
@@ -108,10 +129,16 @@ impl Service<Uri> for Connector {
                 let connected = connected.as_mut().poll(context);
                 // Without its request it is finished for others: that has been given
                 // a connection of another's meanwhile.
+                let is_for_nobody = CONNECTING.try_with(|_| ()).is_err();
                 if let Some(asked) = &asked
-                    && (connected.is_ready() || CONNECTING.try_with(|_| ()).is_err())
+                    && (connected.is_ready() || is_for_nobody)
                 {
                     asked.stage.send_if_modified(told);
+                }
+                if let Poll::Ready(Ok(Ok(link))) = &connected
+                    && is_for_nobody
+                {
+                    link.kept.is_for_nobody();
                 }
                 connected
             });
@@ -175,5 +202,30 @@ impl Write for Link {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.bytes).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_the_one_that_is_named_or_the_schemes_but_no_other() {
+        for (uri, port) in [
+            ("http://web.test/", Some(80)),
+            ("http://web.test:8080/", Some(8080)),
+            ("http://web.test:/", Some(80)),
+            ("http://[fd00::1]/", Some(80)),
+            ("http://[fd00::1]:8080/", Some(8080)),
+            ("http://who:word@web.test/", Some(80)),
+            ("http://who:word@web.test:8080/", Some(8080)),
+            ("http://web.test:65536/", None),
+            ("http://web.test:99999/", None),
+            ("http://[fd00::1]:99999/", None),
+        ] {
+            let of = |is_tls| port_of(&uri.parse().unwrap(), is_tls).ok();
+            assert_eq!(of(false), port, "{uri}");
+            assert_eq!(of(true), port.map(|port| if port == 80 { 443 } else { port }), "{uri}");
+        }
     }
 }

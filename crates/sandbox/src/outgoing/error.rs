@@ -86,7 +86,7 @@ pub(super) fn of_hyper(error: &hyper::Error) -> HttpError {
 
 fn of_connecting(error: &ConnectError) -> HttpError {
     match error {
-        ConnectError::NoHost => HttpError::HttpRequestUriInvalid,
+        ConnectError::NoHost | ConnectError::NoPort => HttpError::HttpRequestUriInvalid,
         ConnectError::Lookup(error) => of_lookup(error),
         ConnectError::Net(error) => of_net(*error),
         ConnectError::Timeout => HttpError::ConnectionTimeout,

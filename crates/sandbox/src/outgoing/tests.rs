@@ -454,8 +454,10 @@ async fn a_failure_is_told_in_the_words_of_wasi() {
     assert!(matches!(refused, Err(HttpError::ConnectionRefused)), "{refused:?}");
     let unknown = ask(&outgoing, "http://nowhere.test/").await;
     assert!(matches!(unknown, Err(HttpError::ConfigurationError)), "no servers: {unknown:?}");
-    let odd = ask(&outgoing, "http://a..b/").await;
-    assert!(matches!(odd, Err(HttpError::HttpRequestUriInvalid)), "{odd:?}");
+    for odd in ["http://a..b/", "http://localhost:99999/"] {
+        let told = ask(&outgoing, odd).await;
+        assert!(matches!(told, Err(HttpError::HttpRequestUriInvalid)), "{odd}: {told:?}");
+    }
     let without = Stack::default();
     let none = Outgoing::trusting(&without, nobody());
     let denied = ask(&none, "http://192.0.2.9/").await;
@@ -994,5 +996,54 @@ async fn who_got_the_connection_of_another_waits_for_an_answer_from_then_on() {
         ((), waited) = async { tokio::join!(first, other) } => {
             assert!((second * 11..second * 12).contains(&waited), "{waited:?}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_made_for_nobody_makes_room_for_one_that_is_needed() {
+    const SOCKETS: u32 = 8;
+    let (stack, second) = (small_stack(SOCKETS), Duration::from_secs(1));
+    let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut listener = bound.listen(stack.permit().unwrap(), Options::default(), 1).unwrap();
+    let (at, is_full) = (listener.address(), Notify::new());
+    let outgoing = Outgoing::trusting(&stack, nobody());
+    let uri = format!("http://web.test:{}/", at.port());
+    let serves = async {
+        let mut first = Stream(Arc::new(listener.accept().await.unwrap()));
+        hear(&mut first).await;
+        // Another connection has to wait.
+        let permit = stack.permit().unwrap();
+        let _waits = stack.connect_tcp(permit, Options::default(), at).await.unwrap();
+        is_full.notify_one();
+        sleep(second).await;
+        first.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        // The other request comes by this one, and stays; its own is made for nobody.
+        hear(&mut first).await;
+        let _accepted = listener.accept().await.unwrap();
+        let mut held = Vec::new();
+        while stack.report().sockets < SOCKETS {
+            held.push(stack.permit().unwrap());
+        }
+        let mut room = stack.permit().map(drop);
+        for _ in 0..1000 {
+            if room.is_err() {
+                yield_now().await;
+                room = stack.permit().map(drop);
+            }
+        }
+        room
+    };
+    let ask = async || {
+        let answer = outgoing.send(request(&uri), RequestOptions::default(), whose()).await;
+        drop(answer.unwrap());
+    };
+    let other = async {
+        is_full.notified().await;
+        ask().await;
+    };
+    tokio::select! {
+        biased;
+        room = serves => assert_eq!(room, Ok(())),
+        _ = async { tokio::join!(ask(), other) } => unreachable!("the other has no answer"),
     }
 }

@@ -4,7 +4,7 @@
 
 use wasmtime::Error;
 
-/// Error numbers of preview 1 that sockets answer with.
+/// Error numbers of preview 1 that are answered here.
 pub(super) mod errno {
     pub(crate) const SUCCESS: i32 = 0;
     pub(crate) const ACCES: i32 = 2;
@@ -15,6 +15,7 @@ pub(super) mod errno {
     pub(crate) const CONNABORTED: i32 = 13;
     pub(crate) const CONNREFUSED: i32 = 14;
     pub(crate) const CONNRESET: i32 = 15;
+    pub(crate) const FAULT: i32 = 21;
     pub(crate) const HOSTUNREACH: i32 = 23;
     pub(crate) const INVAL: i32 = 28;
     pub(crate) const IO: i32 = 29;

@@ -14,12 +14,20 @@ mod poll;
 mod table;
 
 use wasmtime::{Caller, Error, Extern, Linker, Module};
-use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as files, WasiSnapshotPreview1};
+use wasmtime_wasi::{
+    WasiView,
+    p1::wasi_snapshot_preview1::{self as files, WasiSnapshotPreview1},
+};
 use wiggle::GuestMemory;
 
 use self::memory::{Memory, errno};
 pub(crate) use self::table::Table;
-use crate::{container::Container, ports, state::ModuleState, warm::PREVIEW_1};
+use crate::{
+    container::Container,
+    ports,
+    state::{DRAWN, ModuleState},
+    warm::{PREVIEW_0, PREVIEW_1},
+};
 
 /// The call without which a module can do nothing with a listener.
 const ACCEPT: &str = "sock_accept";
@@ -105,6 +113,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ModuleState>) -> wasmtime::Resul
     linker.allow_shadowing(true);
     descriptors(linker)?;
     numbers(linker)?;
+    bounded(linker)?;
     sockets(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -200,56 +209,96 @@ fn numbers(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
         }
         Ok(errno::SUCCESS)
     });
-    // Its rights are of 64 bits.
-    linker.func_wrap_async(
-        PREVIEW_1,
-        "path_open",
-        |mut caller: Caller<'_, ModuleState>,
-         (fd, look, path, length, how, base, inheriting, flags, result): (
-            i32,
-            i32,
-            i32,
-            i32,
-            i32,
-            i64,
-            i64,
-            i32,
-            i32,
-        )| {
+    Ok(())
+}
+
+/// What wasmtime does without a bound, also of modules from before 2019, whose calls
+/// are the same: files are counted, and random bytes drawn in pieces.
+fn bounded(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
+    for module in [PREVIEW_1, PREVIEW_0] {
+        linker.func_wrap_async(module, "path_open", |mut caller, asked: Asked| {
             Box::new(async move {
                 let (bytes, state) = split(&mut caller)?;
-                let mut how = how;
-                loop {
-                    let mut memory = GuestMemory::Unshared(&mut *bytes);
-                    let done = files::path_open(
-                        &mut state.wasi,
-                        &mut memory,
-                        fd,
-                        look,
-                        path,
-                        length,
-                        how,
-                        base,
-                        inheriting,
-                        flags,
-                        result,
-                    );
-                    let done = done.await?;
-                    if done != errno::SUCCESS || state.sockets.is_empty() {
-                        return Ok(done);
-                    }
-                    let opened = Memory(&mut *bytes).u32(u64::from(result.cast_unsigned()))?;
-                    // wasmtime has given the number of a socket of ours: it is
-                    // kept, with the file, until the socket is closed, and the
-                    // file is opened once more.
-                    let Some(socket) = state.sockets.get(opened) else { return Ok(done) };
-                    socket.hides = true;
-                    how &= !EXCLUSIVE;
-                }
+                open_file(bytes, state, asked).await
             })
-        },
-    )?;
+        })?;
+        linker.func_wrap_async(
+            module,
+            "random_get",
+            |mut caller: Caller<'_, ModuleState>, (at, length): (i32, i32)| {
+                Box::new(async move {
+                    let (bytes, state) = split(&mut caller)?;
+                    draw(bytes, state, at.cast_unsigned(), length.cast_unsigned()).await
+                })
+            },
+        )?;
+    }
     Ok(())
+}
+
+/// The arguments of `path_open`. Its rights are of 64 bits.
+type Asked = (i32, i32, i32, i32, i32, i64, i64, i32, i32);
+
+async fn open_file(
+    bytes: &mut [u8],
+    state: &mut ModuleState,
+    (fd, look, path, length, mut how, base, inheriting, flags, result): Asked,
+) -> Result<i32, Error> {
+    loop {
+        if !state.files.has_room(state.wasi.ctx().table) {
+            return Ok(errno::MFILE);
+        }
+        let mut memory = GuestMemory::Unshared(&mut *bytes);
+        let done = files::path_open(
+            &mut state.wasi,
+            &mut memory,
+            fd,
+            look,
+            path,
+            length,
+            how,
+            base,
+            inheriting,
+            flags,
+            result,
+        );
+        let done = done.await?;
+        if done != errno::SUCCESS {
+            return Ok(done);
+        }
+        state.files.opened();
+        if state.sockets.is_empty() {
+            return Ok(done);
+        }
+        let opened = Memory(&mut *bytes).u32(u64::from(result.cast_unsigned()))?;
+        // wasmtime has given the number of a socket of ours: it is kept, with the
+        // file, until the socket is closed, and the file is opened once more.
+        let Some(socket) = state.sockets.get(opened) else { return Ok(done) };
+        socket.hides = true;
+        how &= !EXCLUSIVE;
+    }
+}
+
+/// Others have their turn between the pieces.
+async fn draw(
+    bytes: &mut [u8],
+    state: &mut ModuleState,
+    mut at: u32,
+    mut length: u32,
+) -> Result<i32, Error> {
+    loop {
+        let piece = length.min(DRAWN);
+        let mut memory = GuestMemory::Unshared(&mut *bytes);
+        let (to, count) = (at.cast_signed(), piece.cast_signed());
+        let done = files::random_get(&mut state.wasi, &mut memory, to, count)?;
+        length -= piece;
+        if done != errno::SUCCESS || length == 0 {
+            return Ok(done);
+        }
+        let Some(next) = at.checked_add(piece) else { return Ok(errno::FAULT) };
+        at = next;
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Calls that are for sockets alone.

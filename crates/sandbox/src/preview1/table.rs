@@ -6,9 +6,9 @@
 //! ```
 //!
 //! wasmtime numbers what a guest opens by the next number that is free with it,
-//! and it knows nothing of ours. A process has fewer descriptors than 65536, so
-//! that the last group is out of its way; for the listeners see
-//! [`opened`](super::opened).
+//! and it knows nothing of ours. A module has fewer files open than 65536
+//! ([`FILES`](crate::files::FILES)), so that the last group is out of its way; for
+//! the listeners see [`open_file`](super::open_file).
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -25,7 +25,7 @@ use wasmtime_wasi::p2::{
 
 use crate::{
     net::{Family, NetError, Stack},
-    state::{ComponentState, Usage},
+    state::{ComponentState, HANDLES_PER_SOCKET, Usage},
 };
 
 mod generated {
@@ -63,6 +63,20 @@ pub(crate) struct SocketsView<'a> {
     pub(crate) table: &'a mut ResourceTable,
     /// What its container uses.
     pub(crate) usage: &'a Arc<Usage>,
+}
+
+impl SocketsView<'_> {
+    /// Whether there are handles for one more socket and all that belongs to it. A
+    /// guest that has none left is told so; a call for which none is left ends it.
+    fn has_room(&mut self) -> bool {
+        let places: [_; HANDLES_PER_SOCKET] = std::array::from_fn(|_| self.table.push(()));
+        let all = places.iter().all(Result::is_ok);
+        for place in places.into_iter().flatten() {
+            // It was put there above.
+            let _ = self.table.delete(place);
+        }
+        all
+    }
 }
 
 /// Names [`SocketsView`] for the linker.

@@ -176,6 +176,17 @@ impl TcpSocket {
         Ok(())
     }
 
+    /// Whether there is something to accept. It is kept until it is.
+    fn has_arrived(&mut self) -> Result<(), ErrorCode> {
+        let State::Listening(listener) = &mut self.state else {
+            return Err(ErrorCode::InvalidState);
+        };
+        match listener.poll_ready(&mut noop()) {
+            Poll::Ready(()) => Ok(()),
+            Poll::Pending => Err(ErrorCode::WouldBlock),
+        }
+    }
+
     fn accept(&mut self) -> Result<(Self, Arc<Shared>), ErrorCode> {
         let State::Listening(listener) = &mut self.state else {
             return Err(ErrorCode::InvalidState);
@@ -285,6 +296,9 @@ impl SocketsView<'_> {
 
 impl bindings::tcp_create_socket::Host for SocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Socket> {
+        if !self.has_room() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
         let socket = TcpSocket::new(self.stack, family.into())?;
         Ok(self.table.push(socket)?)
     }
@@ -350,6 +364,10 @@ impl bindings::tcp::HostTcpSocket for SocketsView<'_> {
         &mut self,
         socket: Socket,
     ) -> SocketResult<(Socket, Resource<DynInputStream>, Resource<DynOutputStream>)> {
+        self.tcp_mut(&socket)?.has_arrived()?;
+        if !self.has_room() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
         let (accepted, shared) = self.tcp_mut(&socket)?.accept()?;
         let accepted = self.table.push(accepted)?;
         let (input, output) = self.push_streams(&accepted, &shared)?;
@@ -480,7 +498,7 @@ mod tests {
     use wasmtime::component::ResourceTable;
 
     use super::*;
-    use crate::state::Usage;
+    use crate::state::{HANDLES_PER_SOCKET, Usage};
 
     type View<'a> = SocketsView<'a>;
 
@@ -625,6 +643,44 @@ mod tests {
             has_all(view, &connection);
             are_real(view, &connection);
         }
+    }
+
+    #[tokio::test]
+    async fn a_guest_without_handles_is_told_so_and_gets_the_connection_later() {
+        let (stack, mut table) = (stack(), ResourceTable::new());
+        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let listener = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
+        bind(view, &listener);
+        listen(view, &listener);
+        let it = || Resource::new_borrow(listener.rep());
+        // There is room for it and for one connection with all its handles.
+        view.table.set_max_capacity(1 + HANDLES_PER_SOCKET);
+        let other = view.table.push(()).unwrap();
+        let nobody = view.accept(it()).map(drop);
+        assert_eq!(refused(nobody), ErrorCode::WouldBlock, "no connection is there");
+        let port = SocketAddr::from(view.local_address(it()).unwrap()).port();
+        let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        view.tcp_mut(&listener).unwrap().ready().await;
+        for _ in 0..2 {
+            let full = view.accept(it()).map(drop);
+            assert_eq!(refused(full), ErrorCode::NewSocketLimit);
+        }
+        for new in [
+            view.create_tcp_socket(IpAddressFamily::Ipv4).map(drop),
+            bindings::udp_create_socket::Host::create_udp_socket(view, IpAddressFamily::Ipv4)
+                .map(drop),
+        ] {
+            assert_eq!(refused(new), ErrorCode::NewSocketLimit);
+        }
+        view.table.delete(other).unwrap();
+        let (connection, input, output) = view.accept(it()).unwrap();
+        // What it waits by has its place.
+        let waits = [
+            subscribe(view.table, connection).map(drop),
+            subscribe(view.table, input).map(drop),
+            subscribe(view.table, output).map(drop),
+        ];
+        assert!(waits.iter().all(Result::is_ok), "{waits:?}");
     }
 
     #[tokio::test]

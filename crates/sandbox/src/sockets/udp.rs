@@ -148,6 +148,9 @@ impl SocketsView<'_> {
 
 impl bindings::udp_create_socket::Host for SocketsView<'_> {
     fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+        if !self.has_room() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
         let socket = UdpSocket {
             stack: self.stack.clone(),
             permit: self.stack.permit()?,

@@ -24,7 +24,7 @@ use rustix::{
     event::{PollFd, PollFlags},
     fs::{CWD, OFlags},
     mount::OpenTreeFlags,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::TempDir;
@@ -393,6 +393,13 @@ impl Sandbox {
             argument: &'a str,
         }
         self.connection.attack(Attack { attack, argument })
+    }
+
+    /// Bounds the descriptors of the process; none for any number.
+    pub(crate) fn limit_descriptors(&self, current: Option<u64>) {
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current, maximum };
+        rustix::process::prlimit(Pid::from_raw(self.pid), Resource::Nofile, limit).unwrap();
     }
 
     /// Waits for the end of the process.

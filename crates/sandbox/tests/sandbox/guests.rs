@@ -233,6 +233,99 @@ pub(crate) fn fields_of_http_are_memory_of_the_container() {
     }
 }
 
+/// Calls a function of the host, which has to trap before it gives an answer.
+const CALLS: &str = r#"(component
+    IMPORT
+    (core module $memory
+        (memory (export "memory") 1)
+        (func (export "realloc") (param i32 i32 i32 i32) (result i32) (unreachable)))
+    (core instance $memory (instantiate $memory))
+    (alias core export $memory "memory" (core memory $memory))
+    (alias core export $memory "realloc" (core func $realloc))
+    (core func $call
+        (canon lower (func $called) (memory $memory) (realloc (core func $realloc))))
+    (core module $code
+        (import "host" "memory" (memory 1))
+        (import "host" "call" (func $call (param PARAMS)))
+        (func (export "run") (result i32)
+            (local $entry i32)
+            CODE
+            (i32.const 0)))
+    (core instance $run (instantiate $code (with "host" (instance
+        (export "memory" (memory $memory))
+        (export "call" (func $call))))))
+    (func $run (result (result)) (canon lift (core func $run "run")))
+    (instance $entry (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $entry)))"#;
+
+/// 64 MiB of random bytes.
+const DRAWN: [&str; 3] = [
+    r#"(import "wasi:random/random@0.2.0" (instance $random
+        (export "get-random-bytes" (func (param "len" u64) (result (list u8))))))
+    (alias export $random "get-random-bytes" (func $called))"#,
+    "i64 i32",
+    "(call $call (i64.const 67108864) (i32.const 0))",
+];
+
+/// Two thousand fields, each of the same 16 KiB.
+const PASSED: [&str; 3] = [
+    r#"(import "wasi:http/types@0.2.0" (instance $types
+        (export "fields" (type $fields (sub resource)))
+        (type $error (variant (case "invalid-syntax") (case "forbidden") (case "immutable")))
+        (export "header-error" (type $told (eq $error)))
+        (export "[static]fields.from-list" (func
+            (param "entries" (list (tuple string (list u8))))
+            (result (result (own $fields) (error $told)))))))
+    (alias export $types "[static]fields.from-list" (func $called))"#,
+    "i32 i32 i32",
+    "(memory.fill (i32.const 0) (i32.const 120) (i32.const 32768))
+    (loop $again
+        (i32.store offset=32768 (local.get $entry) (i32.const 0))
+        (i32.store offset=32772 (local.get $entry) (i32.const 1))
+        (i32.store offset=32776 (local.get $entry) (i32.const 0))
+        (i32.store offset=32780 (local.get $entry) (i32.const 16384))
+        (local.set $entry (i32.add (local.get $entry) (i32.const 16)))
+        (br_if $again (i32.lt_u (local.get $entry) (i32.const 32000))))
+    (call $call (i32.const 32768) (i32.const 2000) (i32.const 64800))",
+];
+
+pub(crate) fn one_call_of_a_component_is_no_large_one() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    for ([import, params, code], why) in
+        [(DRAWN, "exceeds limit 4194304"), (PASSED, "too much data is being copied")]
+    {
+        let text = CALLS.replace("IMPORT", import).replace("PARAMS", params).replace("CODE", code);
+        let make = Make::command("hello.p2.wasm", &["x"]).code(compiled_text(&text));
+        let (_, exit) = sandbox.run(make);
+        assert_eq!(exit.exit_code, 134, "{exit:?}");
+        assert!(exit.message.contains(why), "{}", exit.message);
+    }
+}
+
+/// Draws 10 MiB of random bytes, by either name that preview 1 has had; ends with 0
+/// if there are some at both ends and none beyond.
+const DRAWS: &str = r#"(module
+    (import "NAME" "random_get" (func $draw (param i32 i32) (result i32)))
+    (import "NAME" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 161)
+    (func (export "_start")
+        (if (call $draw (i32.const 0) (i32.const 10485760)) (then (call $exit (i32.const 1))))
+        (if (i64.eqz (i64.load (i32.const 0))) (then (call $exit (i32.const 2))))
+        (if (i64.eqz (i64.load (i32.const 10485752))) (then (call $exit (i32.const 3))))
+        (if (i32.eqz (i64.eqz (i64.load (i32.const 10485760)))) (then (call $exit (i32.const 4))))
+        (call $exit (i32.const 0))))"#;
+
+pub(crate) fn a_module_draws_as_many_random_bytes_as_it_has_room_for() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    for name in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        let code = compiled_text(&DRAWS.replace("NAME", name));
+        let (_, exit) = sandbox.run(Make::module("return", &["x"]).code(code));
+        assert_eq!((exit.exit_code, exit.message.as_str()), (0, ""), "{name}");
+    }
+}
+
 /// Makes four million objects, and keeps the last or all of them.
 const OBJECTS: &str = r#"(module
     (type $node (struct (field i32) (field (ref null $node))))

@@ -5,13 +5,14 @@ use std::fs;
 use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{
     DescriptorName, ExitReport, Failure, RunState, SandboxReply, SandboxRequest, VERSION,
-    ZygoteMessage, ZygoteReply, ZygoteRequest,
+    ZygoteMessage, ZygoteReply, ZygoteRequest, socket,
 };
 use rustix::event::{PollFd, PollFlags};
 use serde::Serialize;
 
 use crate::{
-    fixture::{Make, Sandbox, Zygote, ask_on, receive},
+    code::compiled_text,
+    fixture::{Connection, Make, Sandbox, Zygote, ask_on, receive},
     guests::wait_until,
 };
 
@@ -193,6 +194,60 @@ pub(crate) fn wrong_descriptors_are_refused() {
     let request = ZygoteRequest::RunSandbox { id: "x".into(), uid: 1, gid: 1, groups: vec![] };
     let (reply, _) = zygote.ask(request, &[(DescriptorName::Status, null())]);
     assert!(matches!(reply, ZygoteReply::Failed(Failure::Malformed { .. })), "{reply:?}");
+}
+
+/// Opens a file until that fails, says so, and waits for an hour.
+const GREEDY: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "poll_oneoff"
+        (func $poll (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "file")
+    (data (i32.const 16) "\20\00\00\00\04\00\00\00")
+    (data (i32.const 32) "all\n")
+    (func (export "_start")
+        (loop $next
+            (br_if $next (i32.eqz
+                (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 0)
+                    (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 8)))))
+        (drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 8)))
+        ;; clock 1, not to be passed
+        (i32.store (i32.const 144) (i32.const 1))
+        (i64.store (i32.const 152) (i64.const 3600000000000))
+        (drop (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 8)))))"#;
+
+pub(crate) fn agents_are_heard_where_a_guest_has_taken_all_descriptors() {
+    let zygote = Zygote::start();
+    let mut sandbox = zygote.sandbox();
+    sandbox.limit_descriptors(Some(200));
+    let volume = sandbox.volume();
+    fs::write(volume.path().join("file"), "").unwrap();
+    let mounts = |count| vec![(volume.path().to_owned(), "/data".to_owned(), false); count];
+    let greedy = compiled_text(GREEDY);
+    let make = Make { mounts: mounts(1), ..Make::module("exit", &["x"]).code(greedy) };
+    let greedy = sandbox.start(make);
+    wait_until(|| sandbox.output(&greedy) == "all\n");
+    // Not one more.
+    let open = fs::read_dir(format!("/proc/{}/fd", sandbox.pid)).unwrap().count();
+    assert!(open > 150, "{open}");
+    sandbox.limit_descriptors(u64::try_from(open).ok());
+    let other = sandbox.create(Make::module("sleep", &["x"])).unwrap();
+    // A new agent comes in while the last is there.
+    let next = Connection::new(socket::connect(&sandbox.path).unwrap());
+    let _last = std::mem::replace(&mut sandbox.connection, next);
+    let hello = sandbox.ask(SandboxRequest::Hello { version: VERSION });
+    assert!(matches!(hello, SandboxReply::Hello { .. }), "{hello:?}");
+    // More than can be had is refused, and the agent is heard on.
+    let many = sandbox.create(Make { mounts: mounts(40), ..Make::module("sleep", &["x"]) });
+    assert!(matches!(many, Err(Failure::Failed { .. })), "{many:?}");
+    let ids: Vec<_> = containers(&sandbox).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, [greedy.clone(), other]);
+    sandbox.stop(&greedy, 0);
+    assert_eq!(sandbox.exit(&greedy).exit_code, 137);
+    assert_eq!(sandbox.run(Make::module("exit", &["x"])).1.exit_code, 3);
 }
 
 pub(crate) fn an_agent_may_leave_as_a_sandbox_ends() {

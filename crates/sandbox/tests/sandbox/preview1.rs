@@ -205,6 +205,47 @@ pub(crate) fn files_and_sockets_do_not_share_numbers() {
     assert_eq!(std::fs::read(volume.path().join("file")).unwrap(), b"file");
 }
 
+/// Opens a file until that fails, by either name that preview 1 has had. Ends with
+/// 101 if that was not at the 4096th file, its directory included, with 102 if it had
+/// to close none to open another, and with 0 if all is as it should be.
+const OPENS_ALL: &str = r#"(module
+    (import "NAME" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "NAME" "fd_close" (func $close (param i32) (result i32)))
+    (import "NAME" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "file")
+    (func $again (result i32)
+        (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 4) (i32.const 0)
+            (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 8)))
+    (func (export "_start") (local $open i32) (local $error i32)
+        (loop $next
+            (local.set $open (i32.add (local.get $open) (i32.const 1)))
+            (local.set $error (call $again))
+            (br_if $next (i32.eqz (local.get $error))))
+        (if (i32.ne (local.get $error) (i32.const 33)) (then (call $exit (local.get $error))))
+        (if (i32.ne (local.get $open) (i32.const 4096)) (then (call $exit (i32.const 101))))
+        (drop (call $close (i32.load (i32.const 8))))
+        (if (call $again) (then (call $exit (i32.const 102))))
+        (if (i32.eqz (call $again)) (then (call $exit (i32.const 102))))
+        (call $exit (i32.const 0))))"#;
+
+pub(crate) fn a_module_has_so_many_files_open_and_no_more() {
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    // The system's own bound is out of the way.
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    sandbox.limit_descriptors(most);
+    let volume = sandbox.volume();
+    std::fs::write(volume.path().join("file"), "").unwrap();
+    for name in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        let code = compiled_text(&OPENS_ALL.replace("NAME", name));
+        let mounts = vec![(volume.path().to_owned(), "/data".to_owned(), false)];
+        let (_, exit) = sandbox.run(Make { mounts, ..Make::module("exit", &["x"]).code(code) });
+        assert_eq!((exit.exit_code, exit.message.as_str()), (0, ""), "{name}");
+    }
+}
+
 /// Waits for connections on the listener at 3; to be followed by `_start`.
 const ACCEPTS: &str = r#"(module
     (import "wasi_snapshot_preview1" "poll_oneoff"

@@ -395,6 +395,28 @@ pub(crate) fn hundreds_of_connections_are_served_at_once() {
     wait_until(|| report(&sandbox).sockets == 1);
 }
 
+pub(crate) fn a_server_has_all_the_connections_that_its_pod_may_have() {
+    const SOCKETS: u32 = 410;
+    let zygote = Zygote::start();
+    let sandbox = zygote.sandbox();
+    let limits = SocketLimits { sockets: SOCKETS, ..SocketLimits::default() };
+    sandbox.network("pod", &PodNetwork { limits, ..network(&["10.77.0.1"]) });
+    serve(&sandbox, "pod", &["tcp-echo", "8080"]);
+    // Of each the guest has five handles: the socket, two streams, and what it waits
+    // by for these.
+    let mut open: Vec<_> = (1..SOCKETS).map(|_| connect("10.77.0.1:8080")).collect();
+    wait_until(|| report(&sandbox).sockets == SOCKETS);
+    // One more waits, and nobody loses what he has.
+    open.push(connect("10.77.0.1:8080"));
+    for mut stream in open {
+        stream.write_all(b"x").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"x");
+    }
+}
+
 pub(crate) fn there_are_no_more_sockets_than_allowed() {
     let zygote = Zygote::start();
     let sandbox = zygote.sandbox();
