@@ -101,6 +101,18 @@ impl PodPolicy {
         self.node.contains(&from) || fits(rules, protocol, from, port)
     }
 
+    /// Who may connect or send to a port of the pod, in order and without overlap;
+    /// anybody if none. [`lets_in`](Self::lets_in) asks of one.
+    #[must_use]
+    pub fn sources(&self, protocol: Transport, port: u16) -> Option<Vec<AddressRange>> {
+        let rules = self.ingress.as_ref()?.iter().filter(|rule| rule.is_of(protocol, port));
+        let mut sources: Vec<_> = self.node.iter().copied().map(AddressRange::one).collect();
+        for rule in rules {
+            sources.extend(rule.peers.as_ref()?);
+        }
+        Some(merge(sources))
+    }
+
     /// Whether the pod may connect or send there.
     #[must_use]
     pub fn lets_out(&self, protocol: Transport, to: SocketAddr) -> bool {

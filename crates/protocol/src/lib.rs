@@ -45,7 +45,7 @@ pub use spec::{ContainerSpec, GuestKind, HttpLimits, Limits, ListenPort, LogLimi
 /// `UpdateContainer`, `Complained`, `Connect`.
 ///
 /// 3: sockets for datagrams ([`DATAGRAMS`]), `NetworkReport::refusals`,
-/// `RunSandbox::has_policies`, `HttpLimits::backlog`.
+/// `HttpLimits::backlog`, `Listeners`, `Listening`.
 pub const VERSION: u32 = 3;
 
 /// The version from which on an agent understands a message in a memfd.
@@ -64,6 +64,11 @@ pub const MAX_FOLDED: usize = 64 << 20;
 /// The most descriptors in one packet; the kernel's own limit is 253
 /// (`SCM_MAX_FD`, `include/net/scm.h`). A pod with 50 volumes fits twice.
 pub const MAX_DESCRIPTORS: usize = 128;
+
+/// The most listening sockets of one pod that a sandbox lends the agent. Few pods
+/// have more than two for each of a few ports; what is done to each takes memory of
+/// the system's.
+pub const MAX_LISTENERS: usize = 64;
 
 /// The longest container spec in its memfd, in bytes. The API server takes
 /// objects of up to 1.5 MiB; expansion of `$(VAR)` may add to that.

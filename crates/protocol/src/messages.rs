@@ -36,7 +36,8 @@ pub enum DescriptorName {
     NextLog,
     /// A detached mount of a directory for the guest.
     Preopen,
-    /// A bound TCP socket; whether it listens makes no difference.
+    /// A bound TCP socket; whether it listens makes no difference. Of a
+    /// [`SandboxReply::Listeners`] one of the pod's.
     Listener,
     /// A bound UDP socket.
     Datagrams,
@@ -188,6 +189,12 @@ pub enum SandboxRequest {
         /// The port.
         port: u16,
     },
+    /// Asks for what a pod listens on: the agent attaches to it what a sandbox may
+    /// not. It keeps none of it.
+    Listeners {
+        /// Which pod.
+        pod: PodUid,
+    },
     /// Hands over the log to go on with after the next one. Descriptor: `NextLog`.
     NextLog {
         /// Which container.
@@ -237,6 +244,14 @@ pub enum SandboxReply {
     },
     /// The program run by `Exec` has ended.
     Exec(ExecOutcome),
+    /// What a pod listens on by TCP, and what was handed over for it that it may
+    /// listen on; of more than [`MAX_LISTENERS`](crate::MAX_LISTENERS) those that
+    /// are there longest. Descriptors: a `Listener` for each port.
+    Listeners {
+        /// The pod's port that each is for, which is not always the one that it is
+        /// bound to.
+        ports: Vec<u16>,
+    },
     /// It was not done.
     Failed(Failure),
 }
@@ -391,6 +406,12 @@ pub enum SandboxEvent {
     Complained {
         /// What, for people.
         what: String,
+    },
+    /// A pod that policies bound listens anew. Not said again before somebody has
+    /// asked with [`SandboxRequest::Listeners`].
+    Listening {
+        /// Which pod.
+        pod: PodUid,
     },
 }
 

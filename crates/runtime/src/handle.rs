@@ -217,7 +217,8 @@ pub async fn open(
     let pods = pod_namespace.map(|path| nursery(Some(path))).transpose()?;
     // Once: a thousand sandboxes are handed the same mount.
     let services = services.map(|path| mounts::open(&path, Use::Read, handover)).transpose()?;
-    let common = Common { state, handover, log_files, services: services.map(Arc::new) };
+    let services = services.map(Arc::new);
+    let common = Common { state, handover, log_files, services, filters_failed: Arc::default() };
     let (commands, requests) = mpsc::channel(QUEUE);
     let (task, adopted) = RuntimeTask::open(common, (node, pods), requests, lock).await?;
     let healthy = task.healthy();

@@ -14,6 +14,7 @@
 mod adopt;
 mod error;
 mod events;
+mod filter;
 mod handle;
 mod logs;
 mod mounts;
@@ -32,6 +33,7 @@ mod zygote;
 pub use adopt::Adopted;
 pub use error::{OpenError, RuntimeError};
 pub use events::{PodEvent, PodEvents};
+pub use filter::{FilterError, filter_listeners};
 pub use handle::{Domain, NetworkKind, PodSandbox, PodUser, Runtime, RuntimeConfig, open};
 pub use mounts::{Handover, MountError};
 pub use namespace::namespace_of_pods;

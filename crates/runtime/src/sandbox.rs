@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use crate::{
     PodEvents, RuntimeError,
     events::Feed,
+    filter::{Filters, Guard},
     logs::LogFile,
     mounts::Handover,
     record::{self, PodRecord, SandboxRecord, State},
@@ -72,6 +73,8 @@ pub(crate) struct Common {
     pub(crate) log_files: usize,
     /// The directory of Services, if pods are led to them.
     pub(crate) services: Option<Arc<OwnedFd>>,
+    /// Whether it was said that listeners cannot be filtered.
+    pub(crate) filters_failed: Arc<AtomicBool>,
 }
 
 /// A sandbox process, living or dead.
@@ -86,6 +89,7 @@ pub(crate) struct Sandbox {
     /// `None` for one that was found dead.
     link: Option<Link>,
     table: Mutex<Table>,
+    pub(crate) filters: Filters,
     /// Set before the process is told to end, so that its end is no death.
     ending: AtomicBool,
     dead: AtomicBool,
@@ -249,6 +253,7 @@ impl Sandbox {
             version,
             link,
             table: Mutex::default(),
+            filters: Filters::default(),
             ending: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             wait_status: watch::Sender::new(None),
@@ -297,10 +302,18 @@ impl Sandbox {
         if !given.is_empty() {
             return self.ask_once(request, given, limit).await;
         }
-        match self.ask_once(request.clone(), Vec::new(), limit).await {
-            Err(RuntimeError::Call(CallError::Gone)) => {
-                self.ask_once(request, Vec::new(), limit).await
-            }
+        self.ask_with_files(request, limit).await.map(|answer| answer.reply)
+    }
+
+    /// As [`Sandbox::ask`], for a request that is handed nothing and whose answer may
+    /// come with open files.
+    pub(crate) async fn ask_with_files(
+        &self,
+        request: SandboxRequest,
+        limit: Duration,
+    ) -> Result<Answer<SandboxReply>, RuntimeError> {
+        match self.call(request.clone(), Vec::new(), limit).await {
+            Err(RuntimeError::Call(CallError::Gone)) => self.call(request, Vec::new(), limit).await,
             other => other,
         }
     }
@@ -312,6 +325,15 @@ impl Sandbox {
         given: Vec<(krustlet_protocol::DescriptorName, std::os::fd::OwnedFd)>,
         limit: Duration,
     ) -> Result<SandboxReply, RuntimeError> {
+        self.call(request, given, limit).await.map(|answer| answer.reply)
+    }
+
+    async fn call(
+        &self,
+        request: SandboxRequest,
+        given: Vec<(krustlet_protocol::DescriptorName, std::os::fd::OwnedFd)>,
+        limit: Duration,
+    ) -> Result<Answer<SandboxReply>, RuntimeError> {
         let Some(Link { line, .. }) = &self.link else { return Err(RuntimeError::Died) };
         if self.is_dead() {
             return Err(RuntimeError::Died);
@@ -321,9 +343,9 @@ impl Sandbox {
         let caller = settled(&mut line, patience).await?;
         // The next change of the line tells of this connection's loss.
         match caller.call(request, given, limit).await {
-            Ok(Answer { reply, .. }) => match words::of_reply(reply) {
+            Ok(Answer { reply, fds }) => match words::of_reply(reply) {
                 SandboxReply::Failed(failure) => Err(RuntimeError::Refused(failure)),
-                reply => Ok(reply),
+                reply => Ok(Answer { reply, fds }),
             },
             Err(CallError::Gone) => {
                 // The watch has not noticed yet, or is at it.
@@ -370,13 +392,15 @@ impl Sandbox {
         blocking(move || state.put_pod(&id, &record))
             .await
             .map_err(|source| self.common.state_error(source))?;
-        self.set_network(&pod, network).await?;
+        let guard = Guard::of(&network);
+        self.tell_network(&pod, network).await?;
         let (feed, events) = Feed::new();
         let mut table = self.table();
         // Checked under the lock: a death announces itself to whom it finds.
         if self.is_dead() {
             return Err(RuntimeError::Died);
         }
+        self.filters.enter(&pod, guard);
         table.pods.insert(pod, feed);
         Ok(events)
     }
@@ -409,6 +433,7 @@ impl Sandbox {
     fn drop_pod(&self, pod: &PodUid) -> Vec<(ContainerId, LogFile)> {
         let mut table = self.table();
         table.pods.remove(pod);
+        self.filters.remove(pod);
         let of_pod = table.containers.extract_if(|_, container| container.pod == *pod);
         of_pod.map(|(id, container)| (id, container.log)).collect()
     }
@@ -511,6 +536,7 @@ fn size(news: &SandboxEvent) -> usize {
     let text = match news {
         SandboxEvent::Exited { exit, .. } => exit.reason.len() + exit.message.len(),
         SandboxEvent::Complained { what } => what.len(),
+        SandboxEvent::Listening { pod } => pod.as_str().len(),
         SandboxEvent::Running { .. } | SandboxEvent::LogRotated { .. } => 0,
     };
     size_of::<SandboxEvent>() + text

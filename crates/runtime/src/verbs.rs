@@ -18,6 +18,7 @@ use krustlet_protocol::{
 
 use crate::{
     RuntimeError,
+    filter::Guard,
     logs::LogFile,
     mounts::{self, Use},
     record::ContainerRecord,
@@ -307,12 +308,25 @@ impl Sandbox {
         self.done(SandboxRequest::NextLog { id }, given, ANSWER_LIMIT).await
     }
 
+    /// Says anew what a pod's sockets may do. What it listens on is filtered by that
+    /// soon afterwards.
+    pub(crate) async fn set_network(
+        &self,
+        pod: &PodUid,
+        network: PodNetwork,
+    ) -> Result<(), RuntimeError> {
+        let guard = Guard::of(&network);
+        self.tell_network(pod, network).await?;
+        self.filters.set(pod, guard);
+        Ok(())
+    }
+
     /// Says what a pod's sockets may do, and hands it the Services if it is led
     /// to them.
     ///
     /// A sandbox of the version before does not know the verb: it makes no
     /// socket, so that there is nothing to be said.
-    pub(crate) async fn set_network(
+    pub(crate) async fn tell_network(
         &self,
         pod: &PodUid,
         network: PodNetwork,

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     PodEvent, RuntimeError,
     events::Full,
+    filter,
     logs::{LogFile, Resumed},
     sandbox::{Reached, Reading, Sandbox},
     words,
@@ -62,6 +63,8 @@ const UNKNOWN: i32 = 137;
 enum Chore {
     /// A log was rotated.
     Rotated { pod: PodUid, id: ContainerId, done: Result<(), RuntimeError> },
+    /// Listeners were filtered, and others may be.
+    Filtered,
     /// A channel that was full has room, or nobody reads it any more.
     Room { pod: PodUid, full: Full, permit: Result<OwnedPermit<PodEvent>, SendError<()>> },
 }
@@ -93,6 +96,7 @@ pub(crate) async fn watch(sandbox: Arc<Sandbox>, reading: Reading, stop: Cancell
         let Some((again, reports)) = reached else { break };
         tracing::warn!(sandbox = sandbox.id, "its connection was lost, and is there again");
         watcher.catch_up(reports);
+        sandbox.filters.all_may_listen();
         reading = again;
     }
     sandbox.line_down();
@@ -138,13 +142,16 @@ struct Watcher {
     /// holds it. It then has none to go on with, so there is never more news
     /// than that, unless it lies.
     turning: HashMap<ContainerId, bool>,
+    /// Whether listeners are being filtered. One look at a time.
+    filters: bool,
     /// When the sandbox last complained of something.
     complained: Option<Instant>,
 }
 
 impl Watcher {
     fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox, chores: JoinSet::new(), turning: HashMap::new(), complained: None }
+        let turning = HashMap::new();
+        Self { sandbox, chores: JoinSet::new(), turning, filters: false, complained: None }
     }
 
     /// Takes what comes until the connection is lost.
@@ -153,12 +160,14 @@ impl Watcher {
         for news in early {
             self.take(news);
         }
+        let sandbox = Arc::clone(&self.sandbox);
         loop {
             tokio::select! {
                 biased;
-                // All three are cancel-safe, and no arm awaits in its body.
+                // All four are cancel-safe, and no arm awaits in its body.
                 () = stop.cancelled() => return Left::Stopped,
                 Some(chore) = self.chores.join_next() => self.finish(chore),
+                () = sandbox.filters.due(), if !self.filters => self.filter(),
                 news = incoming.next() => match news {
                     Ok(Some(news)) => self.take(news),
                     Ok(None) => break,
@@ -253,10 +262,21 @@ impl Watcher {
                 self.reached(&id, Reached::Ended, event);
             }
             SandboxEvent::LogRotated { id } => self.rotate(id),
+            SandboxEvent::Listening { pod } => self.sandbox.filters.listens(&pod),
             SandboxEvent::Complained { what } => {
                 self.complain(&what);
             }
         }
+    }
+
+    /// Filters what pods listen on anew.
+    fn filter(&mut self) {
+        self.filters = true;
+        let sandbox = Arc::clone(&self.sandbox);
+        self.chores.spawn(async move {
+            filter::renew(&sandbox).await;
+            Chore::Filtered
+        });
     }
 
     /// Passes a complaint on to people, as often and as long as one may be: the
@@ -359,6 +379,7 @@ impl Watcher {
                     self.rotate(id);
                 }
             }
+            Ok(Chore::Filtered) => self.filters = false,
             Ok(Chore::Room { pod, full, permit }) => {
                 // Only this task sends, so that the room stays.
                 drop(permit);
@@ -536,6 +557,7 @@ mod tests {
             handover: Handover::Plain,
             log_files: 5,
             services: None,
+            filters_failed: Arc::default(),
         };
         let record = SandboxRecord {
             pid: 1,

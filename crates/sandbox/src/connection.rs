@@ -7,7 +7,8 @@ use std::{
 };
 
 use krustlet_protocol::{
-    FOLDS, Failure, Frame, MAX_FOLDED, MAX_MESSAGE, Packet, SandboxMessage, SandboxReply, socket,
+    DescriptorName, FOLDS, Failure, Frame, MAX_FOLDED, MAX_MESSAGE, Packet, SandboxMessage,
+    SandboxReply, socket,
 };
 use tokio::sync::watch;
 
@@ -21,11 +22,18 @@ pub(crate) struct Connection {
     /// Never used again, unlike the descriptor's number.
     pub(crate) number: u64,
     socket: OwnedFd,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<Message>,
     /// Dropped with the connection, which ends its execs.
     life: watch::Sender<()>,
     /// The agent's version of the protocol; 0 until it has said hello.
     pub(crate) version: u32,
+}
+
+/// Bytes of a frame, and what rides along.
+#[derive(Debug)]
+struct Message {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
 }
 
 /// The agent is gone, or is to be let go.
@@ -60,28 +68,49 @@ impl Connection {
     /// an agent that knows no better, is replaced by a failure that says so: what
     /// a program put into it must not cost the agent its connection.
     pub(crate) fn reply(&mut self, id: u64, reply: SandboxReply) -> Result<(), Gone> {
-        let mut bytes = written(id, reply)?;
+        let mut bytes = written(id, reply, Vec::new())?;
         let most = if self.version >= FOLDS { MAX_FOLDED } else { MAX_MESSAGE };
         if bytes.len() > most {
             let message = format!("the answer has {} bytes, too many to send", bytes.len());
-            bytes = written(id, SandboxReply::Failed(Failure::Failed { message }))?;
+            bytes = written(id, SandboxReply::Failed(Failure::Failed { message }), Vec::new())?;
         }
         self.send(bytes)
     }
 
+    /// Sends an answer with open files, or has them wait. It must fit into a packet,
+    /// as they must.
+    pub(crate) fn reply_with(
+        &mut self,
+        id: u64,
+        reply: SandboxReply,
+        descriptors: Vec<(DescriptorName, OwnedFd)>,
+    ) -> Result<(), Gone> {
+        let (names, fds) = descriptors.into_iter().unzip();
+        self.queue(Message { bytes: written(id, reply, names)?, fds })
+    }
+
     /// Sends bytes of a frame, or has them wait.
     pub(crate) fn send(&mut self, bytes: Vec<u8>) -> Result<(), Gone> {
+        self.queue(Message { bytes, fds: Vec::new() })
+    }
+
+    fn queue(&mut self, message: Message) -> Result<(), Gone> {
         if self.waiting.len() >= WAITING {
             return Err(Gone);
         }
-        self.waiting.push_back(bytes);
+        self.waiting.push_back(message);
         self.flush()
     }
 
     /// Sends what waits, as far as the agent takes it.
     pub(crate) fn flush(&mut self) -> Result<(), Gone> {
-        while let Some(bytes) = self.waiting.front() {
-            match socket::send_any_length(self.socket.as_fd(), bytes) {
+        while let Some(Message { bytes, fds }) = self.waiting.front() {
+            let sent = if fds.is_empty() {
+                socket::send_any_length(self.socket.as_fd(), bytes)
+            } else {
+                socket::send(self.socket.as_fd(), bytes, &socket::lend(fds))
+            };
+            match sent {
                 Ok(()) => drop(self.waiting.pop_front()),
                 Err(error) if is_full(&error) => return Ok(()),
                 Err(_) => return Err(Gone),
@@ -91,8 +120,12 @@ impl Connection {
     }
 }
 
-fn written(id: u64, reply: SandboxReply) -> Result<Vec<u8>, Gone> {
-    let frame = Frame { id, descriptors: Vec::new(), body: SandboxMessage::Reply(reply) };
+fn written(
+    id: u64,
+    reply: SandboxReply,
+    descriptors: Vec<DescriptorName>,
+) -> Result<Vec<u8>, Gone> {
+    let frame = Frame { id, descriptors, body: SandboxMessage::Reply(reply) };
     // Plain values always have a form in JSON.
     serde_json::to_vec(&frame).map_err(|_| Gone)
 }

@@ -276,6 +276,20 @@ impl<'a> Control<'a> {
         }
     }
 
+    /// Answers with listening sockets.
+    fn lend(&mut self, request: RequestId, lent: Vec<(u16, OwnedFd)>) {
+        let RequestId { connection: number, frame } = request;
+        let (ports, sockets): (_, Vec<_>) = lent.into_iter().unzip();
+        let named = sockets.into_iter().map(|socket| (DescriptorName::Listener, socket));
+        if let Some(connection) = self.connection(number)
+            && connection
+                .reply_with(frame, SandboxReply::Listeners { ports }, named.collect())
+                .is_err()
+        {
+            self.let_go(number);
+        }
+    }
+
     fn carry_out(
         &mut self,
         request: RequestId,
@@ -303,7 +317,7 @@ impl<'a> Control<'a> {
                 };
                 let network = pod_network(network)?;
                 let services = services.map(|files| self.directory(files));
-                self.networks.entry(pod).or_default().set(network, services);
+                stack_of(&mut self.networks, &self.teller, pod).set(network, services);
                 done
             }
             SandboxRequest::CreateContainer => {
@@ -311,7 +325,7 @@ impl<'a> Control<'a> {
                 self.guests()?;
                 let check = |spec: &krustlet_protocol::ContainerSpec| {
                     self.table.check_new(&spec.id)?;
-                    Ok(self.networks.entry(spec.pod.clone()).or_default().clone())
+                    Ok(stack_of(&mut self.networks, &self.teller, spec.pod.clone()).clone())
                 };
                 let container = create(self.warm, &mut self.programs, &self.teller, handed, check)?;
                 self.table.insert(Arc::new(container));
@@ -369,6 +383,15 @@ impl<'a> Control<'a> {
                 })?;
                 let visit = Visit { request, stack, port, input, output };
                 self.guests()?.order(Order::Visit(visit))?;
+                Ok(Answer::Later)
+            }
+            SandboxRequest::Listeners { pod } => {
+                let lent = self.networks.get(&pod).map(Stack::lend_listeners).transpose();
+                let lent = lent.map_err(|error| Failure::Failed {
+                    message: format!("cannot lend what pod {pod} listens on: {error}"),
+                })?;
+                let lent = lent.unwrap_or_default();
+                self.lend(request, lent);
                 Ok(Answer::Later)
             }
             SandboxRequest::StopPod { pod } => Ok(self.stop_pod(pod, request)),
@@ -466,6 +489,7 @@ impl<'a> Control<'a> {
                 }
                 News::Exited { id, exit } => self.ended(id, exit),
                 News::LogRotated { id } => self.tell(SandboxEvent::LogRotated { id }),
+                News::Listening { pod } => self.tell(SandboxEvent::Listening { pod }),
                 News::Complaint { what } => self.tell(SandboxEvent::Complained { what }),
                 News::ExecEnded { request, outcome } => {
                     let RequestId { connection, frame } = request;
@@ -549,6 +573,15 @@ pub(crate) fn timespec(duration: Duration) -> Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),
     }
+}
+
+/// What a pod's sockets go through, made for the first who asks.
+fn stack_of<'a>(
+    networks: &'a mut HashMap<PodUid, Stack>,
+    teller: &Teller,
+    pod: PodUid,
+) -> &'a Stack {
+    networks.entry(pod).or_insert_with_key(|pod| Stack::of(pod.clone(), teller.clone()))
 }
 
 fn pod_network(file: OwnedFd) -> Result<PodNetwork, Failure> {

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use krustlet_model::ContainerId;
+use krustlet_model::{ContainerId, PodUid};
 use krustlet_protocol::{ExecOutcome, ExitReport};
 use rustix::event::EventfdFlags;
 
@@ -26,6 +26,8 @@ pub(crate) enum News {
     ExecEnded { request: RequestId, outcome: ExecOutcome },
     /// A connection for the agent was made, or why it was not.
     Visited { request: RequestId, made: Result<(), String> },
+    /// A pod listens anew.
+    Listening { pod: PodUid },
     /// Something of the node's is not as it should be.
     Complaint { what: String },
     /// The guests' thread failed; no guest runs any more.
@@ -52,7 +54,8 @@ impl Teller {
     /// The channel has no bound of its own, whose room would be taken in every
     /// sandbox: news are bounded by what the control thread has ordered. A
     /// container gives two, and one for each log file handed over; an exec one;
-    /// a visit one, and one more if its task panics.
+    /// a visit one, and one more if its task panics; a pod that listens one, and the
+    /// next when the agent has asked.
     /// Complaints come once a minute at most.
     pub(crate) fn new(wake: Arc<Wake>) -> (Self, Receiver<News>) {
         let (news, heard) = mpsc::channel();

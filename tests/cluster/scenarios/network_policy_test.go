@@ -1,10 +1,14 @@
 package scenarios
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -64,12 +68,28 @@ func block(cidr string) networkingv1.NetworkPolicyPeer {
 	return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}}
 }
 
-// waitRefuses waits until an HTTP server does not answer who asks from there.
+// answerTime is as long as is long enough to be answered: one who is not let in is not
+// told of it.
+const answerTime = time.Second
+
+// connects is why no connection is made, though nothing is asked for on it.
+func connects(t *testing.T, from bed.Place, address string, port int) error {
+	t.Helper()
+	within, cancel := context.WithTimeout(t.Context(), answerTime)
+	defer cancel()
+	conn, err := from.Dial(within, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
+// waitRefuses waits until nobody who connects from there is taken.
 func waitRefuses(t *testing.T, b *bed.Bed, from bed.Place, address string, port int) {
 	t.Helper()
 	b.WaitFor(t, fmt.Sprintf("%s port %d refuses", address, port), limit, func() error {
-		if err := from.Get(t.Context(), address, port); err == nil {
-			return fmt.Errorf("it answers")
+		if err := connects(t, from, address, port); err == nil {
+			return fmt.Errorf("it is connected to")
 		}
 		return nil
 	})
@@ -225,7 +245,7 @@ func TestPoliciesOutliveTheAgent(t *testing.T) {
 
 	check := func(when string) {
 		t.Helper()
-		if err := stranger.Get(t.Context(), address, webPort); err == nil {
+		if err := connects(t, stranger, address, webPort); err == nil {
 			t.Errorf("%s the stranger is let in", when)
 		}
 		if err := friend.Get(t.Context(), address, webPort); err != nil {

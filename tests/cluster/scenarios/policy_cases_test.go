@@ -1,10 +1,12 @@
 package scenarios
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,7 +48,8 @@ var bothWays = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, network
 
 // Everybody and everywhere. `x` is the pod x, `x*` the same by a Service, `x6` by
 // IPv6, `x~` by datagrams; far is on another node, guest and visitor are of another
-// namespace, and guest and far are friends as well. `db!` is db by its name.
+// namespace, and guest and far are friends as well. `db!` is db by its name. `x?` is
+// never among them: whose connection is taken, though nothing is answered.
 const (
 	everybody  = "far friend friend* friend6 friend~ guest stranger stranger* stranger~ visitor"
 	everywhere = "db db! db* db6 far"
@@ -138,6 +141,7 @@ func (s *stage) cases() []policyCase {
 type stage struct {
 	b         *bed.Bed
 	node      *bed.Node
+	neighbour *bed.Node
 	ns, other string
 	server    string // the name server's address
 	pods      map[string]*corev1.Pod
@@ -157,7 +161,7 @@ func newStage(t *testing.T, b *bed.Bed) *stage {
 	if _, err := b.Client.CoreV1().Namespaces().Patch(t.Context(), s.other, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	neighbour := b.Node(t)
+	s.neighbour = b.Node(t)
 	for _, one := range []struct {
 		namespace, name string
 		node            *bed.Node
@@ -167,8 +171,8 @@ func newStage(t *testing.T, b *bed.Bed) *stage {
 		{s.ns, "db", s.node, database},
 		{s.ns, "friend", s.node, friendly},
 		{s.ns, "stranger", s.node, nil},
-		{s.ns, "far", neighbour, friendly},
-		{s.other, "guest", neighbour, friendly},
+		{s.ns, "far", s.neighbour, friendly},
+		{s.other, "guest", s.neighbour, friendly},
 		{s.other, "visitor", s.node, nil},
 	} {
 		pod := labelled(webPodOn(t, b, one.node, one.name), one.labels)
@@ -281,7 +285,9 @@ func (s *stage) open(t *testing.T) {
 		return err
 	}
 	open := func() (net.Conn, error) {
-		conn, err := from.Dial(t.Context(), "tcp", to)
+		within, cancel := context.WithTimeout(t.Context(), answerTime)
+		defer cancel()
+		conn, err := from.Dial(within, "tcp", to)
 		if err == nil {
 			t.Cleanup(func() { conn.Close() })
 			err = says(conn, "first")
@@ -311,12 +317,24 @@ func (s *stage) address(name string) string { return s.pods[name].Status.PodIP }
 
 // reach is whether a pod is answered where it asks.
 func (s *stage) reach(t *testing.T, from string, url string) bool {
-	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, 10*time.Second)
+	said, err := fetched(s.b, bed.PodAddress(t, s.pods[from]), url, answerTime)
 	return err == nil && strings.HasPrefix(said, "Hello")
 }
 
-// echoes is whether a datagram of a pod comes back. One that does not come in is not
-// told of: it is waited for as long as is long enough.
+// isTaken is whether a pod connects where nothing is answered, which nobody may who is
+// not let in.
+func (s *stage) isTaken(t *testing.T, from string, family int) bool {
+	pod := s.pods[from]
+	node := s.node
+	if pod.Spec.NodeName != node.Name {
+		node = s.neighbour
+	}
+	address := func(name string) netip.Addr { return bed.PodAddresses(t, s.pods[name])[family] }
+	place, url := node.As(address(from)), at(address("subject").String(), webPort)
+	return connects(t, place, address("subject").String(), webPort) == nil && !s.reach(t, from, url)
+}
+
+// echoes is whether a datagram of a pod comes back.
 func (s *stage) echoes(t *testing.T, from string) bool {
 	to := net.JoinHostPort(s.address("datagrams"), strconv.Itoa(webPort))
 	conn, err := s.node.As(bed.PodAddress(t, s.pods[from])).Dial(t.Context(), "udp", to)
@@ -326,7 +344,7 @@ func (s *stage) echoes(t *testing.T, from string) bool {
 	}
 	defer conn.Close()
 	_, err = conn.Write([]byte("x"))
-	err = errors.Join(err, conn.SetDeadline(time.Now().Add(300*time.Millisecond)))
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(answerTime)))
 	if err == nil {
 		_, err = conn.Read(make([]byte, 16))
 	}
@@ -347,6 +365,7 @@ func (s *stage) seen(t *testing.T) (in, out string) {
 		"out db!":      func() bool { return s.reach(t, "subject", "http://db/") },
 		"in friend~":   func() bool { return s.echoes(t, "friend") },
 		"in stranger~": func() bool { return s.echoes(t, "stranger") },
+		"in friend6?":  func() bool { return s.isTaken(t, "friend", 1) },
 	}
 	if s.here("friend6") != "" {
 		ask["in friend6"] = func() bool { return s.reach(t, "friend", direct("subject", 1)) }
@@ -354,6 +373,7 @@ func (s *stage) seen(t *testing.T) (in, out string) {
 	}
 	for _, from := range []string{"far", "friend", "guest", "stranger", "visitor"} {
 		ask["in "+from] = func() bool { return s.reach(t, from, direct("subject", 0)) }
+		ask["in "+from+"?"] = func() bool { return s.isTaken(t, from, 0) }
 	}
 	for _, to := range []string{"db", "far"} {
 		ask["out "+to] = func() bool { return s.reach(t, "subject", direct(to, 0)) }

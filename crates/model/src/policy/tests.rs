@@ -271,6 +271,12 @@ proptest! {
                     let (pods, spaces, namespace) = (&pods[..], &spaces, "one");
                     let asked = Asked { pods, spaces, namespace, address, protocol, port };
                     let at = format!("{address} {protocol:?} {port}");
+                    let sources = policy.sources(protocol, port);
+                    prop_assert_eq!(
+                        policy.lets_in(protocol, address, port),
+                        sources.is_none_or(|all| all.iter().any(|range| range.contains(address))),
+                        "a source {}", at
+                    );
                     prop_assert_eq!(
                         policy.lets_in(protocol, address, port),
                         last == node || asked.is_let_through(&policies, &own, "Ingress"),

@@ -241,6 +241,7 @@ fn sandbox_request() -> impl Strategy<Value = SandboxRequest> {
         Just(SandboxRequest::Stats),
         (id(), any::<Vec<String>>()).prop_map(|(id, args)| SandboxRequest::Exec { id, args }),
         id().prop_map(|id| SandboxRequest::NextLog { id }),
+        pod().prop_map(|pod| SandboxRequest::Listeners { pod }),
         pod().prop_map(|pod| SandboxRequest::StopPod { pod }),
         Just(SandboxRequest::Shutdown),
     ]
@@ -257,6 +258,7 @@ fn sandbox_message() -> impl Strategy<Value = SandboxMessage> {
         (any::<i32>(), any::<String>()).prop_map(|(exit_code, message)| {
             SandboxReply::Exec(ExecOutcome { exit_code, message })
         }),
+        any::<Vec<u16>>().prop_map(|ports| SandboxReply::Listeners { ports }),
         failure().prop_map(SandboxReply::Failed),
     ];
     let event = prop_oneof![
@@ -264,6 +266,7 @@ fn sandbox_message() -> impl Strategy<Value = SandboxMessage> {
         (id(), exit()).prop_map(|(id, exit)| SandboxEvent::Exited { id, exit }),
         id().prop_map(|id| SandboxEvent::LogRotated { id }),
         any::<String>().prop_map(|what| SandboxEvent::Complained { what }),
+        pod().prop_map(|pod| SandboxEvent::Listening { pod }),
     ];
     prop_oneof![reply.prop_map(SandboxMessage::Reply), event.prop_map(SandboxMessage::Event),]
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use krustlet_model::{ContainerId, ContainerName, PodUid};
+use krustlet_model::{ContainerId, ContainerName, PodUid, policy::PodPolicy};
 use krustlet_protocol::{
     ContainerSpec, ExecOutcome, GuestKind, Limits, LogLimits, PidFd, PodNetwork, Preopen,
     StatsReport, socket::connect,
@@ -142,6 +142,14 @@ impl Bed {
             datagrams: vec![],
             own_datagrams: 0,
         }
+    }
+
+    /// Says anew what a pod's sockets may do.
+    pub(crate) async fn set_policy(&self, pod: &str, policy: Option<PodPolicy>) {
+        let network = PodNetwork { addresses: vec![ADDRESS], policy, ..PodNetwork::default() };
+        let pod = PodUid::new(pod);
+        let set = self.runtime.set_pod_network(&pod, network);
+        timeout(LIMIT, set).await.unwrap().unwrap();
     }
 
     /// Creates and starts a container and waits until it runs.

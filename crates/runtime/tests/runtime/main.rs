@@ -8,4 +8,5 @@ mod stand_in;
 
 mod containers;
 mod domains;
+mod filters;
 mod survival;

@@ -8,6 +8,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Write},
+    net::TcpListener,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
@@ -28,6 +29,9 @@ use rustix::{
     event::{PollFd, PollFlags},
     fs::{Mode, OFlags},
 };
+
+/// The pod's port that everything it listens on is for.
+pub(crate) const PORT: u16 = 80;
 
 /// No stand-in outlives a test that failed by more than this many seconds.
 const LIFETIME: libc::c_uint = 120;
@@ -195,6 +199,23 @@ fn await_child(mut child: Child, reaped: mpsc::Sender<(i32, i32)>, wake: Arc<Own
     });
 }
 
+/// The length of a socket's packet filter; 0 without one.
+fn filter_length(listener: &TcpListener) -> libc::socklen_t {
+    let mut length = 0;
+    // SAFETY: with no room for a program only its length is written (socket(7)).
+    let got = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_GET_FILTER,
+            std::ptr::null_mut(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
+    length
+}
+
 #[test]
 #[ignore = "a process that the other tests start"]
 fn sandbox() {
@@ -211,6 +232,8 @@ fn sandbox() {
             leaves: false,
             asked: 0,
             version: VERSION,
+            listeners: vec![],
+            may_lend: true,
         }
         .run();
     }
@@ -231,6 +254,10 @@ struct Sandbox {
     asked: u64,
     /// The protocol's that it speaks.
     version: u32,
+    /// What its first container's pod listens on.
+    listeners: Vec<TcpListener>,
+    /// Whether it knows how to lend them.
+    may_lend: bool,
 }
 
 struct Container {
@@ -268,10 +295,18 @@ impl Sandbox {
                     break;
                 }
                 let reply = reply.unwrap_or_else(SandboxReply::Failed);
+                let lends = matches!(reply, SandboxReply::Listeners { .. });
                 let body = SandboxMessage::Reply(reply);
-                let frame = Frame { id, descriptors: vec![], body };
+                let mut frame = Frame { id, descriptors: vec![], body };
+                let agent = self.agents[index].as_fd();
+                if lends {
+                    frame.descriptors = vec![DescriptorName::Listener; self.listeners.len()];
+                    let lent: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
+                    let _ = send_frame(agent, &frame, &lent);
+                    continue;
+                }
                 let bytes = serde_json::to_vec(&frame).unwrap();
-                let _ = send_any_length(self.agents[index].as_fd(), &bytes);
+                let _ = send_any_length(agent, &bytes);
             }
             for index in gone.into_iter().rev() {
                 self.agents.remove(index);
@@ -376,6 +411,11 @@ impl Sandbox {
                 Ok(SandboxReply::Done)
             }
             SandboxRequest::SetPodNetwork { .. } => Ok(SandboxReply::Done),
+            SandboxRequest::Listeners { .. } if !self.may_lend => Err(Failure::UnknownVerb),
+            SandboxRequest::Listeners { .. } => {
+                let ports = self.listeners.iter().map(|_| PORT).collect();
+                Ok(SandboxReply::Listeners { ports })
+            }
             // One of the version before.
             SandboxRequest::Connect { port: 1, .. } => Err(Failure::UnknownVerb),
             SandboxRequest::Connect { port: 2, .. } => {
@@ -481,6 +521,25 @@ impl Sandbox {
                     thread::park();
                 }
             }
+            // Listens, and says so.
+            "listen" => {
+                self.listeners.push(TcpListener::bind("127.0.0.1:0").unwrap());
+                let pod = self.find(id)?.spec.pod.clone();
+                self.tell(SandboxEvent::Listening { pod });
+            }
+            // Nobody hears of it.
+            "listen-and-leave" => {
+                self.listeners.push(TcpListener::bind("127.0.0.1:0").unwrap());
+                self.leaves = true;
+            }
+            // How long the filters of what it listens on are, in steps.
+            "filters" => {
+                for listener in &self.listeners {
+                    write!(stdout, "{} ", filter_length(listener)).unwrap();
+                }
+            }
+            // As one of the version before.
+            "lend-nothing" => self.may_lend = false,
             "die" => end(number()),
             "many" => self.many = true,
             "flood" => self.flood = true,

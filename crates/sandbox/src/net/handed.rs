@@ -8,7 +8,8 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener as Bound},
-    sync::Weak,
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -18,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     hosted::Kept,
+    listeners::{Listed, Listeners},
     place::Family,
     resting::{Idle, Owner, Resting},
 };
@@ -88,8 +90,9 @@ pub(super) struct Handed(Resting<Bound>);
 /// One that is listened on; at rest again when dropped.
 #[derive(Debug)]
 pub(super) struct Listening {
-    /// Taken by the end only.
-    listener: Option<TcpListener>,
+    /// Taken by the end only. Nobody else has it once it is not listed any more.
+    listener: Option<Arc<TcpListener>>,
+    listed: Option<Listed>,
     port: u16,
     owner: Weak<()>,
     home: Handed,
@@ -141,7 +144,7 @@ impl Handed {
         let mut listening = Vec::new();
         while let Some(one) = wanted.next() {
             let listener = match listen(&one.socket, backlog) {
-                Ok(listener) => Some(listener),
+                Ok(listener) => Some(Arc::new(listener)),
                 Err(error) => {
                     rest(&one.socket);
                     // Those that listen already put themselves back.
@@ -150,9 +153,21 @@ impl Handed {
                 }
             };
             let Idle { port, owner, .. } = one;
-            listening.push(Listening { listener, port, owner, home: self.clone() });
+            let (listed, home) = (None, self.clone());
+            listening.push(Listening { listener, listed, port, owner, home });
         }
         Ok(listening)
+    }
+
+    /// Other descriptors of those that nobody listens on now, each with the port it is
+    /// for: what is attached to one stays with it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no further descriptor.
+    pub(super) fn lend(&self) -> io::Result<Vec<(u16, OwnedFd)>> {
+        let lend = |one: &Idle<Bound>| Ok((one.port, one.socket.try_clone()?.into()));
+        self.0.all().iter().map(lend).collect()
     }
 }
 
@@ -193,6 +208,12 @@ impl Listening {
         self.listener.as_ref()?.local_addr().ok()
     }
 
+    /// Has it among those that the agent may ask for.
+    pub(super) fn list(&mut self, listeners: &Listeners) {
+        let listed = self.listener.as_ref().map(|listener| listeners.add(listener, self.port));
+        self.listed = listed;
+    }
+
     /// The container's port that it is for.
     pub(super) fn port(&self) -> u16 {
         self.port
@@ -211,7 +232,8 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let Some(listener) = self.listener.take() else { return };
+        drop(self.listed.take());
+        let Some(listener) = self.listener.take().and_then(Arc::into_inner) else { return };
         // It fails only where the runtime is gone, and then nothing is needed.
         let Ok(socket) = listener.into_std() else { return };
         rest(&socket);

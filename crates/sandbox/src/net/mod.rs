@@ -11,6 +11,7 @@
 //!        ├──▶ tcp.rs, udp.rs: sockets of the system, bound to the pod's address
 //!        ├──▶ private.rs, pipe.rs: localhost, within this process
 //!        └──▶ handed.rs, hosted.rs: what the agent bound for a container's port
+//!      listeners.rs: what is listened on, for the agent's filters
 //!      pace.rs: how fast, over all sockets of the system
 //! ```
 //!
@@ -24,6 +25,7 @@ mod flows;
 mod handed;
 mod hosted;
 mod idle;
+mod listeners;
 mod logs;
 mod memory;
 mod names;
@@ -55,7 +57,7 @@ use std::{
     time::Duration,
 };
 
-use krustlet_model::policy::PodPolicy;
+use krustlet_model::{PodUid, policy::PodPolicy};
 use krustlet_protocol::{Names, NetworkReport, PodNetwork};
 use krustlet_resolver::Resolver;
 use tokio::{
@@ -81,6 +83,7 @@ use self::{
     handed::Handed,
     hosted::Hosted,
     idle::Idle,
+    listeners::{Bell, Listeners},
     logs::Logs,
     permit::Counters,
     policy::Learned,
@@ -89,7 +92,7 @@ use self::{
     sending::{Behind, Sending},
     services::Affinity,
 };
-use crate::outgoing::Outgoing;
+use crate::{news::Teller, outgoing::Outgoing};
 
 /// One pod's network, and what one of its containers has left to be sent. Clones
 /// are the same one. Before a [`PodNetwork`] is set, every socket is refused.
@@ -103,6 +106,7 @@ struct Shared {
     private: Arc<Private>,
     handed: Handed,
     hosted: Hosted,
+    listeners: Listeners,
     idle: Idle,
     logs: Logs,
     /// Made by the first that has to wait.
@@ -186,6 +190,13 @@ struct Current {
 }
 
 impl Stack {
+    /// That of a pod, which tells the agent when the pod listens.
+    pub(crate) fn of(pod: PodUid, teller: Teller) -> Self {
+        let stack = Self::default();
+        stack.0.listeners.tell_by(Bell { teller, pod });
+        stack
+    }
+
     /// The same network for one more container.
     pub(crate) fn for_container(&self) -> Self {
         Self(Arc::clone(&self.0), Arc::default())

@@ -1,14 +1,16 @@
 //! TCP: binding, connecting, listening.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use krustlet_model::services::Transport;
+use krustlet_protocol::MAX_LISTENERS;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -18,6 +20,7 @@ use tokio::{
 use super::{
     Connection, NetError, Options, Permit, Stack,
     handed::{Listening, Which},
+    listeners::Listed,
     permit::{Counters, Waiter},
     place::{self, Binding, Family},
     policy::{self, Asker, For},
@@ -361,11 +364,11 @@ impl BoundTcp {
         if let Some(which) = Which::for_address(&network, address.ip()) {
             let wanted = i32::try_from(backlog).unwrap_or(i32::MAX);
             let handed = stack.0.handed.listen(address.port(), which, wanted)?;
-            sources.extend(handed.into_iter().map(Source::Handed));
+            sources.extend(stack.listed_handed(handed));
         }
         if let Some(real) = real {
             options.apply(&real, Family::of(address.ip()))?;
-            sources.push(Source::Real(real.listen(backlog)?));
+            sources.push(stack.listed(real.listen(backlog)?, address.port()));
         }
         if let Some(private) = private {
             let arrivals = private.listen(backlog as usize);
@@ -424,7 +427,7 @@ enum Right {
 
 #[derive(Debug)]
 enum Source {
-    Real(TcpListener),
+    Real(#[expect(dead_code, reason = "held")] Listed, Arc<TcpListener>),
     Handed(Listening),
     Private(mpsc::Receiver<Arrival>, #[expect(dead_code, reason = "held")] Reservation),
 }
@@ -438,7 +441,7 @@ impl Listener {
     /// The system's socket that options are to be set on.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.sources.iter().find_map(|source| match source {
-            Source::Real(listener) => Some(listener.as_fd()),
+            Source::Real(_, listener) => Some(listener.as_fd()),
             Source::Handed(_) | Source::Private(..) => None,
         })
     }
@@ -508,7 +511,7 @@ impl Listener {
         while offset < count {
             let index = (self.turn + offset) % count;
             let (found, port) = match &mut self.sources[index] {
-                Source::Real(listener) => (listener.poll_accept(context), self.address.port()),
+                Source::Real(_, listener) => (listener.poll_accept(context), self.address.port()),
                 // Policies speak of the container's port.
                 Source::Handed(listener) => (listener.poll_accept(context), listener.port()),
                 Source::Private(arrivals, _) => match arrivals.poll_recv(context) {
@@ -568,6 +571,50 @@ fn after_accept(error: NetError) -> NetError {
     }
 }
 
+/// What the agent may ask for.
+impl Stack {
+    /// One that listens for a port, which the agent is told of if policies bound who
+    /// may come in.
+    fn listed(&self, listener: TcpListener, port: u16) -> Source {
+        let listener = Arc::new(listener);
+        let listed = self.0.listeners.add(&listener, port);
+        // After that: who changes the policies asks for it, or it is told of.
+        if self.network().policy.as_ref().is_some_and(|policy| policy.ingress.is_some()) {
+            self.0.listeners.ring();
+        }
+        Source::Real(listed, listener)
+    }
+
+    /// As [`listed`](Self::listed), of those that were handed over. The agent is told
+    /// of them always: they may have what was attached to them under other policies.
+    fn listed_handed(&self, handed: Vec<Listening>) -> Vec<Source> {
+        if handed.is_empty() {
+            return Vec::new();
+        }
+        let list = |mut listening: Listening| {
+            listening.list(&self.0.listeners);
+            Source::Handed(listening)
+        };
+        let sources = handed.into_iter().map(list).collect();
+        self.0.listeners.ring();
+        sources
+    }
+
+    /// What the pod listens on and what was handed over for it: other descriptors,
+    /// each with the pod's port. Of too many the last are left out.
+    ///
+    /// # Errors
+    ///
+    /// When there is no further descriptor.
+    pub(crate) fn lend_listeners(&self) -> io::Result<Vec<(u16, OwnedFd)>> {
+        self.0.listeners.asked();
+        let mut lent = self.0.handed.lend()?;
+        lent.truncate(MAX_LISTENERS);
+        lent.extend(self.0.listeners.lend(MAX_LISTENERS - lent.len())?);
+        Ok(lent)
+    }
+}
+
 /// A listener on every address of the pod, loopbacks included.
 impl Stack {
     /// Listens for a guest at a port on all of the pod's addresses and its loopback;
@@ -620,7 +667,7 @@ impl Stack {
         let handed = self.0.handed.listen(port, Which::All, backlog)?;
         let Some(address) = handed.first().and_then(Listening::local) else { return Ok(None) };
         let place = self.listening_place()?;
-        let sources = handed.into_iter().map(Source::Handed).collect();
+        let sources = self.listed_handed(handed);
         let (stack, turn, arrived) = (self.clone(), 0, None);
         Ok(Some(Listener {
             stack,

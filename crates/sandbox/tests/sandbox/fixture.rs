@@ -207,6 +207,9 @@ pub(crate) struct Make {
     /// Host directory, guest path, writable.
     pub(crate) mounts: Vec<(PathBuf, String, bool)>,
     pub(crate) listener: Option<TcpListener>,
+    /// The pod's port that the listener is for, if it is not the one that it is bound
+    /// to.
+    pub(crate) listener_port: Option<u16>,
     /// The node's sockets, and the port of each in the pod.
     pub(crate) datagrams: Vec<(u16, UdpSocket)>,
     pub(crate) listen_ports: Vec<ListenPort>,
@@ -227,6 +230,7 @@ impl Make {
             working_directory: None,
             mounts: Vec::new(),
             listener: None,
+            listener_port: None,
             datagrams: Vec::new(),
             listen_ports: Vec::new(),
             memory: None,
@@ -308,7 +312,7 @@ impl Sandbox {
                 })
                 .collect(),
             listeners: u16::from(make.listener.is_some()),
-            listener_ports: Vec::new(),
+            listener_ports: make.listener_port.into_iter().collect(),
             datagram_ports: make.datagrams.iter().map(|(port, _)| *port).collect(),
             listen_ports: make.listen_ports,
             limits: Limits { memory_bytes: make.memory, cpu_millis: make.cpu },
@@ -358,6 +362,24 @@ impl Sandbox {
             SandboxEvent::Exited { id: of, exit } if of == id => Some(exit.clone()),
             _ => None,
         })
+    }
+
+    /// What a pod listens on, as the agent is lent it.
+    pub(crate) fn listeners(&self, pod: &str) -> Vec<(u16, OwnedFd)> {
+        let request = SandboxRequest::Listeners { pod: PodUid::new(pod) };
+        let id = self.connection.send(request, &[]);
+        let (reply, sockets) = self.connection.answer_with(id).expect("the sandbox is there");
+        let SandboxReply::Listeners { ports } = reply else { panic!("{reply:?}") };
+        assert_eq!(ports.len(), sockets.len());
+        ports.into_iter().zip(sockets).collect()
+    }
+
+    /// Waits until the sandbox says that a pod listens.
+    pub(crate) fn listening(&self, pod: &str) {
+        self.connection.event(|event| match event {
+            SandboxEvent::Listening { pod: of } => (*of == PodUid::new(pod)).then_some(()),
+            _ => None,
+        });
     }
 
     /// What the sandbox says is not as it should be.
@@ -431,12 +453,17 @@ impl Connection {
 
     /// Waits for an answer; events that come before it are kept.
     pub(crate) fn answer(&self, id: u64) -> Option<SandboxReply> {
+        self.answer_with(id).map(|(reply, _)| reply)
+    }
+
+    /// As [`answer`](Self::answer), with the open files that came with it.
+    fn answer_with(&self, id: u64) -> Option<(SandboxReply, Vec<OwnedFd>)> {
         loop {
-            let frame = try_receive::<SandboxMessage>(&self.socket)?.0;
+            let (frame, fds) = try_receive::<SandboxMessage>(&self.socket)?;
             match frame.body {
                 SandboxMessage::Reply(reply) => {
                     assert_eq!(frame.id, id);
-                    return Some(reply);
+                    return Some((reply, fds));
                 }
                 SandboxMessage::Event(event) => self.events.borrow_mut().push_back(event),
             }

@@ -14,6 +14,7 @@
 
 mod code;
 mod cpu;
+mod filters;
 mod fixture;
 mod guests;
 mod host_ports;
@@ -50,6 +51,12 @@ const TESTS: &[Test] = tests! {
         an_exec_is_within_its_containers_cpu_limit,
         what_a_server_does_without_its_guest_counts_too,
         requests_are_within_their_containers_cpu_limit;
+    filters:
+        whom_policies_refuse_does_not_connect,
+        whom_policies_refuse_takes_no_place,
+        a_filter_is_of_the_pods_port_wherever_that_is,
+        listeners_of_all_guests_are_lent,
+        a_port_is_listened_on_again_at_once_though_it_is_lent;
     guests:
         a_module_runs_and_its_output_becomes_log_lines,
         a_command_component_runs_with_arguments_and_environment,

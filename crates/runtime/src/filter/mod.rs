@@ -1,0 +1,246 @@
+//! Keeps those whom policies do not let in from what pods listen on.
+//!
+//! ```text
+//! the pod's network is set ─┐
+//! a guest listens ──────────┼──▶ due ──▶ the sandbox lends its listeners ──▶ program ──▶ attached
+//! a connection is there again ┘
+//! ```
+//!
+//! A sandbox refuses whom policies do not let in, but only what the system has
+//! taken already: the client has seen his connection open. So the agent, which has
+//! the right to, gives each listener a packet filter. It is an addition: where the
+//! system takes none, where policies come to too much for one, and in the moments
+//! before it is there, the sandbox's own check is all there is, and it is made in any
+//! case.
+//!
+//! Filters stay when the agent ends. The next one renews those of pods whose policies
+//! it knows.
+
+mod attach;
+mod program;
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use krustlet_model::{Chain, PodUid};
+use krustlet_protocol::{
+    DescriptorName, Failure, MAX_LISTENERS, PodNetwork, SandboxReply, SandboxRequest,
+    connection::Answer,
+};
+use tokio::sync::Notify;
+
+pub use self::attach::FilterError;
+use self::attach::keep_out;
+pub(crate) use self::program::Guard;
+use crate::{
+    RuntimeError,
+    sandbox::{ANSWER_LIMIT, Sandbox},
+    work::blocking,
+};
+
+/// Between two looks at one sandbox, beside twice the time that the last one took: a
+/// guest that listens without end takes a third of a processor at most.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The pods of one sandbox, as their listeners are to be filtered.
+#[derive(Debug, Default)]
+pub(crate) struct Filters {
+    /// Never held across an await.
+    pods: Mutex<HashMap<PodUid, Filtered>>,
+    /// There is something to do.
+    due: Notify,
+    /// Whether the sandbox does not know how to lend.
+    is_old: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Filtered {
+    guard: Arc<Guard>,
+    is_due: bool,
+}
+
+impl Filters {
+    fn pods(&self) -> MutexGuard<'_, HashMap<PodUid, Filtered>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod comes whose network the sandbox was just told: it listens to nothing yet.
+    pub(crate) fn enter(&self, pod: &PodUid, guard: Option<Guard>) {
+        if let Some(guard) = guard {
+            let entered = Filtered { guard: Arc::new(guard), is_due: false };
+            self.pods().insert(pod.clone(), entered);
+        }
+    }
+
+    /// The sandbox was told a pod's network. What is not known of it now is as it was.
+    pub(crate) fn set(&self, pod: &PodUid, guard: Option<Guard>) {
+        let Some(guard) = guard else { return };
+        let mut pods = self.pods();
+        if pods.get(pod).is_some_and(|filtered| *filtered.guard == guard) {
+            return;
+        }
+        pods.insert(pod.clone(), Filtered { guard: Arc::new(guard), is_due: true });
+        self.due.notify_one();
+    }
+
+    /// A pod listens anew, as its sandbox says.
+    pub(crate) fn listens(&self, pod: &PodUid) {
+        if let Some(filtered) = self.pods().get_mut(pod) {
+            filtered.is_due = true;
+            self.due.notify_one();
+        }
+    }
+
+    /// The sandbox may have said something that nobody heard.
+    pub(crate) fn all_may_listen(&self) {
+        for filtered in self.pods().values_mut() {
+            filtered.is_due = true;
+        }
+        self.due.notify_one();
+    }
+
+    pub(crate) fn remove(&self, pod: &PodUid) {
+        self.pods().remove(pod);
+    }
+
+    /// Waits until there is something to do. Cancel-safe.
+    pub(crate) async fn due(&self) {
+        self.due.notified().await;
+    }
+
+    fn take_due(&self) -> Vec<(PodUid, Arc<Guard>)> {
+        let mut pods = self.pods();
+        let take = |(pod, one): (&PodUid, &mut Filtered)| {
+            let is_due = std::mem::take(&mut one.is_due);
+            is_due.then(|| (pod.clone(), Arc::clone(&one.guard)))
+        };
+        pods.iter_mut().filter_map(take).collect()
+    }
+}
+
+/// Filters what the pods of a sandbox listen on of which that is due, and rests for a
+/// while.
+pub(crate) async fn renew(sandbox: &Sandbox) {
+    let begun = Instant::now();
+    for (pod, guard) in sandbox.filters.take_due() {
+        if sandbox.filters.is_old.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = filter(sandbox, pod, guard).await {
+            tracing::debug!(sandbox = sandbox.id, error = %Chain(&error), "lends no listeners");
+        }
+    }
+    tokio::time::sleep(PAUSE + 2 * begun.elapsed()).await;
+}
+
+async fn filter(sandbox: &Sandbox, pod: PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
+    let request = SandboxRequest::Listeners { pod };
+    let answer = match sandbox.ask_with_files(request, ANSWER_LIMIT).await {
+        Err(RuntimeError::Refused(Failure::UnknownVerb)) => {
+            sandbox.filters.is_old.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        answer => answer?,
+    };
+    let listeners = lent(answer)?;
+    let filtered = move || Ok(filter_each(&guard, listeners));
+    let failed = blocking(filtered).await.map_err(RuntimeError::Work)?;
+    if let Some(error) = failed
+        && !sandbox.common.filters_failed.swap(true, Ordering::Relaxed)
+    {
+        tracing::warn!(
+            error = %Chain(&error),
+            "cannot keep those out of pods' listeners whom policies refuse: they see their \
+             connections open and close; said once"
+        );
+    }
+    Ok(())
+}
+
+/// What a sandbox lends, each with the pod's port; of more than it may, some.
+fn lent(answer: Answer<SandboxReply>) -> Result<Vec<(u16, OwnedFd)>, RuntimeError> {
+    let Answer { reply, fds } = answer;
+    match reply {
+        SandboxReply::Listeners { ports }
+            if ports.len() == fds.len()
+                && fds.iter().all(|(name, _)| *name == DescriptorName::Listener) =>
+        {
+            let sockets = fds.into_iter().map(|(_, socket)| socket);
+            Ok(ports.into_iter().zip(sockets).take(MAX_LISTENERS).collect())
+        }
+        other => Err(RuntimeError::WrongAnswer { answer: format!("{other:?}") }),
+    }
+}
+
+/// Filters sockets, each for a port of the pod, and closes them. Gives one of the
+/// errors. Blocks.
+fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Option<FilterError> {
+    let mut failed = None;
+    for (port, socket) in listeners {
+        failed = failed.or(keep_out(guard, port, &socket).err());
+    }
+    failed
+}
+
+/// Filters what a pod listens on, each socket for a port of the pod, by the policies
+/// of its network, and closes the descriptors; does nothing if it is not known what
+/// they are.
+///
+/// # Errors
+///
+/// One of the reasons why a socket was not filtered; the others are.
+pub fn filter_listeners(
+    network: &PodNetwork,
+    listeners: Vec<(u16, OwnedFd)>,
+) -> Result<(), FilterError> {
+    let Some(guard) = Guard::of(network) else { return Ok(()) };
+    filter_each(&guard, listeners).map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use krustlet_model::policy::PodPolicy;
+
+    use super::*;
+
+    fn guard(policy: Option<PodPolicy>) -> Option<Guard> {
+        Guard::of(&PodNetwork { policy, ..PodNetwork::default() })
+    }
+
+    fn due(filters: &Filters) -> usize {
+        filters.take_due().len()
+    }
+
+    #[test]
+    fn listeners_are_asked_for_when_policies_change_or_there_are_new_ones() {
+        let (filters, pod) = (Filters::default(), PodUid::new("a"));
+        let open = || guard(Some(PodPolicy::default()));
+        let closed = || guard(Some(PodPolicy::closed()));
+        filters.enter(&pod, open());
+        assert_eq!(due(&filters), 0, "it listens to nothing");
+        for (set, is_due) in [(open(), 0), (closed(), 1), (guard(None), 0), (closed(), 0)] {
+            filters.set(&pod, set);
+            assert_eq!(due(&filters), is_due);
+        }
+        filters.listens(&pod);
+        filters.listens(&PodUid::new("unknown"));
+        assert_eq!(due(&filters), 1);
+        filters.all_may_listen();
+        assert_eq!(due(&filters), 1);
+        filters.set(&pod, open());
+        assert_eq!(due(&filters), 1, "the filters are to go");
+        filters.remove(&pod);
+        filters.listens(&pod);
+        assert_eq!(due(&filters), 0);
+        // One that an earlier agent left: what it has is not known.
+        filters.set(&pod, open());
+        assert_eq!(due(&filters), 1);
+    }
+}

@@ -1,0 +1,124 @@
+//! Whom policies refuse is kept from what pods listen on.
+
+use std::time::Duration;
+
+use krustlet_model::policy::{PodPolicy, PolicyRule};
+use tokio::time::{sleep, timeout};
+
+use crate::bed::{Bed, LIMIT};
+
+/// How long the filters are of what a pod listens on; 0 where there is none.
+async fn lengths(bed: &Bed) -> Vec<usize> {
+    let (_, said) = bed.exec("a", 1, &["filters"]).await.unwrap();
+    said.split_whitespace().map(|length| length.parse().unwrap()).collect()
+}
+
+async fn wait_for(bed: &Bed, is_so: impl Fn(&[usize]) -> bool) {
+    let is_so = async {
+        while !is_so(&lengths(bed).await) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LIMIT, is_so).await.expect("the filters are as they should be");
+}
+
+fn closed() -> Option<PodPolicy> {
+    Some(PodPolicy::closed())
+}
+
+fn open() -> Option<PodPolicy> {
+    Some(PodPolicy::default())
+}
+
+async fn listening(bed: &Bed) {
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    bed.exec("a", 1, &["listen"]).await.unwrap();
+}
+
+#[tokio::test]
+async fn listeners_have_filters_as_policies_are() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.set_policy("a", closed()).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    let closed_length = lengths(&bed).await[0];
+    // One that comes now has it too, and one that is let in makes it longer.
+    bed.exec("a", 1, &["listen"]).await.unwrap();
+    wait_for(&bed, |all| all == [closed_length; 2]).await;
+    let node = vec!["192.0.2.1".parse().unwrap()];
+    bed.set_policy("a", Some(PodPolicy { node, ..PodPolicy::closed() })).await;
+    wait_for(&bed, |all| all.iter().all(|length| *length > closed_length)).await;
+    // What is not known now stays as it was.
+    bed.set_policy("a", None).await;
+    bed.exec("a", 1, &["listen"]).await.unwrap();
+    wait_for(&bed, |all| all.len() == 3 && all[2] == all[0]).await;
+    bed.set_policy("a", open()).await;
+    wait_for(&bed, |all| all == [0; 3]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn filters_outlive_the_agent_and_the_next_one_renews_them() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.set_policy("a", closed()).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    let (bed, _) = bed.agent_leaves().await.agent_returns().await;
+    assert!(lengths(&bed).await[0] > 0, "it stays");
+    // Not known yet: one that comes now has none.
+    bed.set_policy("a", None).await;
+    bed.exec("a", 1, &["listen"]).await.unwrap();
+    assert_eq!(lengths(&bed).await[1], 0);
+    bed.set_policy("a", closed()).await;
+    wait_for(&bed, |all| all[1] == all[0] && all[0] > 0).await;
+    // An agent without policies takes them away.
+    let (bed, _) = bed.agent_leaves().await.agent_returns().await;
+    bed.set_policy("a", open()).await;
+    wait_for(&bed, |all| all == [0; 2]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn listeners_of_a_lost_connection_are_filtered_when_it_is_there_again() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.set_policy("a", closed()).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    bed.exec("a", 1, &["listen-and-leave"]).await.unwrap_err();
+    wait_for(&bed, |all| all.len() == 2 && all[1] == all[0]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn an_older_sandbox_goes_on_by_its_own_check() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.exec("a", 1, &["lend-nothing"]).await.unwrap();
+    bed.set_policy("a", closed()).await;
+    bed.exec("a", 1, &["listen"]).await.unwrap();
+    assert_eq!(lengths(&bed).await, [0; 2]);
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn policies_too_long_for_a_filter_leave_none_of_other_policies() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.set_policy("a", closed()).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    let one = |number: u32| {
+        let address = std::net::Ipv4Addr::from_bits(2 * number).into();
+        krustlet_model::policy::AddressRange::one(address)
+    };
+    let rule = PolicyRule { peers: Some((0..3000).map(one).collect()), ports: None };
+    let ingress = Some(vec![rule]);
+    bed.set_policy("a", Some(PodPolicy { ingress, ..PodPolicy::closed() })).await;
+    wait_for(&bed, |all| all == [0]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
