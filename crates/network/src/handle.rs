@@ -171,7 +171,7 @@ impl Network {
     pub fn release(&self, pod: &PodUid) {
         let now = since_boot();
         let mut book = self.shared.book();
-        let Book { addresses, freed: file } = &mut *book;
+        let Book { addresses, freed: file, .. } = &mut *book;
         let freed = addresses.release(pod, now);
         if freed.is_empty() {
             return;

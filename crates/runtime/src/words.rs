@@ -27,9 +27,10 @@ pub(crate) fn of_reply(reply: SandboxReply) -> SandboxReply {
             }
             SandboxReply::Containers { containers }
         }
-        reply @ (SandboxReply::Done | SandboxReply::Hello { .. } | SandboxReply::Stats { .. }) => {
-            reply
-        }
+        reply @ (SandboxReply::Done
+        | SandboxReply::Hello { .. }
+        | SandboxReply::Stats { .. }
+        | SandboxReply::Listeners { .. }) => reply,
     }
 }
 

@@ -38,7 +38,7 @@ use krustlet_protocol::HttpLimits;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use wasmtime_wasi_http::WasiBody;
 
