@@ -185,6 +185,7 @@ fn limit(uri: &str) -> Option<u32> {
     uri.split(['?', '&']).find_map(|part| part.strip_prefix("limit="))?.parse().ok()
 }
 
+#[tokio::test(start_paused = true)]
 async fn what_does_not_count_of_a_service_is_not_kept() {
     let server = Server::new();
     let service = |name: &str, text: &str| {

@@ -550,8 +550,8 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         ip(&["route", "add", "10.244.0.0/24", "via", "192.0.2.9"]);
         let daemon = ["10.244.5.0/24", "via", "192.0.2.9", "proto", "bird", "metric", "32"];
         let daemon6 = ["fd00:5::/64", "via", "2001:db8:2::9", "proto", "bird", "metric", "2048"];
-        ip(&[&["route", "add"], &daemon[..]].concat());
-        ip(&[&["-6", "route", "add"], &daemon6[..]].concat());
+        ip(&[&["route", "add"][..], &daemon[..]].concat());
+        ip(&[&["-6", "route", "add"][..], &daemon6[..]].concat());
         let (peers, known) = watch::channel(None);
         let told = Peers { own: "self".into(), known };
         let ranges = ["10.244.1.0/24", "fd00:1::/64"];
@@ -574,12 +574,12 @@ fn pods_of_a_node_on_the_same_network_are_led_to() {
         // Once the other's route is gone, ours may be there.
         ip(&["route", "del", "10.244.0.0/24"]);
         until_routes(&show, |routes| routes.contains("10.244.0.0/24 via 192.0.2.3")).await;
-        ip(&[&["route", "del"], &daemon[..]].concat());
-        ip(&[&["-6", "route", "del"], &daemon6[..]].concat());
+        ip(&[&["route", "del"][..], &daemon[..]].concat());
+        ip(&[&["-6", "route", "del"][..], &daemon6[..]].concat());
         until_routes(&show, |routes| routes.contains("10.244.5.0/24 via 192.0.2.5")).await;
         until_routes(&show6, |routes| routes.contains("fd00:5::/64 via 2001:db8:2::5")).await;
         // And goes when the other is back.
-        ip(&[&["route", "add"], &daemon[..]].concat());
+        ip(&[&["route", "add"][..], &daemon[..]].concat());
         until_routes(&show, |routes| !routes.contains("10.244.5.0/24")).await;
 
         // Put back, and gone with the node.
