@@ -143,7 +143,7 @@ mod tests {
         let hosts = vec![Host { address, names: vec!["web.test".to_owned()] }];
         let names = Names { hosts, ..Names::default() };
         let addresses = vec![IpAddr::from([192, 0, 2, 1])];
-        stack.set(PodNetwork { addresses, names, ..PodNetwork::default() }, None);
+        stack.set(PodNetwork { addresses, names: Some(names), ..PodNetwork::default() }, None);
         let usage = Arc::new(Usage::new(&Limits { memory_bytes: None, cpu_millis: Some(10) }));
         let look = || seek(stack.clone(), "web.test".to_owned(), Arc::clone(&usage));
         assert_eq!(look().await.unwrap().as_slice(), [address]);

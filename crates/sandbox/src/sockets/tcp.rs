@@ -648,7 +648,8 @@ mod tests {
     #[tokio::test]
     async fn a_guest_without_handles_is_told_so_and_gets_the_connection_later() {
         let (stack, mut table) = (stack(), ResourceTable::new());
-        let view = &mut SocketsView { stack: &stack, table: &mut table };
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let view = &mut SocketsView { stack: &stack, table: &mut table, usage: &usage };
         let listener = view.create_tcp_socket(IpAddressFamily::Ipv4).unwrap();
         bind(view, &listener);
         listen(view, &listener);
