@@ -177,8 +177,12 @@ func newStage(t *testing.T, b *bed.Bed) *stage {
 	} {
 		pod := labelled(webPodOn(t, b, one.node, one.name), one.labels)
 		pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: webPort}}
-		// Guests keep connections for their next request, and who is let in stays in.
-		pod.Annotations = map[string]string{"http.krustlet.dev/idle-timeout": "20ms"}
+		pod.Annotations = map[string]string{
+			// Guests keep connections for their next request, and who is let in stays in.
+			"http.krustlet.dev/idle-timeout": "20ms",
+			// One who hears nothing is not to go on asking.
+			"http.krustlet.dev/request-timeout": "2s",
+		}
 		s.pods[one.name] = create(t, b, one.namespace, pod)
 	}
 	datagrams := on(s.node, wasmPod("datagrams", b.Image(t, "net.wasm"), "udp-echo", strconv.Itoa(webPort)))

@@ -219,6 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lent_beside_listeners_or_beyond_the_bound_is_not_taken() {
+        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+        let lend = |ports: usize, name, files: usize| {
+            let reply = SandboxReply::Listeners { ports: vec![80; ports] };
+            let fds = (0..files).map(|_| (name, file())).collect();
+            lent(Answer { reply, fds }).map(|lent| lent.len())
+        };
+        for (ports, name, files) in [
+            (1, DescriptorName::Listener, 0),
+            (0, DescriptorName::Listener, 1),
+            (1, DescriptorName::Control, 1),
+        ] {
+            let taken = lend(ports, name, files);
+            assert!(matches!(taken, Err(RuntimeError::WrongAnswer { .. })), "{taken:?}");
+        }
+        for (files, taken) in [(0, 0), (2, 2), (MAX_LISTENERS + 1, MAX_LISTENERS)] {
+            assert_eq!(lend(files, DescriptorName::Listener, files).unwrap(), taken);
+        }
+        lent(Answer { reply: SandboxReply::Done, fds: vec![] }).unwrap_err();
+    }
+
+    #[test]
     fn listeners_are_asked_for_when_policies_change_or_there_are_new_ones() {
         let (filters, pod) = (Filters::default(), PodUid::new("a"));
         let open = || guard(Some(PodPolicy::default()));

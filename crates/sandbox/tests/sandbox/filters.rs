@@ -21,6 +21,7 @@ use rustix::{
 use crate::{
     fixture::{LIMIT, Make, Sandbox, Zygote},
     guests::wait_until,
+    place,
     sockets::{http, network, serve},
 };
 
@@ -33,11 +34,12 @@ struct Client(OwnedFd);
 
 impl Client {
     fn new(from: &str, to: &str) -> Self {
-        let [from, to]: [SocketAddr; 2] =
-            [format!("{from}:0"), to.to_owned()].map(|address| address.parse().unwrap());
+        let (from, to) =
+            (SocketAddr::new(from.parse().unwrap(), 0), to.parse::<SocketAddr>().unwrap());
+        let family = if to.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let kind = SocketType::STREAM;
-        let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None).unwrap();
+        let socket = rustix::net::socket_with(family, kind, flags, None).unwrap();
         rustix::net::bind(&socket, &from).unwrap();
         match rustix::net::connect(&socket, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => Self(socket),
@@ -90,27 +92,37 @@ fn heard(sandbox: &Sandbox, network: &PodNetwork) {
 }
 
 pub(crate) fn whom_policies_refuse_does_not_connect() {
+    for address in ["fd00:77::2", "fd00:77::3"] {
+        place::ipv6(address.parse().unwrap());
+    }
     let zygote = Zygote::start();
-    let sandbox = zygote.sandbox();
-    let at = &format!("{SERVER}:8080");
-    set(&sandbox, &under(only(FRIEND, 8080)));
-    serve(&sandbox, "pod", &["tcp-echo", "8080"]);
-    heard(&sandbox, &under(only(FRIEND, 8080)));
-    let stranger = Client::new(STRANGER, at);
-    let mut friend = Client::new(FRIEND, at).connected();
-    is_echoed(&mut friend);
-    assert!(!stranger.is_connected(), "its packet is dropped");
-    // What is open goes on, and whoever asks still is let in when policies are others.
-    set(&sandbox, &under(only(STRANGER, 8080)));
-    is_echoed(&mut friend);
-    let other_friend = Client::new(FRIEND, at);
-    let mut stranger = stranger.connected();
-    is_echoed(&mut stranger);
-    assert!(!other_friend.is_connected());
-    set(&sandbox, &network(&[SERVER]));
-    is_echoed(&mut Client::new(FRIEND, at).connected());
-    for mut open in [friend, stranger] {
-        is_echoed(&mut open);
+    for (server, friend, stranger) in
+        [(SERVER, FRIEND, STRANGER), ("fd00:77::1", "fd00:77::2", "fd00:77::3")]
+    {
+        let sandbox = zygote.sandbox();
+        let under = |policy| PodNetwork { policy: Some(policy), ..network(&[server]) };
+        let ip = server.parse().unwrap();
+        let at = &SocketAddr::new(ip, 8080).to_string();
+        set(&sandbox, &under(only(friend, 8080)));
+        serve(&sandbox, "pod", &["tcp-echo", "8080", server]);
+        heard(&sandbox, &under(only(friend, 8080)));
+        let refused = Client::new(stranger, at);
+        let mut taken = Client::new(friend, at).connected();
+        is_echoed(&mut taken);
+        assert!(!refused.is_connected(), "its packet is dropped");
+        // What is open goes on, and whoever asks still is let in when policies are
+        // others.
+        set(&sandbox, &under(only(stranger, 8080)));
+        is_echoed(&mut taken);
+        let other = Client::new(friend, at);
+        let mut late = refused.connected();
+        is_echoed(&mut late);
+        assert!(!other.is_connected());
+        set(&sandbox, &network(&[server]));
+        is_echoed(&mut Client::new(friend, at).connected());
+        for mut open in [taken, late, other.connected()] {
+            is_echoed(&mut open);
+        }
     }
 }
 

@@ -43,7 +43,8 @@ fn address(name: &str, call: libc::Ioctl, octets: [u8; 4]) {
     });
 }
 
-fn ipv6(address: Ipv6Addr) {
+/// Has an address of IPv6 be one of this machine's.
+pub(crate) fn ipv6(address: Ipv6Addr) {
     /// Linux's `struct in6_ifreq`.
     #[repr(C)]
     struct Request {
