@@ -51,9 +51,10 @@ async fn apply(
 ) -> Result<Json<Vec<PodKey>>, (StatusCode, String)> {
     if let Some(why) = standalone.wishes.refusal(&bundle.wishes) {
         // The one after it may be started for them.
-        let status = match standalone.world.is_closed() {
-            true => StatusCode::SERVICE_UNAVAILABLE,
-            false => StatusCode::CONFLICT,
+        let status = if standalone.world.is_closed() {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::CONFLICT
         };
         return Err((status, why));
     }
