@@ -265,7 +265,7 @@ mod tests {
         }
         close(&mut one, third);
         drop(some);
-        for _ in 0..FILES / 2 + 1 {
+        for _ in 0..=FILES / 2 {
             one.files().place().unwrap().is_taken_by(&more);
         }
         assert!(open(&mut one, its).await.is_err());

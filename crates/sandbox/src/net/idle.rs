@@ -177,7 +177,7 @@ impl Kept {
     }
 
     /// The request that it was made for goes by another.
-    pub(crate) fn is_for_nobody(&self) {
+    pub(crate) fn expect_nobody(&self) {
         if self.is_awaited.swap(false, Relaxed) {
             self.requests.fetch_sub(1, Relaxed);
         }
@@ -371,10 +371,10 @@ mod tests {
     fn a_connection_whose_request_went_by_another_is_idle_until_the_next_takes_it() {
         let (idle, connection) = (Idle::default(), Arc::new(test_connection()));
         let kept = idle.add(&connection);
-        kept.is_for_nobody();
+        kept.expect_nobody();
         let next = kept.asked();
         assert!(!next.is_first(), "it may be as old as any");
-        kept.is_for_nobody();
+        kept.expect_nobody();
         assert!(!idle.close_one(), "it is in use");
         drop(next);
         assert!(idle.close_one());

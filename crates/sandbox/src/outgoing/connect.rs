@@ -138,7 +138,7 @@ impl Service<Uri> for Connector {
                 if let Poll::Ready(Ok(Ok(link))) = &connected
                     && is_for_nobody
                 {
-                    link.kept.is_for_nobody();
+                    link.kept.expect_nobody();
                 }
                 connected
             });

@@ -216,12 +216,16 @@ fn numbers(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
 /// are the same: files are counted, and random bytes drawn in pieces.
 fn bounded(linker: &mut Linker<ModuleState>) -> wasmtime::Result<()> {
     for module in [PREVIEW_1, PREVIEW_0] {
-        linker.func_wrap_async(module, "path_open", |mut caller, asked: Asked| {
-            Box::new(async move {
-                let (bytes, state) = split(&mut caller)?;
-                open_file(bytes, state, asked).await
-            })
-        })?;
+        linker.func_wrap_async(
+            module,
+            "path_open",
+            |mut caller: Caller<'_, ModuleState>, asked: Asked| {
+                Box::new(async move {
+                    let (bytes, state) = split(&mut caller)?;
+                    open_file(bytes, state, asked).await
+                })
+            },
+        )?;
         linker.func_wrap_async(
             module,
             "random_get",
