@@ -148,7 +148,7 @@ impl Connection {
         let first = pieces.iter().find(|piece| !piece.is_empty());
         let first = first.map_or(&[][..], |piece| &**piece);
         let Link::Tcp { stream, .. } = &self.link else { return self.try_write(first) };
-        let wanted = pieces.iter().map(|piece| piece.len()).sum();
+        let wanted: usize = pieces.iter().map(|piece| piece.len()).sum();
         let flow = &self.permit.counters().sent;
         if flow.may_move(&self.writing, wanted) < wanted {
             return self.try_write(first);

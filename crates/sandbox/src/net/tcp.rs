@@ -744,7 +744,7 @@ mod tests {
         let _guest = [(); 2].map(|()| stack.permit().unwrap());
         let noop = &mut Context::from_waker(std::task::Waker::noop());
         let is_closed = |one: &Option<(Arc<Connection>, Arc<Kept>, _)>| {
-            one.as_ref().is_some_and(|(_, kept, _)| kept.is_to_go())
+            one.as_ref().is_some_and(|(_, kept, _)| kept.goes())
         };
         for _ in 0..3 {
             assert!(listener.poll_ready(noop).is_pending());
