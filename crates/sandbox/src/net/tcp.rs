@@ -482,7 +482,7 @@ impl Listener {
         // First the permit: a connection that may not be had is left waiting in
         // the system's queue.
         let network = self.stack.network();
-        let most = network.limits.sockets;
+        let most = || self.stack.network().limits.sockets;
         if !self.waiter.is_waiting() {
             // Woken: what was closed for it somebody else may have taken.
             self.has_made_room = false;
