@@ -48,9 +48,8 @@ impl State {
 impl Progress {
     /// A request's head has come. The second is to be kept as long as its body is, if
     /// it has one.
-    pub(super) fn asked(&self, has_body: bool) -> (Open, Option<Coming>) {
+    pub(super) fn asked(&self, mut has_body: bool) -> (Open, Option<Coming>) {
         let since = Instant::now();
-        let mut has_body = has_body;
         self.0.send_modify(|state| {
             has_body &= !state.is_2;
             state.open.push(since);
