@@ -397,7 +397,8 @@ impl Server {
         if self.max_body.is_some_and(|most| request.body().size_hint().lower() > most) {
             return Err((StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large\n"));
         }
-        let permit = self.permit(&request).await;
+        let room = self.room_to_wait(&request);
+        let permit = self.permit(room).await;
         let permit =
             permit.ok_or((StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n"))?;
         let end = Instant::now() + self.time;
@@ -426,11 +427,10 @@ impl Server {
     }
 
     /// The right to be answered at the same time as others. Waits for it no longer than
-    /// one of these may take.
-    async fn permit(&self, request: &Request<Received>) -> Option<OwnedSemaphorePermit> {
+    /// one of these may take, and only where there is room for it.
+    async fn permit(&self, room: Result<Option<Taken>, ()>) -> Option<OwnedSemaphorePermit> {
         let permits = Arc::clone(&self.permits);
-        let place = self.queue.try_acquire().ok();
-        let Some(_place) = place.zip(self.room_to_wait(request)) else {
+        let Some(_place) = self.queue.try_acquire().ok().zip(room.ok()) else {
             // As many as may wait do so already.
             return permits.try_acquire_owned().ok();
         };
@@ -440,11 +440,11 @@ impl Server {
 
     /// The room for what may come of a request's body while it waits: in version 2 as
     /// much as its stream may have, in 1.1 no more than its connection has.
-    fn room_to_wait(&self, request: &Request<Received>) -> Option<Option<Taken>> {
+    fn room_to_wait(&self, request: &Request<Received>) -> Result<Option<Taken>, ()> {
         if request.version() != Version::HTTP_2 || request.body().is_end_stream() {
-            return Some(None);
+            return Ok(None);
         }
-        self.container.stack.memory().hold(RECEIVING as usize).map(Some)
+        self.container.stack.memory().hold(RECEIVING as usize).map(Some).ok_or(())
     }
 }
 

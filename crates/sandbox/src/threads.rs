@@ -34,8 +34,9 @@ use tokio::{
 /// Sockets heard of at once. tokio's default of 1024 takes 12 KiB of memory.
 const IO_EVENTS: usize = 64;
 
-/// Threads for calls that block: files of guests, logs. A stalled volume may
-/// hold some of them; what else needs one then waits.
+/// Threads for calls that block: files of guests. A stalled volume may hold some of
+/// them; what else needs one then waits. (A volume's directory is opened for each
+/// instance where its guest runs: there a stalled one holds up all guests.)
 const BLOCKING_THREADS: usize = 8;
 
 /// How long such a thread waits for more; a guest at work keeps it. One for

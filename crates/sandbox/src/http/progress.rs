@@ -48,9 +48,8 @@ impl State {
 impl Progress {
     /// A request's head has come. The second is to be kept as long as its body is, if
     /// it has one.
-    pub(super) fn asked(&self, has_body: bool) -> (Open, Option<Coming>) {
+    pub(super) fn asked(&self, mut has_body: bool) -> (Open, Option<Coming>) {
         let since = Instant::now();
-        let mut has_body = has_body;
         self.0.send_modify(|state| {
             has_body &= !state.is_2;
             state.open.push(since);
@@ -123,8 +122,9 @@ impl Progress {
     async fn has_lasted(&self, time: Duration, since: impl Fn(&State) -> Option<Instant>) {
         let mut changes = self.0.subscribe();
         loop {
-            let begun = changes.wait_for(|state| since(state).is_some()).await;
-            let Ok(Some(begun)) = begun.map(|state| since(&state)) else { return };
+            let is_some = |state: &State| since(state).is_some();
+            let begun = changes.wait_for(is_some).await.ok().and_then(|state| since(&state));
+            let Some(begun) = begun else { return };
             // What ends meanwhile wakes nobody: the next is only younger.
             sleep(time.saturating_sub(begun.elapsed())).await;
             if since(&self.0.borrow()).is_some_and(|begun| begun.elapsed() >= time) {

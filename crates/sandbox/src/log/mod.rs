@@ -1,7 +1,7 @@
 //! A container's log: what its guests write goes here, and from here to a file.
 //!
 //! ```text
-//! guest ──write──▶ lines ──▶ queue ──(blocking thread)──▶ file ──full──▶ next file
+//! guest ──write──▶ lines ──▶ queue ──(writers.rs)──▶ file ──full──▶ next file
 //! ```
 //!
 //! A guest never waits on the disk itself. It waits for room in the queue, and
@@ -13,6 +13,7 @@
 
 mod cri;
 mod stream;
+mod writers;
 
 use std::{
     collections::VecDeque,
@@ -160,12 +161,11 @@ impl Log {
         if !queue.draining {
             queue.draining = true;
             drop(queue);
-            let log = Arc::clone(self);
             match Handle::try_current() {
-                // Not awaited: `flush` waits for its effect.
-                Ok(runtime) => drop(runtime.spawn_blocking(move || log.drain())),
-                // The runtime is being torn down, and nothing else can wait.
-                Err(_) => log.drain(),
+                // `flush` waits for its effect.
+                Ok(_) => writers::write(Arc::clone(self)),
+                // The process ends, and waits for nobody else.
+                Err(_) => self.drain(),
             }
         }
     }
@@ -186,22 +186,31 @@ impl Log {
         let _ = timeout(PATIENCE, drained).await;
     }
 
-    /// Writes until the queue is empty. Runs in a thread that may block.
-    fn drain(&self) {
-        loop {
-            let lines = {
-                let mut queue = lock(&self.queue);
-                if queue.lines.is_empty() {
-                    queue.draining = false;
-                    drop(queue);
-                    self.moved.notify_waiters();
-                    return;
-                }
-                std::mem::take(&mut queue.lines)
-            };
-            self.moved.notify_waiters();
-            self.write(&lines);
+    /// As [`flush`](Self::flush), where time may be paused.
+    #[cfg(test)]
+    pub(crate) fn flush_here(&self) {
+        let begun = std::time::Instant::now();
+        while lock(&self.queue).draining && begun.elapsed() < 10 * PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Writes until the queue is empty. May block, as the next.
+    fn drain(&self) {
+        while self.drain_some() {}
+    }
+
+    /// Writes what waits now. False if there was nothing: whoever comes then begins
+    /// anew.
+    fn drain_some(&self) -> bool {
+        let lines = {
+            let mut queue = lock(&self.queue);
+            queue.draining = !queue.lines.is_empty();
+            std::mem::take(&mut queue.lines)
+        };
+        self.moved.notify_waiters();
+        self.write(&lines);
+        !lines.is_empty()
     }
 
     fn write(&self, mut lines: &[u8]) {

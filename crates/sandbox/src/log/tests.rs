@@ -44,6 +44,27 @@ async fn output_goes_on_in_the_next_file_and_lines_stay_whole() {
     assert_eq!(log.dropped(), 0);
 }
 
+#[test]
+fn output_does_not_wait_for_the_files_of_guests() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (log, _news) = log(directory.path(), &[], 1000);
+    runtime.block_on(async {
+        // As one that a volume holds.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let held = tokio::task::spawn_blocking(move || ended.recv());
+        LogStream::new(Arc::clone(&log), Stream::Stdout).push(b"a line\n");
+        log.flush().await;
+        assert!(fs::read_to_string(directory.path().join("0")).unwrap().ends_with("a line\n"));
+        drop(end);
+        held.await.unwrap().unwrap_err();
+    });
+}
+
 #[tokio::test]
 async fn without_a_next_file_output_is_counted_and_thrown_away() {
     let directory = tempfile::tempdir().unwrap();

@@ -199,7 +199,7 @@ impl Kept {
     }
 
     /// Whether it is to be closed now, as seen where it is read from.
-    fn goes(&self) -> bool {
+    pub(super) fn goes(&self) -> bool {
         self.is_to_go.load(SeqCst) && self.is_idle()
     }
 }
@@ -270,13 +270,6 @@ impl AsyncWrite for Lasting {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-#[cfg(test)]
-impl Kept {
-    pub(super) fn is_to_go(&self) -> bool {
-        self.goes()
     }
 }
 

@@ -332,7 +332,7 @@ impl Stack {
         if matches!(permit, Err(NetError::NewSocketLimit)) && self.make_room() {
             let waiter = Arc::default();
             let free = poll_fn(|context| {
-                let most = self.network().limits.sockets;
+                let most = || self.network().limits.sockets;
                 Permit::poll_new(&self.0.counters, most, &waiter, context)
             });
             permit = timeout(ROOM_TIME, free).await.map_err(|_| NetError::NewSocketLimit);

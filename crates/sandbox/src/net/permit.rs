@@ -84,14 +84,15 @@ impl Permit {
         }
     }
 
-    /// As [`new`](Self::new), but waits for others to be closed.
+    /// As [`new`](Self::new), but waits for others to be closed, or for `most` to say
+    /// more.
     pub(super) fn poll_new(
         counters: &Arc<Counters>,
-        most: u32,
+        most: impl Fn() -> u32,
         waiter: &Arc<Waiter>,
         context: &Context<'_>,
     ) -> Poll<Self> {
-        if let Ok(permit) = Self::new(counters, most) {
+        if let Ok(permit) = Self::new(counters, most()) {
             return Poll::Ready(permit);
         }
         let waker = context.waker().clone();
@@ -102,8 +103,8 @@ impl Permit {
             waiting.retain(|other| other.strong_count() > 0);
             waiting.push(Arc::downgrade(waiter));
         }
-        // One may have been closed before it could see who waits.
-        Self::new(counters, most).map_or(Poll::Pending, Poll::Ready)
+        // One may have been closed before it could see who waits, or there may be more.
+        Self::new(counters, most()).map_or(Poll::Pending, Poll::Ready)
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -158,7 +159,7 @@ mod tests {
         let first = Permit::new(&counters, 1).unwrap();
         let clone = first.clone();
         let waiter = Arc::default();
-        let waits = poll_fn(|context| Permit::poll_new(&counters, 1, &waiter, context));
+        let waits = poll_fn(|context| Permit::poll_new(&counters, || 1, &waiter, context));
         let closes = async {
             drop(first);
             tokio::task::yield_now().await;
@@ -171,11 +172,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_begins_to_wait_as_more_are_allowed_has_one_of_them() {
+        let counters = Arc::new(Counters::default());
+        let _first = Permit::new(&counters, 1).unwrap();
+        let (waiter, looks) = (Arc::default(), AtomicU32::new(0));
+        // Whoever allows more wakes those who wait, and this one does not yet.
+        let most = || 1 + looks.fetch_add(1, Relaxed);
+        let noop = &Context::from_waker(Waker::noop());
+        assert!(Permit::poll_new(&counters, most, &waiter, noop).is_ready());
+    }
+
+    #[tokio::test]
     async fn who_waits_again_and_again_waits_once() {
         let counters = Arc::new(Counters::default());
         let first = Permit::new(&counters, 1).unwrap();
         let waiter = Arc::default();
-        let waits = || poll_fn(|context| Permit::poll_new(&counters, 1, &waiter, context));
+        let waits = || poll_fn(|context| Permit::poll_new(&counters, || 1, &waiter, context));
         let length = || counters.waiting.lock().unwrap().len();
         for _ in 0..10 {
             // Another task each time, which gives up.

@@ -489,7 +489,7 @@ impl Listener {
         // First the permit: a connection that may not be had is left waiting in
         // the system's queue.
         let network = self.stack.network();
-        let most = network.limits.sockets;
+        let most = || self.stack.network().limits.sockets;
         if !self.waiter.is_waiting() {
             // Woken: what was closed for it somebody else may have taken.
             self.has_made_room = false;
@@ -795,7 +795,7 @@ mod tests {
         let _guest = [(); 2].map(|()| stack.permit().unwrap());
         let noop = &mut Context::from_waker(std::task::Waker::noop());
         let is_closed = |one: &Option<(Arc<Connection>, Arc<Kept>, _)>| {
-            one.as_ref().is_some_and(|(_, kept, _)| kept.is_to_go())
+            one.as_ref().is_some_and(|(_, kept, _)| kept.goes())
         };
         for _ in 0..3 {
             assert!(listener.poll_ready(noop).is_pending());

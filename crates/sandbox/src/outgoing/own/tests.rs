@@ -64,8 +64,8 @@ impl Container {
     }
 
     /// The lines that the log was told.
-    async fn said(&self) -> Vec<String> {
-        self.own.log.flush().await;
+    fn said(&self) -> Vec<String> {
+        self.own.log.flush_here();
         let text = fs::read_to_string(self.log.path().join("log")).unwrap();
         text.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap().to_owned()).collect()
     }
@@ -123,14 +123,14 @@ async fn a_container_believes_whom_its_file_names_and_no_other_container_does() 
         assert!(is_refused(&refused), "{refused:?}");
     }
     assert_eq!(server.connections.load(SeqCst), 3);
-    let said = other.said().await;
+    let said = other.said();
     let line = format!("F the certificate of web.test:{} is refused: ", server.at.port());
     assert!(said.len() == 1 && said[0].starts_with(&line), "{said:?}");
     assert!(said[0].ends_with("trusted are the authorities in [\"/ca/ca.crt\"]"), "{said:?}");
 
     container.ask(&outgoing, &uri).await.unwrap();
     assert_eq!(server.connections.load(SeqCst), 3, "its own is still kept");
-    assert_eq!(container.said().await, [""; 0]);
+    assert_eq!(container.said(), [""; 0]);
     let system = ask_as(&asks(None), &outgoing, &uri).await;
     assert!(matches!(system, Err(HttpError::ConfigurationError)), "{system:?}");
 }
@@ -212,7 +212,7 @@ async fn who_cannot_be_read_is_told_once_and_until_it_is_mended_nobody_is_believ
         assert!(matches!(failed, Err(HttpError::ConfigurationError)), "{failed:?}");
         advance(HOLDS).await;
     }
-    assert_eq!(container.said().await, [missing]);
+    assert_eq!(container.said(), [missing]);
     // Plain http is nobody's concern.
     let plain = Server::start(&stack, None);
     container.ask(&outgoing, &format!("http://web.test:{}/", plain.at.port())).await.unwrap();
@@ -224,7 +224,7 @@ async fn who_cannot_be_read_is_told_once_and_until_it_is_mended_nobody_is_believ
     let failed = container.ask(&outgoing, &uri).await;
     assert!(matches!(failed, Err(HttpError::ConfigurationError)), "{failed:?}");
     assert!(outgoing.own.lock().unwrap().is_empty(), "no connection is kept");
-    assert_eq!(container.said().await, [missing, missing]);
+    assert_eq!(container.said(), [missing, missing]);
 }
 
 #[tokio::test]
@@ -251,7 +251,7 @@ async fn what_is_no_bundle_is_named_with_what_to_do() {
         }
         let failed = container.ask(&outgoing, "https://web.test:1/").await;
         assert!(matches!(failed, Err(HttpError::ConfigurationError)), "{env:?}: {failed:?}");
-        let said = container.said().await;
+        let said = container.said();
         let start = format!("F https requests fail: {} names ", env.0);
         assert!(said.len() == 1 && said[0].starts_with(&start), "{said:?}");
         assert!(said[0].contains(why) && said[0].contains(mend), "{said:?}");
@@ -267,7 +267,7 @@ async fn many_small_files_are_no_more_than_one_large() {
         container.write(name, "x".repeat(5 << 20));
     }
     assert!(container.own.roots().await.is_none());
-    let said = container.said().await;
+    let said = container.said();
     assert!(said[0].contains("SSL_CERT_DIR names /ca/d/2: it is too large"), "{said:?}");
 }
 
