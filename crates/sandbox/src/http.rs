@@ -182,19 +182,18 @@ pub(crate) async fn serve(
         at_once_in_one: limits.max_instance_concurrent_reuse.unwrap_or(AT_ONCE_P3).max(1) as usize,
         idle_instance_time: Duration::from_millis(limits.idle_instance_timeout_ms),
     });
-    let most = threads.of_limit(container.spec.limits.cpu_millis);
     let end = watch::Sender::new(false);
     let (alive, mut all) = mpsc::channel(1);
     let life = Life { end: end.subscribe(), _alive: alive };
     let server = |_| Arc::new(Server::new(Arc::clone(&terms), life.clone()));
-    let servers: Vec<_> = (0..most).map(server).collect();
+    let servers: Vec<_> = (0..threads.count()).map(server).collect();
     drop(life);
     container.entered();
 
     let leave = watch::Sender::new(false);
     let mut connections = JoinSet::new();
     let begin = |connections: &mut JoinSet<()>, accepted: Connection| {
-        let place = threads.place(most);
+        let place = threads.place(threads.of_limit(container.usage.cpu_limit()));
         let server = &servers[place.index()];
         let accepted = if place.index() == 0 {
             Accepted::Here(accepted)

@@ -76,8 +76,10 @@ pub(crate) struct Usage {
     cpu: AtomicU64,
     /// Bytes of the former that it may have; [`NO_LIMIT`] for any number.
     most_memory: AtomicU64,
-    /// Its CPU limit, if it has one. Held for a few instructions only, by the
-    /// guests' thread and where the limit is changed.
+    /// Thousandths of a core that it may use; 0 for any number.
+    cpu_millis: AtomicU64,
+    /// Its CPU limit, if it has one. Held for a few instructions only, by guests'
+    /// threads and where the limit is changed.
     bucket: Mutex<Option<Bucket>>,
     /// Those that its components have open.
     files: Arc<Files>,
@@ -112,6 +114,7 @@ impl Usage {
             return Err(used);
         }
         self.most_memory.store(most, Ordering::Relaxed);
+        self.cpu_millis.store(limits.cpu_millis.unwrap_or(0), Ordering::Relaxed);
         let new = bucket(limits);
         let mut bucket = self.bucket();
         // What it owes under a limit that stays is not forgiven.
@@ -155,6 +158,11 @@ impl Usage {
 
     pub(crate) fn cpu(&self) -> u64 {
         self.cpu.load(Ordering::Relaxed)
+    }
+
+    /// Thousandths of a core that it may use; `None` for any number.
+    pub(crate) fn cpu_limit(&self) -> Option<u64> {
+        Some(self.cpu_millis.load(Ordering::Relaxed)).filter(|&millis| millis > 0)
     }
 
     pub(crate) fn charge_cpu(&self, nanoseconds: u64) {

@@ -107,12 +107,17 @@ impl Threads {
         Self { own: (Arc::default(), own), others }
     }
 
-    /// How many of them may serve a container, which may use so many thousandths of
-    /// a core, or all there are; at least one.
+    /// How many there may be.
+    pub(crate) fn count(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// How many of them may serve a container that may use so many thousandths of a
+    /// core, or all there are; at least one.
     pub(crate) fn of_limit(&self, cpu_millis: Option<u64>) -> usize {
-        let cores = cpu_millis.filter(|&millis| millis > 0).map(|millis| millis.div_ceil(1000));
+        let cores = cpu_millis.map(|millis| millis.div_ceil(1000).max(1));
         let cores = cores.map_or(usize::MAX, |cores| usize::try_from(cores).unwrap_or(usize::MAX));
-        cores.min(1 + self.others.len())
+        cores.min(self.count())
     }
 
     /// A place on that of the first `most` that has the fewest, of equals on the
@@ -231,7 +236,7 @@ mod tests {
     fn a_container_has_as_many_as_its_limit_has_cores() {
         let runtime = runtime().unwrap();
         let threads = Threads::new(runtime.handle().clone(), 4);
-        let table = [(None, 4), (Some(0), 4), (Some(1), 1), (Some(1000), 1), (Some(1001), 2)];
+        let table = [(None, 4), (Some(1), 1), (Some(1000), 1), (Some(1001), 2)];
         for (limit, most) in table.into_iter().chain([(Some(64_000), 4), (Some(u64::MAX), 4)]) {
             assert_eq!(threads.of_limit(limit), most, "{limit:?}");
         }

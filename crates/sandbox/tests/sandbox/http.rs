@@ -190,6 +190,10 @@ pub(crate) fn connections_are_served_by_as_many_threads_as_a_container_may_use_c
             wait_until(|| used(&sandbox).1 > 100_000_000 * threads as u64);
             // Whoever comes is heard on each.
             assert_eq!(server.get("/env").0, 200);
+            // Another limit holds for those who come then.
+            let limits = Limits { memory_bytes: None, cpu_millis: Some(1000) };
+            let update = SandboxRequest::UpdateContainer { id: server.id.clone(), limits };
+            assert_eq!(sandbox.ask(update), SandboxReply::Done);
             drop(open);
             sandbox.stop(&server.id, 0);
             assert_eq!(sandbox.exit(&server.id).exit_code, 137);
