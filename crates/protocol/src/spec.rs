@@ -69,7 +69,7 @@ pub enum GuestKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpLimits {
-    /// Requests served at once; more wait in the listener's queue. At least 1.
+    /// Requests served at once; more wait for their turn. At least 1.
     pub max_concurrent: u32,
     /// Time for one request to be answered whole, in milliseconds.
     pub request_timeout_ms: u64,
