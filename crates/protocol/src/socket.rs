@@ -62,7 +62,7 @@ impl Packet {
     /// `InvalidData` for a file that is not fixed, or longer than
     /// [`MAX_FOLDED`], or that this process had no descriptor left for.
     pub fn unfold(mut self) -> io::Result<Self> {
-        if !self.is_folded() {
+        if self.bytes != FOLDED || self.fds.len() > 1 {
             return Ok(self);
         }
         let Some(file) = self.fds.pop() else {

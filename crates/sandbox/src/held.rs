@@ -28,6 +28,11 @@ impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        // hyper does not say it of the body of a request that is answered already (1.12,
+        // `proto/h1/dispatch.rs`: it goes on to the next head first).
+        if self.body.is_end_stream() {
+            return Poll::Ready(None);
+        }
         Pin::new(&mut self.body).poll_frame(context)
     }
 

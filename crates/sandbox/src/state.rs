@@ -95,6 +95,7 @@ impl Usage {
             memory: AtomicU64::new(0),
             cpu: AtomicU64::new(0),
             most_memory: AtomicU64::new(limits.memory_bytes.unwrap_or(NO_LIMIT)),
+            cpu_millis: AtomicU64::new(limits.cpu_millis.unwrap_or(0)),
             bucket: Mutex::new(bucket(limits)),
             files: Arc::default(),
         }

@@ -24,7 +24,10 @@ use rustix::{
     event::{PollFd, PollFlags},
     fs::{CWD, OFlags},
     mount::OpenTreeFlags,
-    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal},
+    process::{
+        Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal,
+        setrlimit,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::TempDir;
@@ -47,11 +50,20 @@ pub(crate) struct Zygote {
 
 impl Zygote {
     pub(crate) fn start() -> Self {
-        Self::start_as(0)
+        Self::start_with(0, None)
     }
 
     /// A zygote that some user has started.
     pub(crate) fn start_as(uid: u32) -> Self {
+        Self::start_with(uid, None)
+    }
+
+    /// A zygote whose sandboxes may have so many descriptors each.
+    pub(crate) fn start_within(descriptors: u64) -> Self {
+        Self::start_with(0, Some(descriptors))
+    }
+
+    fn start_with(uid: u32, descriptors: Option<u64>) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root, as the node does");
         let state = krustlet_testkit::directory();
         let (ours, theirs) = socket::pair().unwrap();
@@ -66,9 +78,13 @@ impl Zygote {
             .uid(uid)
             .gid(uid);
         let handed = [OwnedFd::from(journal), listener, theirs];
+        // As many as there may be, as with an agent.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: descriptors.or(maximum), maximum };
         // SAFETY: only calls that are allowed after a fork.
         unsafe {
             command.pre_exec(move || {
+                setrlimit(Resource::Nofile, limit)?;
                 // Up first, out of the way of the numbers they are to have.
                 let [journal, listener, agent] = [0, 1, 2]
                     .map(|which: usize| libc::fcntl(handed[which].as_raw_fd(), libc::F_DUPFD, 100));
@@ -415,13 +431,6 @@ impl Sandbox {
             argument: &'a str,
         }
         self.connection.attack(Attack { attack, argument })
-    }
-
-    /// Bounds the descriptors of the process; none for any number.
-    pub(crate) fn limit_descriptors(&self, current: Option<u64>) {
-        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-        let limit = Rlimit { current, maximum };
-        rustix::process::prlimit(Pid::from_raw(self.pid), Resource::Nofile, limit).unwrap();
     }
 
     /// Waits for the end of the process.
