@@ -137,7 +137,7 @@ async fn converse<I, F, B>(
         biased;
         // What went wrong is the client's affair. The others may be dropped:
         // they only watch.
-        _ = connection.as_mut() => return,,
+        _ = connection.as_mut() => return,
         () = told_to_leave(&mut told, progress) => {}
         () = progress.idle(idle_time) => {}
     }
