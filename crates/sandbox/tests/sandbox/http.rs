@@ -17,7 +17,7 @@ use hyper::{body::Frame, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use krustlet_model::ContainerId;
 use krustlet_protocol::{
-    GuestKind, HttpLimits, PodNetwork, SandboxReply, SandboxRequest, SocketLimits,
+    GuestKind, HttpLimits, Limits, PodNetwork, SandboxReply, SandboxRequest, SocketLimits,
 };
 use tokio::task::JoinSet;
 
