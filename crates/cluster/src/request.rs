@@ -87,9 +87,11 @@ impl RequestError {
                 // 401: the server's own view of credentials may lag.
                 matches!(status.code, 401 | 408 | 429) || status.code >= 500
             }
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
-            // What is asked for shrinks again.
-            Self::TooLarge { .. } => true,
+            // Of what is too large less is asked for then.
+            Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Broken { .. }
+            | Self::TooLarge { .. } => true,
             Self::Unreadable { .. } | Self::Unsendable { .. } => false,
         }
     }
