@@ -94,7 +94,9 @@ mod tests {
     use super::*;
 
     /// Objects with a number of which none is kept if it is odd.
-    fn kept() -> (watch::Receiver<All<u8>>, Kept<(u8, u8), u8, u8>) {
+    type Numbers = Kept<(u8, u8), u8, u8>;
+
+    fn kept() -> (watch::Receiver<All<u8>>, Numbers) {
         Kept::new("numbers", |(name, number)| (name, (number % 2 == 0).then_some(number)))
     }
 

@@ -232,8 +232,8 @@ pub fn open(
     };
     task.decide_without_kernel();
     // Before any pod's rules are made of them.
-    let led = task.remembered.led.iter().copied();
-    task.shared.set_gateways(led.filter(|range| has_gateway(*range)).map(gateway));
+    let ranges = task.remembered.led.iter().copied();
+    task.shared.set_gateways(ranges.filter(|range| has_gateway(*range)).map(gateway));
     task.take_node_addresses(node_addresses(), &[]);
     Ok((Network::new(shared), task))
 }

@@ -79,7 +79,7 @@ impl Files {
 }
 
 impl Place {
-    fn is_taken_by(self, opened: &Descriptor) {
+    fn give_to(self, opened: &Descriptor) {
         let file = match opened {
             Descriptor::File(file) => &file.file,
             Descriptor::Dir(directory) => &directory.dir,
@@ -145,7 +145,7 @@ async fn open_2(
     let opened = p2::HostDescriptor::open_at(&mut view, directory, look, path, how, flags).await;
     Ok(match opened {
         Ok(opened) => {
-            place.is_taken_by(view.table.get(&opened)?);
+            place.give_to(view.table.get(&opened)?);
             Ok(opened)
         }
         Err(error) => Err(error.downcast()?),
@@ -166,7 +166,7 @@ async fn open_3(
     match opened {
         Ok(opened) => {
             view.with(|mut store| -> wasmtime::Result<()> {
-                place.is_taken_by(store.get().table.get(&opened)?);
+                place.give_to(store.get().table.get(&opened)?);
                 Ok(())
             })?;
             Ok(Ok(opened))
@@ -239,7 +239,7 @@ mod tests {
         });
         for file in [&some, &more] {
             for _ in 0..FILES / 2 - 1 {
-                one.files().place().unwrap().is_taken_by(file);
+                one.files().place().unwrap().give_to(file);
             }
         }
         let first = open(&mut one, its).await.unwrap();
@@ -266,7 +266,7 @@ mod tests {
         close(&mut one, third);
         drop(some);
         for _ in 0..=FILES / 2 {
-            one.files().place().unwrap().is_taken_by(&more);
+            one.files().place().unwrap().give_to(&more);
         }
         assert!(open(&mut one, its).await.is_err());
     }

@@ -166,10 +166,10 @@ pub(crate) async fn serve(
         Handler::P2(_) => REUSE_P2,
         Handler::P3(_) => REUSE_P3,
     };
-    let served = container.stack.serve();
+    let open = container.stack.serve();
     let terms = Arc::new(Terms {
         container: Arc::clone(container),
-        connections: Arc::clone(&served),
+        connections: Arc::clone(&open),
         handler: handler.clone(),
         ticker,
         permits: Arc::new(Semaphore::new(at_once)),
@@ -185,8 +185,8 @@ pub(crate) async fn serve(
     let end = watch::Sender::new(false);
     let (alive, mut all) = mpsc::channel(1);
     let life = Life { end: end.subscribe(), _alive: alive };
-    let server = |_| Arc::new(Server::new(Arc::clone(&terms), life.clone()));
-    let servers: Vec<_> = (0..threads.count()).map(server).collect();
+    let of_thread = |_| Arc::new(Server::new(Arc::clone(&terms), life.clone()));
+    let servers: Vec<_> = (0..threads.count()).map(of_thread).collect();
     drop(life);
     container.entered();
 
@@ -220,7 +220,7 @@ pub(crate) async fn serve(
             stop = stopped(container) => break stop,
             Some(_) = connections.join_next() => {}
             () = sleep_until(rest), if rests_until.is_some() => rests_until = None,
-            accepted = next(&mut listener, is_full.then_some(&*served)),
+            accepted = next(&mut listener, is_full.then_some(&*open)),
                 if rests_until.is_none() => match accepted {
                 Some(Ok(accepted)) => begin(&mut connections, accepted),
                 Some(Err(NetError::ConnectionAborted)) | None => {}

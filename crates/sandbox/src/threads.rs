@@ -270,13 +270,13 @@ mod tests {
         // What a connection leaves behind: a task, and something for a thread that may
         // block, the last of many.
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let (begin, begun) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::channel();
         let left = place.handle().spawn(async move {
             for _ in 0..=BLOCKING_THREADS {
-                let begin = begin.clone();
+                let tell = tell.clone();
                 drop(spawn_blocking(move || {
                     thread::sleep(KEEP_ALIVE);
-                    begin.send(()).unwrap();
+                    tell.send(()).unwrap();
                 }));
             }
             ended.await
@@ -289,7 +289,7 @@ mod tests {
         while is_started() {
             thread::sleep(Duration::from_millis(10));
         }
-        assert_eq!(begun.iter().take(BLOCKING_THREADS + 1).count(), BLOCKING_THREADS + 1);
+        assert_eq!(told.iter().take(BLOCKING_THREADS + 1).count(), BLOCKING_THREADS + 1);
         // It begins again.
         let _place = threads.place(2);
         assert!(is_started());

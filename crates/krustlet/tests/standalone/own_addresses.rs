@@ -16,7 +16,7 @@ const RANGES: &str = "10.99.0.0/24,fd00:99::/64";
 
 /// A server at a port that only root may have among the machine's own, led to from
 /// another one of the machine's.
-const WEB: &str = r#"
+const WEB: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: web}
@@ -24,7 +24,7 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
   - {name: web, image: http, ports: [{containerPort: 80, hostPort: 8080}]}
-"#;
+";
 
 /// The machine's links that lead to pods.
 fn links() -> String {

@@ -137,11 +137,11 @@ async fn beside<T>(connection: &mut Connection, work: impl Future<Output = T>) -
 }
 
 impl Answer {
-    fn new(response: Response<Incoming>, connection: Connection, held: Box<dyn Send>) -> Self {
+    fn new(response: Response<Incoming>, connection: Connection, kept: Box<dyn Send>) -> Self {
         let (head, body) = response.into_parts();
         let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let location = location.map(str::to_owned);
-        Self { status: head.status, location, body, connection, _held: held }
+        Self { status: head.status, location, body, connection, _held: kept }
     }
 
     /// Reads the body, or the first bytes of it.

@@ -50,12 +50,16 @@ const QUIET_REFUSALS: u32 = 2;
 /// The wait after such a refusal.
 const REFUSED_RETRY: Duration = Duration::from_millis(100);
 
+/// Reads something of the node's files for a pod: of the node's name and addresses,
+/// and the pod's.
+type Read<T> = fn(&NamesConfig, &Pod, (&str, &[IpAddr]), &[IpAddr]) -> Result<T, NamesError>;
+
 /// Reads of the node's files how the pod at these addresses looks names up.
 pub(super) async fn read_names<T: Send + 'static>(
     context: Arc<Context>,
     pod: Arc<Pod>,
     addresses: Vec<IpAddr>,
-    read: fn(&NamesConfig, &Pod, (&str, &[IpAddr]), &[IpAddr]) -> Result<T, NamesError>,
+    read: Read<T>,
 ) -> Result<T, Refused> {
     let failed = |message| Refused { message, why: Why::Failed };
     let names = spawn_blocking(move || {

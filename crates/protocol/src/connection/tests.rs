@@ -116,8 +116,8 @@ fn say_long(socket: &OwnedFd, id: u64, times: usize) {
 
 #[tokio::test]
 async fn what_nobody_asked_for_ends_the_connection() {
-    let done = || SandboxMessage::Reply(SandboxReply::Done);
     type Says = fn(&OwnedFd, SandboxMessage);
+    let done = || SandboxMessage::Reply(SandboxReply::Done);
     let says: [(&str, Says); 4] = [
         ("long replies", |theirs, _| say_long(theirs, 99, 3)),
         ("a reply", |theirs, done| say(theirs, 99, done)),
@@ -169,7 +169,7 @@ async fn an_answer_to_a_call_that_was_given_up_is_passed_over_once() {
 #[tokio::test]
 async fn a_peer_of_which_nothing_is_understood_is_let_go() {
     let (ours, theirs) = pair().unwrap();
-    let (_caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
+    let (caller, mut incoming) = connection::<WithSandbox>(ours).unwrap();
     let peer = tokio::task::spawn_blocking(move || {
         let mut sent = 0;
         while sent < 2 * STRANGE && send(theirs.as_fd(), b"noise", &[]).is_ok() {
@@ -177,7 +177,7 @@ async fn a_peer_of_which_nothing_is_understood_is_let_go() {
         }
     });
     assert_eq!(incoming.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
-    drop((incoming, _caller));
+    drop((incoming, caller));
     peer.await.unwrap();
 }
 

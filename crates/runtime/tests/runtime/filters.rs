@@ -22,12 +22,12 @@ async fn wait_for(bed: &Bed, is_so: impl Fn(&[usize]) -> bool) {
     timeout(LIMIT, is_so).await.expect("the filters are as they should be");
 }
 
-fn closed() -> Option<PodPolicy> {
-    Some(PodPolicy::closed())
+fn closed() -> PodPolicy {
+    PodPolicy::closed()
 }
 
-fn open() -> Option<PodPolicy> {
-    Some(PodPolicy::default())
+fn open() -> PodPolicy {
+    PodPolicy::default()
 }
 
 async fn listening(bed: &Bed) {
@@ -40,7 +40,7 @@ async fn listening(bed: &Bed) {
 async fn listeners_have_filters_as_policies_are() {
     let bed = Bed::new().await;
     listening(&bed).await;
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[0] > 0).await;
     let closed_length = lengths(&bed).await[0];
     // One that comes now has it too, and one that is let in makes it longer.
@@ -53,7 +53,7 @@ async fn listeners_have_filters_as_policies_are() {
     bed.set_policy("a", None).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
     wait_for(&bed, |all| all.len() == 3 && all[2] == all[0]).await;
-    bed.set_policy("a", open()).await;
+    bed.set_policy("a", Some(open())).await;
     wait_for(&bed, |all| all == [0; 3]).await;
     bed.stop_pod("a").await;
     bed.finish().await;
@@ -63,7 +63,7 @@ async fn listeners_have_filters_as_policies_are() {
 async fn filters_outlive_the_agent_and_the_next_one_renews_them() {
     let bed = Bed::new().await;
     listening(&bed).await;
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[0] > 0).await;
     let (bed, _) = bed.agent_leaves().await.agent_returns().await;
     assert!(lengths(&bed).await[0] > 0, "it stays");
@@ -71,11 +71,11 @@ async fn filters_outlive_the_agent_and_the_next_one_renews_them() {
     bed.set_policy("a", None).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
     assert_eq!(lengths(&bed).await[1], 0);
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[1] == all[0] && all[0] > 0).await;
     // An agent without policies takes them away.
     let (bed, _) = bed.agent_leaves().await.agent_returns().await;
-    bed.set_policy("a", open()).await;
+    bed.set_policy("a", Some(open())).await;
     wait_for(&bed, |all| all == [0; 2]).await;
     bed.stop_pod("a").await;
     bed.finish().await;
@@ -85,7 +85,7 @@ async fn filters_outlive_the_agent_and_the_next_one_renews_them() {
 async fn listeners_of_a_lost_connection_are_filtered_when_it_is_there_again() {
     let bed = Bed::new().await;
     listening(&bed).await;
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[0] > 0).await;
     bed.exec("a", 1, &["listen-and-leave"]).await.unwrap_err();
     wait_for(&bed, |all| all.len() == 2 && all[1] == all[0]).await;
@@ -98,7 +98,7 @@ async fn an_older_sandbox_goes_on_by_its_own_check() {
     let bed = Bed::new().await;
     listening(&bed).await;
     bed.exec("a", 1, &["lend-nothing"]).await.unwrap();
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
     assert_eq!(lengths(&bed).await, [0; 2]);
     bed.stop_pod("a").await;
@@ -109,7 +109,7 @@ async fn an_older_sandbox_goes_on_by_its_own_check() {
 async fn policies_too_long_for_a_filter_leave_none_of_other_policies() {
     let bed = Bed::new().await;
     listening(&bed).await;
-    bed.set_policy("a", closed()).await;
+    bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[0] > 0).await;
     let one = |number: u32| {
         let address = std::net::Ipv4Addr::from_bits(2 * number).into();

@@ -20,7 +20,7 @@ use http::Request;
 use http_body_util::{BodyExt, Limited};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
-    task::unconstrained,
+    task::{spawn, unconstrained},
     time::{Instant, sleep_until, timeout},
 };
 use wasmtime::Store;
@@ -75,11 +75,12 @@ async fn is_over(until: &Until) {
 
 impl Server {
     /// Has a request answered: by an instance that waits for one, or by a new one.
+    #[expect(clippy::disallowed_methods, reason = "its `Life` ends it, and is waited for")]
     pub(super) fn begin(self: &Arc<Self>, asked: Asked) {
         if let Err(asked) = self.places.hand(asked) {
             // Nobody waits for an answer once there are to be no more.
             if let Some(life) = self.life().clone() {
-                tokio::spawn(Arc::clone(self).instance(asked, life));
+                spawn(Arc::clone(self).instance(asked, life));
             }
         }
     }

@@ -329,7 +329,7 @@ mod tests {
         for _ in 0..2 {
             sleep(IDLE / 2).await;
             bed.client.write_all(first).await.unwrap();
-            sleep(HEAD_TIME - IDLE).await;
+            sleep(HEAD_TIME.checked_sub(IDLE).unwrap()).await;
             bed.client.write_all(rest).await.unwrap();
             answer(&mut bed.client).await;
         }
