@@ -39,10 +39,12 @@ impl Remembered {
         let Some(written) = kept::read::<Written>(path) else {
             return Self { is_lost: true, ..Self::default() };
         };
+        let current = PodRanges::parse(&written.current).ok();
         Self {
-            current: PodRanges::parse(&written.current).ok(),
+            // A range that an older agent took and this one does not.
+            is_lost: written.is_lost || current.is_none() && !written.current.is_empty(),
+            current,
             led: written.led.iter().filter_map(|text| text.parse().ok()).collect(),
-            is_lost: written.is_lost,
         }
     }
 
@@ -90,7 +92,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("ranges.json");
         assert!(!Remembered::read(&path).had());
-        for damaged in ["", "{", "\0\0\0"] {
+        let refused = r#"{"current":["169.254.7.0/24"],"led":[]}"#;
+        for damaged in ["", "{", "\0\0\0", refused] {
             fs::write(&path, damaged).unwrap();
             let lost = Remembered::read(&path);
             assert!(lost.had(), "{damaged:?}");

@@ -1,7 +1,7 @@
 //! What `krustlet run` asks of the agent beside pods. Whoever starts the agent is
 //! given it; for others an agent that runs already is no other.
 
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use anyhow::{Context as _, Result};
 use krustlet_network::PodRanges;
@@ -32,8 +32,11 @@ impl Wishes {
             ranges.extend(read.iter().map(|range| range.to_string()));
             ranges.sort();
         }
+        // What has no path, as the shell's `<(…)`, goes by the one that was given.
         let absolute = |file: &PathBuf| {
-            file.canonicalize().with_context(|| format!("cannot read {}", file.display()))
+            let named = || file.metadata().and_then(|_| path::absolute(file));
+            let found = file.canonicalize().or_else(|_| named());
+            found.with_context(|| format!("cannot read {}", file.display()))
         };
         let registry_config = registry.registry_config.as_ref().map(absolute).transpose()?;
         Ok(Self { pod_cidr: ranges, registry_config })
@@ -94,6 +97,13 @@ mod tests {
             let why = agent.refusal(asked).unwrap();
             assert!(why.contains(words), "{why}");
         }
+    }
+
+    #[test]
+    fn a_file_without_a_path_is_read_as_it_was_given() {
+        let (pipe, _end) = std::io::pipe().unwrap();
+        let given = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pipe));
+        assert_eq!(wishes(&[], Some(&given)).registry_config, Some(PathBuf::from(given)));
     }
 
     #[test]

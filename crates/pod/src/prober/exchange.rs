@@ -33,6 +33,10 @@ const SHORT_BODY: u64 = 2 << 10;
 /// Bytes of an answer's head. Servers rarely send more than a few kilobytes.
 const LONGEST_HEAD: usize = 64 << 10;
 
+/// Bytes of an answer's body that may wait in version 2, of a stream and of a connection:
+/// what there is without a word (RFC 9113, 6.9.2).
+const WINDOW: u32 = 65_535;
+
 /// The body of a probe's request.
 pub(super) type Nothing = Empty<Bytes>;
 
@@ -115,6 +119,9 @@ where
     let tasks = Arc::<Mutex<JoinSet<()>>>::default();
     let (mut sender, connection) = http2::Builder::new(Beside(Arc::downgrade(&tasks)))
         .max_header_list_size(u32::try_from(LONGEST_HEAD).unwrap_or(u32::MAX))
+        // hyper's own are megabytes, which a guest could have the agent hold.
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .handshake(TokioIo::new(stream))
         .await?;
     let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
