@@ -93,11 +93,21 @@ struct Load {
     gone: Notify,
 }
 
-/// A thread beside the guests' own, while there is one.
+/// A thread beside the guests' own.
 #[derive(Debug, Default)]
 struct Other {
     load: Arc<Load>,
-    handle: Mutex<Option<Handle>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    None,
+    Runs(Handle),
+    /// It waits for calls that block, and takes nothing more: as many threads may do so
+    /// as there may be.
+    Ends,
 }
 
 impl Threads {
@@ -129,7 +139,7 @@ impl Threads {
             .zip(1..most)
             .min_by_key(|(other, _)| other.load.open())
             .filter(|(other, _)| other.load.open() < own.open())
-            .and_then(|(other, index)| other.place(index).ok())
+            .and_then(|(other, index)| other.place(index))
             .unwrap_or_else(|| Place::new(0, handle.clone(), own))
     }
 }
@@ -141,36 +151,55 @@ impl Load {
 }
 
 impl Other {
-    fn lock(&self) -> MutexGuard<'_, Option<Handle>> {
-        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place on it; starts it if need be.
-    fn place(self: &Arc<Self>, index: usize) -> io::Result<Place> {
-        let mut started = self.lock();
-        let handle = match &*started {
-            Some(handle) => handle.clone(),
-            None => started.insert(self.start(index)?).clone(),
+    /// A place on it; starts it if need be. None while it ends, and where the system
+    /// gives no thread.
+    fn place(self: &Arc<Self>, index: usize) -> Option<Place> {
+        let mut state = self.lock();
+        let handle = match &*state {
+            State::Runs(handle) => handle.clone(),
+            State::Ends => return None,
+            State::None => {
+                let handle = self.start(index, STACK).ok()?;
+                *state = State::Runs(handle.clone());
+                handle
+            }
         };
         // While it is locked: the thread does not end meanwhile.
-        Ok(Place::new(index, handle, &self.load))
+        Some(Place::new(index, handle, &self.load))
     }
 
-    fn start(self: &Arc<Self>, index: usize) -> io::Result<Handle> {
+    fn start(self: &Arc<Self>, index: usize, stack: usize) -> io::Result<Handle> {
         let runtime = runtime()?;
         let handle = runtime.handle().clone();
+        // Whoever is refused a thread drops what was for it, and a runtime that is dropped
+        // where another runs panics.
+        let kept = Arc::new(Mutex::new(Some(runtime)));
+        let taken = Arc::clone(&kept);
         let other = Arc::clone(self);
-        let thread = thread::Builder::new().name(format!("guests {index}")).stack_size(STACK);
-        // A task that panics ends alone.
-        thread.spawn(move || {
+        let thread = thread::Builder::new().name(format!("guests {index}")).stack_size(stack);
+        let started = thread.spawn(move || {
+            // Dropped in turn from below, also by a panic, as of a system that gives no
+            // thread for calls that block. A task that panics ends alone.
+            let _gone = Sets(&other, || State::None);
+            let Some(runtime) = take(&taken) else { return };
+            let _ends = Sets(&other, || State::Ends);
             INDEX.set(index);
             runtime.block_on(other.until_idle());
-        })?;
-        Ok(handle)
+        });
+        if started.is_err()
+            && let Some(runtime) = take(&kept)
+        {
+            runtime.shutdown_background();
+        }
+        started.map(|_| handle)
     }
 
-    /// Returns when no connection is open and no task is left of any; then there is
-    /// no thread any more.
+    /// Returns when no connection is open and no task is left of any; then nothing more
+    /// is taken.
     async fn until_idle(&self) {
         let tasks = Handle::current().metrics();
         loop {
@@ -181,9 +210,9 @@ impl Other {
                 // What is queued for threads that may block is begun before this is,
                 // and what is begun is done before the runtime is gone.
                 let _ = spawn_blocking(|| ()).await;
-                let mut started = self.lock();
+                let mut state = self.lock();
                 if self.load.open() == 0 && tasks.num_alive_tasks() == 0 {
-                    *started = None;
+                    *state = State::Ends;
                     return;
                 }
                 // An instance that waits for another request, or what it left behind:
@@ -192,6 +221,19 @@ impl Other {
             }
         }
     }
+}
+
+/// Sets a thread's state when it is dropped.
+struct Sets<'a>(&'a Other, fn() -> State);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = (self.1)();
+    }
+}
+
+fn take(runtime: &Mutex<Option<Runtime>>) -> Option<Runtime> {
+    runtime.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// A connection's place on a thread, until it is dropped.
@@ -228,9 +270,34 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    fn soon(is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < end, "it does not come true");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn where_the_system_gives_no_thread_the_guests_own_serves() {
+        /// More than there are addresses.
+        const TOO_LARGE: usize = 1 << 50;
+        let runtime = runtime().unwrap();
+        let other = Arc::new(Other::default());
+        // As where connections are accepted.
+        runtime.block_on(async { other.start(1, TOO_LARGE).unwrap_err() });
+        // One that is at its end takes nothing either.
+        let threads = Threads::new(runtime.handle().clone(), 2);
+        *threads.others[0].lock() = State::Ends;
+        let places = [(); 2].map(|()| threads.place(2));
+        assert_eq!(places.map(|place| place.index()), [0; 2]);
+    }
 
     #[test]
     fn a_container_has_as_many_as_its_limit_has_cores() {
@@ -258,7 +325,7 @@ mod tests {
     fn a_thread_lasts_as_long_as_there_is_something_on_it() {
         let runtime = runtime().unwrap();
         let threads = Threads::new(runtime.handle().clone(), 2);
-        let is_started = || threads.others[0].lock().is_some();
+        let is_started = || !matches!(*threads.others[0].lock(), State::None);
         // One after the other, and several of a container that may use one core.
         for _ in 0..3 {
             drop(threads.place(2));
@@ -286,9 +353,7 @@ mod tests {
         assert!(is_started(), "a task is left");
         end.send(()).unwrap();
         runtime.block_on(left).unwrap().unwrap();
-        while is_started() {
-            thread::sleep(Duration::from_millis(10));
-        }
+        soon(|| !is_started());
         assert_eq!(told.iter().take(BLOCKING_THREADS + 1).count(), BLOCKING_THREADS + 1);
         // It begins again.
         let _place = threads.place(2);

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"krustlet.dev/tests/cluster/bed"
 )
@@ -64,7 +66,15 @@ func plantOf(b *testing.B, cluster *bed.Bed, node, program string, args ...strin
 		b: b, bed: cluster, namespace: cluster.Namespace(b), node: node, image: cluster.Image(b, program), args: args,
 		ready: map[string]time.Time{}, gone: map[string]time.Time{}, changed: make(chan struct{}),
 	}
-	watched, err := cluster.Client.CoreV1().Pods(f.namespace).Watch(b.Context(), metav1.ListOptions{})
+	pods := cluster.Client.CoreV1().Pods(f.namespace)
+	listed, err := pods.List(b.Context(), metav1.ListOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The API server ends watches that are slow, as they are in a burst on few processors.
+	watched, err := watchtools.NewRetryWatcherWithContext(b.Context(), listed.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: pods.Watch,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}
