@@ -200,7 +200,8 @@ struct Waiting<D: Dialogue> {
     last: u64,
     /// `None` once the connection has ended.
     replies: Option<HashMap<u64, oneshot::Sender<Reply<D>>>>,
-    /// The newest of the requests whose callers want no reply any more.
+    /// The newest of the requests that were sent and whose callers want no reply any
+    /// more.
     given_up: BTreeSet<u64>,
 }
 
@@ -237,12 +238,13 @@ impl<D: Dialogue> Caller<D> {
         limit: Duration,
     ) -> Reply<D> {
         let (reply, answer) = oneshot::channel();
-        let waits = self.0.enlist(reply).ok_or(CallError::Gone)?;
+        let mut waits = self.0.enlist(reply).ok_or(CallError::Gone)?;
         let (names, fds): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
         let frame = Frame { id: waits.id, descriptors: names, body };
         let bytes = frame_bytes(&frame, fds.len()).map_err(CallError::Send)?;
         let exchange = async {
             self.0.send(&bytes, &fds).await?;
+            waits.is_sent = true;
             // Ours are not needed any more, however long the reply takes.
             drop(fds);
             answer.await.unwrap_or(Err(CallError::Gone))
@@ -410,7 +412,7 @@ impl<D: Dialogue> Shared<D> {
         waiting.last += 1;
         let id = waiting.last;
         waiting.replies.as_mut()?.insert(id, reply);
-        Some(Waits { shared: self, id })
+        Some(Waits { shared: self, id, is_sent: false })
     }
 
     /// Whether it was asked for and not answered yet.
@@ -459,13 +461,18 @@ impl<D: Dialogue> Shared<D> {
 struct Waits<'a, D: Dialogue> {
     shared: &'a Shared<D>,
     id: u64,
+    /// Set by the poll that sends it, so that one who gives up meanwhile knows.
+    is_sent: bool,
 }
 
 impl<D: Dialogue> Drop for Waits<'_, D> {
     fn drop(&mut self) {
         let mut waiting = self.shared.waiting();
         // One that was answered is not there any more.
-        if waiting.replies.as_mut().and_then(|all| all.remove(&self.id)).is_some() {
+        let is_unanswered = waiting.replies.as_mut().and_then(|all| all.remove(&self.id)).is_some();
+        // What the peer has never seen it will not answer. While it does not read, that
+        // may be so many that they would push out what it has.
+        if is_unanswered && self.is_sent {
             waiting.given_up.insert(self.id);
             if waiting.given_up.len() > GIVEN_UP {
                 waiting.given_up.pop_first();

@@ -40,7 +40,7 @@ use crate::{
     spare::Spare,
     table::Table,
     ticker::{Ticker, Ticks},
-    visit::Visit,
+    visit::{self, Visit},
     warm::Warm,
     zygote::{nonblocking, refusal},
 };
@@ -381,7 +381,8 @@ impl<'a> Control<'a> {
                 let stack = self.networks.get(&pod).cloned().ok_or_else(|| Failure::Failed {
                     message: format!("pod {pod} has no network here"),
                 })?;
-                let visit = Visit { request, stack, port, input, output };
+                let answer = visit::Answer::to(request);
+                let visit = Visit { answer, stack, port, input, output };
                 self.guests()?.order(Order::Visit(visit))?;
                 Ok(Answer::Later)
             }

@@ -38,7 +38,7 @@ use crate::{
     run::{Session, run},
     threads::{self, STACK, Threads},
     ticker::{Metered, Ticker},
-    visit::Visit,
+    visit::{Answer, Visit},
 };
 
 /// Orders that may wait: starts of a whole dense node at once.
@@ -101,14 +101,14 @@ enum Finished {
     /// It has been answered.
     Visit,
     /// The host failed before it was answered, or after.
-    VisitFailed(RequestId, String),
+    VisitFailed(Answer, String),
 }
 
 /// Whose task it is, should it panic.
 enum Owner {
     Container(Arc<Container>),
     Exec(RequestId),
-    Visit(RequestId),
+    Visit(Answer),
 }
 
 struct Host {
@@ -163,12 +163,12 @@ impl Host {
                 (task, Owner::Exec(request))
             }
             Order::Visit(visit) => {
-                let (request, teller) = (visit.request, self.teller.clone());
+                let (answer, teller) = (visit.answer.clone(), self.teller.clone());
                 let task = self.tasks.spawn(async move {
                     visit.run(teller).await;
                     Finished::Visit
                 });
-                (task, Owner::Visit(request))
+                (task, Owner::Visit(answer))
             }
         };
         self.owners.insert(task.id(), owner);
@@ -194,8 +194,8 @@ impl Host {
                         let Ending { code, message, .. } = Ending::host_failed(&what);
                         Finished::Exec(request, ExecOutcome { exit_code: code, message })
                     }
-                    Owner::Visit(request) => {
-                        Finished::VisitFailed(request, Ending::host_failed(&what).message)
+                    Owner::Visit(answer) => {
+                        Finished::VisitFailed(answer, Ending::host_failed(&what).message)
                     }
                 }
             }
@@ -210,8 +210,7 @@ impl Host {
             }
             Finished::Exec(request, outcome) => News::ExecEnded { request, outcome },
             Finished::Visit => return,
-            // A second answer to one request is passed over.
-            Finished::VisitFailed(request, why) => News::Visited { request, made: Err(why) },
+            Finished::VisitFailed(answer, why) => return answer.give(&self.teller, Err(why)),
         });
     }
 }
@@ -301,4 +300,40 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
         .map(ToString::to_string)
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without words".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::news::Wake;
+
+    /// A visit that says it is made, where it has an answer to give, and then panics.
+    async fn fail(answer: Option<Answer>, teller: Teller) -> Finished {
+        if let Some(answer) = answer {
+            answer.give(&teller, Ok(()));
+        }
+        tokio::task::yield_now().await;
+        panic!("the host fails");
+    }
+
+    #[test]
+    fn a_visit_that_fails_is_answered_unless_it_was() {
+        let runtime = threads::runtime().unwrap();
+        for was_answered in [false, true] {
+            let wake = Arc::new(Wake::new().unwrap());
+            let (teller, news) = Teller::new(Arc::clone(&wake));
+            let threads = Threads::new(runtime.handle().clone(), 1);
+            let mut host = Host::new(teller.clone(), Arc::new(Ticker::new(wake)), threads);
+            let request = RequestId { connection: 1, frame: 2 };
+            let answer = Answer::to(request);
+            let given = was_answered.then(|| answer.clone());
+            let task = host.tasks.spawn_on(fail(given, teller), runtime.handle());
+            host.owners.insert(task.id(), Owner::Visit(answer));
+            let ended = runtime.block_on(host.tasks.join_next_with_id()).unwrap();
+            host.finish(ended);
+            let told: Vec<_> = news.try_iter().collect();
+            let [News::Visited { request: of, made }] = &told[..] else { panic!("{told:?}") };
+            assert_eq!((*of, made.is_ok()), (request, was_answered), "{made:?}");
+        }
+    }
 }

@@ -54,8 +54,7 @@ impl Teller {
     /// The channel has no bound of its own, whose room would be taken in every
     /// sandbox: news are bounded by what the control thread has ordered. A
     /// container gives two, and one for each log file handed over; an exec one;
-    /// a visit one, and one more if its task panics; a pod that listens one, and the
-    /// next when the agent has asked.
+    /// a visit one; a pod that listens one, and the next when the agent has asked.
     /// Complaints come once a minute at most.
     pub(crate) fn new(wake: Arc<Wake>) -> (Self, Receiver<News>) {
         let (news, heard) = mpsc::channel();

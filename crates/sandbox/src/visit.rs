@@ -2,7 +2,15 @@
 //! port-forward makes it. What goes in and what comes out are two pipes, so that
 //! each ends on its own and one that nobody reads is noticed.
 
-use std::{net::Shutdown, os::fd::OwnedFd, pin::pin, sync::Arc};
+use std::{
+    net::Shutdown,
+    os::fd::OwnedFd,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use tokio::io::copy;
 
@@ -14,7 +22,7 @@ use crate::{
 
 /// See the module.
 pub(crate) struct Visit {
-    pub(crate) request: RequestId,
+    pub(crate) answer: Answer,
     pub(crate) stack: Stack,
     pub(crate) port: u16,
     /// What is sent to the pod.
@@ -23,17 +31,38 @@ pub(crate) struct Visit {
     pub(crate) output: OwnedFd,
 }
 
+/// The answer to a request for a visit, which is given once: a second one would end
+/// the agent's connection. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    request: RequestId,
+    is_given: Arc<AtomicBool>,
+}
+
+impl Answer {
+    pub(crate) fn to(request: RequestId) -> Self {
+        Self { request, is_given: Arc::default() }
+    }
+
+    /// Says that the connection is made, or why it is not, unless something was said
+    /// before.
+    pub(crate) fn give(&self, teller: &Teller, made: Result<(), String>) {
+        if !self.is_given.swap(true, Relaxed) {
+            teller.tell(News::Visited { request: self.request, made });
+        }
+    }
+}
+
 impl Visit {
     /// Connects, says so, and carries bytes until both directions have ended or
     /// nobody reads what comes out: the agent, or the client behind it.
     pub(crate) async fn run(self, teller: Teller) {
-        let Self { request, stack, port, input, output } = self;
+        let Self { answer, stack, port, input, output } = self;
         let pipes = Pipe::open(input).and_then(|input| Ok((Input(input), Pipe::open(output)?)));
         let (input, output) = match pipes {
             Ok(pipes) => pipes,
             Err(error) => {
-                let why = format!("cannot use the streams: {error}");
-                return teller.tell(News::Visited { request, made: Err(why) });
+                return answer.give(&teller, Err(format!("cannot use the streams: {error}")));
             }
         };
         let made = tokio::select! {
@@ -45,12 +74,12 @@ impl Visit {
         };
         match made {
             Ok((connection, _place)) => {
-                teller.tell(News::Visited { request, made: Ok(()) });
+                answer.give(&teller, Ok(()));
                 carry(Arc::new(connection), input, output).await;
             }
             Err(error) => {
                 let why = format!("cannot connect to port {port} of the pod's loopback: {error}");
-                teller.tell(News::Visited { request, made: Err(why) });
+                answer.give(&teller, Err(why));
             }
         }
     }

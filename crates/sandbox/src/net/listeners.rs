@@ -163,7 +163,8 @@ mod tests {
     #[tokio::test]
     async fn a_port_can_be_had_again_though_its_listener_is_lent() {
         let listeners = Listeners::default();
-        let first = listening("127.0.0.1:0").unwrap();
+        // An address that no other test has, which might take the port meanwhile.
+        let first = listening("127.77.3.9:0").unwrap();
         let at = first.local_addr().unwrap();
         let listed = listeners.add(&first, 80);
         let lent = listeners.lend(8).unwrap();

@@ -176,11 +176,29 @@ pub(crate) fn connections_are_served_by_as_many_threads_as_a_container_may_use_c
     let zygote = Zygote::start();
     let cores = thread::available_parallelism().unwrap().get();
     for program in PROGRAMS {
-        for (cpu, threads) in [(None, cores.min(3)), (Some(1001), cores.min(2)), (Some(1000), 1)] {
+        // The container's limit, another that holds for those who come later, and how many
+        // threads there may be then.
+        for (cpu, later, most) in [
+            (None, None, cores),
+            (Some(1001), Some(1001), cores.min(2)),
+            (Some(1000), Some(1000), 1),
+            (Some(1000), None, cores),
+            (None, Some(1000), 1),
+        ] {
             let sandbox = zygote.sandbox();
             let server =
                 serve_as(&sandbox, 3_600_000, |make| Make { cpu, ..make.code(compiled(program)) });
-            let open: Vec<_> = (0..3).map(|_| server.send("/spin?ms=3600000")).collect();
+            let spin = || server.send("/spin?ms=3600000");
+            let first = spin();
+            if later != cpu {
+                // It has come.
+                wait_until(|| used(&sandbox).1 > 0);
+                let limits = Limits { memory_bytes: None, cpu_millis: later };
+                let update = SandboxRequest::UpdateContainer { id: server.id.clone(), limits };
+                assert_eq!(sandbox.ask(update), SandboxReply::Done);
+            }
+            let open = [first, spin(), spin()];
+            let threads = most.min(open.len());
             let all_compute = || {
                 let found = guests_threads(&sandbox);
                 found.len() == threads && found.values().all(|computes| *computes)
@@ -188,12 +206,10 @@ pub(crate) fn connections_are_served_by_as_many_threads_as_a_container_may_use_c
             wait_until(all_compute);
             // What they do is the container's.
             wait_until(|| used(&sandbox).1 > 100_000_000 * threads as u64);
-            // Whoever comes is heard on each.
+            // Whoever comes is heard on each, and the others have come by then.
             assert_eq!(server.get("/env").0, 200);
-            // Another limit holds for those who come then.
-            let limits = Limits { memory_bytes: None, cpu_millis: Some(1000) };
-            let update = SandboxRequest::UpdateContainer { id: server.id.clone(), limits };
-            assert_eq!(sandbox.ask(update), SandboxReply::Done);
+            let found = guests_threads(&sandbox);
+            assert!(found.len() <= most, "{found:?} of {most}");
             drop(open);
             sandbox.stop(&server.id, 0);
             assert_eq!(sandbox.exit(&server.id).exit_code, 137);
