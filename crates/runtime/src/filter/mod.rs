@@ -49,6 +49,10 @@ use crate::{
 /// guest that listens without end takes a third of a processor at most.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The least after one that failed: what is wanting, descriptors or time, is so for a
+/// while.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// The pods of one sandbox, as their listeners are to be filtered.
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
@@ -58,6 +62,8 @@ pub(crate) struct Filters {
     due: Notify,
     /// Whether the sandbox does not know how to lend.
     is_old: AtomicBool,
+    /// Whether it was said that it does not lend what it should.
+    has_failed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -106,6 +112,11 @@ impl Filters {
         self.due.notify_one();
     }
 
+    /// A look at what a pod listens on has failed.
+    fn again(&self, pod: &PodUid) {
+        self.listens(pod);
+    }
+
     pub(crate) fn remove(&self, pod: &PodUid) {
         self.pods().remove(pod);
     }
@@ -126,22 +137,48 @@ impl Filters {
 }
 
 /// Filters what the pods of a sandbox listen on of which that is due, and rests for a
-/// while.
+/// while. Where that fails it stays due: what is attached there is of other policies,
+/// and may keep out whom these let in.
 pub(crate) async fn renew(sandbox: &Sandbox) {
     let begun = Instant::now();
+    let mut least = Duration::ZERO;
     for (pod, guard) in sandbox.filters.take_due() {
         if sandbox.filters.is_old.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = filter(sandbox, pod, guard).await {
-            tracing::debug!(sandbox = sandbox.id, error = %Chain(&error), "lends no listeners");
+        let Err(error) = filter(sandbox, &pod, guard).await else { continue };
+        let may_pass = may_pass(&error);
+        if may_pass {
+            sandbox.filters.again(&pod);
+            least = PAUSE_AFTER_FAILURE;
+        }
+        let error = Chain(&error);
+        if may_pass && !sandbox.filters.has_failed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                sandbox = sandbox.id, pod = %pod, %error,
+                "cannot filter what a pod listens on, and tries again; said once"
+            );
+        } else {
+            tracing::debug!(sandbox = sandbox.id, pod = %pod, %error, "lends no listeners");
         }
     }
-    tokio::time::sleep(PAUSE + 2 * begun.elapsed()).await;
+    tokio::time::sleep(least.max(PAUSE + 2 * begun.elapsed())).await;
 }
 
-async fn filter(sandbox: &Sandbox, pod: PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
-    let request = SandboxRequest::Listeners { pod };
+/// Whether what failed may do otherwise when it is tried again, without anybody
+/// saying so.
+fn may_pass(error: &RuntimeError) -> bool {
+    let is_final = matches!(
+        error,
+        RuntimeError::Died
+            | RuntimeError::NoSandbox { .. }
+            | RuntimeError::Refused(Failure::NotFound { .. } | Failure::UnknownVerb)
+    );
+    !is_final
+}
+
+async fn filter(sandbox: &Sandbox, pod: &PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
+    let request = SandboxRequest::Listeners { pod: pod.clone() };
     let answer = match sandbox.ask_with_files(request, ANSWER_LIMIT).await {
         Err(RuntimeError::Refused(Failure::UnknownVerb)) => {
             sandbox.filters.is_old.store(true, Ordering::Relaxed);
@@ -207,6 +244,7 @@ pub fn filter_listeners(
 #[cfg(test)]
 mod tests {
     use krustlet_model::policy::PodPolicy;
+    use krustlet_protocol::connection::CallError;
 
     use super::*;
 
@@ -238,6 +276,21 @@ mod tests {
             assert_eq!(lend(files, DescriptorName::Listener, files).unwrap(), taken);
         }
         lent(Answer { reply: SandboxReply::Done, fds: vec![] }).unwrap_err();
+    }
+
+    #[test]
+    fn what_does_not_mend_itself_is_not_tried_again() {
+        let missing = Failure::NotFound { id: "a".into() };
+        for error in [RuntimeError::Died, RuntimeError::Refused(missing)] {
+            assert!(!may_pass(&error), "{error}");
+        }
+        let broken = RuntimeError::Work(std::io::Error::other("no thread"));
+        let failed = Failure::Failed { message: "no further descriptor".into() };
+        let limit = ANSWER_LIMIT;
+        let late = RuntimeError::Call(CallError::TimedOut { limit });
+        for error in [broken, RuntimeError::Refused(failed), late] {
+            assert!(may_pass(&error), "{error}");
+        }
     }
 
     #[test]

@@ -94,6 +94,21 @@ async fn listeners_of_a_lost_connection_are_filtered_when_it_is_there_again() {
 }
 
 #[tokio::test]
+async fn a_look_that_failed_is_made_again() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
+    bed.set_policy("a", Some(closed())).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    // What it has now would keep out whom the next policies let in.
+    bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
+    bed.set_policy("a", Some(open())).await;
+    wait_for(&bed, |all| all == [0]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn an_older_sandbox_goes_on_by_its_own_check() {
     let bed = Bed::new().await;
     listening(&bed).await;
