@@ -543,6 +543,9 @@ fn time(micros: i64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_model::policy::PodPolicy;
+    use krustlet_protocol::PodNetwork;
+
     use super::*;
     use crate::{
         Domain, NetworkKind, PodUser,
@@ -557,7 +560,7 @@ mod tests {
             handover: Handover::Plain,
             log_files: 5,
             services: None,
-            filters_failed: Arc::default(),
+            looks: Arc::default(),
         };
         let record = SandboxRecord {
             pid: 1,
@@ -579,6 +582,21 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(heard, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_are_filtered_when_fewer_others_are() {
+        let sandbox = sandbox(&tempfile::tempdir().unwrap());
+        let policy = Some(PodPolicy::closed());
+        let network = PodNetwork { policy, ..PodNetwork::default() };
+        sandbox.filters.set(&PodUid::new("a"), filter::Guard::of(&network));
+        let places = &sandbox.common.looks.places;
+        let others = [places.acquire().await.unwrap(), places.acquire().await.unwrap()];
+        let mut look = std::pin::pin!(filter::renew(&sandbox));
+        let waited = tokio::time::timeout(Duration::from_hours(1), &mut look).await;
+        waited.unwrap_err();
+        drop(others);
+        look.await;
     }
 
     #[tokio::test]

@@ -34,16 +34,12 @@ use krustlet_protocol::{
     DescriptorName, Failure, MAX_LISTENERS, PodNetwork, SandboxReply, SandboxRequest,
     connection::Answer,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use self::attach::FilterError;
-use self::attach::keep_out;
 pub(crate) use self::program::Guard;
-use crate::{
-    RuntimeError,
-    sandbox::{ANSWER_LIMIT, Sandbox},
-    work::blocking,
-};
+use self::{attach::keep_out, program::Programs};
+use crate::{RuntimeError, sandbox::Sandbox, work::blocking};
 
 /// Between two looks at one sandbox, beside twice the time that the last one took: a
 /// guest that listens without end takes a third of a processor at most.
@@ -52,6 +48,29 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The least after one that failed: what is wanting, descriptors or time, is so for a
 /// while.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Time for a sandbox to lend, for which it waits for nothing: one that says nothing
+/// does not hold up others for long.
+const LEND_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many pods of an agent are looked at at once: what all of them listen on together
+/// takes no more processors, and no more times [`MAX_LISTENERS`] descriptors.
+const PLACES: usize = 2;
+
+/// What the looks at all sandboxes of an agent have in common.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    /// First come, first served.
+    pub(crate) places: Semaphore,
+    /// Whether it was said that listeners cannot be filtered.
+    is_said: AtomicBool,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { places: Semaphore::new(PLACES), is_said: AtomicBool::new(false) }
+    }
+}
 
 /// The pods of one sandbox, as their listeners are to be filtered.
 #[derive(Debug, Default)]
@@ -178,8 +197,10 @@ fn may_pass(error: &RuntimeError) -> bool {
 }
 
 async fn filter(sandbox: &Sandbox, pod: &PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
+    // Nobody closes it.
+    let _place = sandbox.common.looks.places.acquire().await;
     let request = SandboxRequest::Listeners { pod: pod.clone() };
-    let answer = match sandbox.ask_with_files(request, ANSWER_LIMIT).await {
+    let answer = match sandbox.ask_with_files(request, LEND_LIMIT).await {
         Err(RuntimeError::Refused(Failure::UnknownVerb)) => {
             sandbox.filters.is_old.store(true, Ordering::Relaxed);
             return Ok(());
@@ -190,7 +211,7 @@ async fn filter(sandbox: &Sandbox, pod: &PodUid, guard: Arc<Guard>) -> Result<()
     let filtered = move || Ok(filter_each(&guard, listeners));
     let failed = blocking(filtered).await.map_err(RuntimeError::Work)?;
     if let Some(error) = failed
-        && !sandbox.common.filters_failed.swap(true, Ordering::Relaxed)
+        && !sandbox.common.looks.is_said.swap(true, Ordering::Relaxed)
     {
         tracing::warn!(
             error = %Chain(&error),
@@ -220,8 +241,9 @@ fn lent(answer: Answer<SandboxReply>) -> Result<Vec<(u16, OwnedFd)>, RuntimeErro
 /// errors. Blocks.
 fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Option<FilterError> {
     let mut failed = None;
+    let mut programs = Programs::of(guard);
     for (port, socket) in listeners {
-        failed = failed.or(keep_out(guard, port, &socket).err());
+        failed = failed.or(keep_out(&mut programs, port, &socket).err());
     }
     failed
 }
@@ -286,7 +308,7 @@ mod tests {
         }
         let broken = RuntimeError::Work(std::io::Error::other("no thread"));
         let failed = Failure::Failed { message: "no further descriptor".into() };
-        let limit = ANSWER_LIMIT;
+        let limit = LEND_LIMIT;
         let late = RuntimeError::Call(CallError::TimedOut { limit });
         for error in [broken, RuntimeError::Refused(failed), late] {
             assert!(may_pass(&error), "{error}");
