@@ -72,6 +72,17 @@ impl Default for Looks {
     }
 }
 
+impl Looks {
+    /// Whether people are to hear of an error: of the system's, once. Others are one
+    /// sandbox's own, which may lend what it likes.
+    fn is_news(&self, error: &FilterError) -> bool {
+        match error {
+            FilterError::Refused { .. } => !self.is_said.swap(true, Ordering::Relaxed),
+            FilterError::NotAListener | FilterError::Unknown(_) => false,
+        }
+    }
+}
+
 /// The pods of one sandbox, as their listeners are to be filtered.
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
@@ -210,14 +221,18 @@ async fn filter(sandbox: &Sandbox, pod: &PodUid, guard: Arc<Guard>) -> Result<()
     let listeners = lent(answer)?;
     let filtered = move || Ok(filter_each(&guard, listeners));
     let failed = blocking(filtered).await.map_err(RuntimeError::Work)?;
-    if let Some(error) = failed
-        && !sandbox.common.looks.is_said.swap(true, Ordering::Relaxed)
-    {
-        tracing::warn!(
-            error = %Chain(&error),
-            "cannot keep those out of pods' listeners whom policies refuse: they see their \
-             connections open and close; said once"
-        );
+    for error in failed {
+        let is_news = sandbox.common.looks.is_news(&error);
+        let error = Chain(&error);
+        if is_news {
+            tracing::warn!(
+                %error,
+                "cannot keep those out of pods' listeners whom policies refuse: they see \
+                 their connections open and close; said once"
+            );
+        } else {
+            tracing::debug!(sandbox = sandbox.id, pod = %pod, %error, "a listener has no filter");
+        }
     }
     Ok(())
 }
@@ -237,15 +252,12 @@ fn lent(answer: Answer<SandboxReply>) -> Result<Vec<(u16, OwnedFd)>, RuntimeErro
     }
 }
 
-/// Filters sockets, each for a port of the pod, and closes them. Gives one of the
-/// errors. Blocks.
-fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Option<FilterError> {
-    let mut failed = None;
+/// Filters sockets, each for a port of the pod, and closes them. Gives the errors.
+/// Blocks.
+fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Vec<FilterError> {
     let mut programs = Programs::of(guard);
-    for (port, socket) in listeners {
-        failed = failed.or(keep_out(&mut programs, port, &socket).err());
-    }
-    failed
+    let keep_out = |(port, socket)| keep_out(&mut programs, port, &socket).err();
+    listeners.into_iter().filter_map(keep_out).collect()
 }
 
 /// Filters what a pod listens on, each socket for a port of the pod, by the policies
@@ -260,7 +272,7 @@ pub fn filter_listeners(
     listeners: Vec<(u16, OwnedFd)>,
 ) -> Result<(), FilterError> {
     let Some(guard) = Guard::of(network) else { return Ok(()) };
-    filter_each(&guard, listeners).map_or(Ok(()), Err)
+    filter_each(&guard, listeners).into_iter().next().map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -313,6 +325,26 @@ mod tests {
         for error in [broken, RuntimeError::Refused(failed), late] {
             assert!(may_pass(&error), "{error}");
         }
+    }
+
+    #[test]
+    fn people_hear_once_of_what_the_system_refuses_and_of_nothing_else() {
+        let refused = || {
+            let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            FilterError::Refused { steps: 9, source }
+        };
+        let odd = FilterError::Unknown(std::io::Error::other("odd"));
+        let looks = Looks::default();
+        let told = [FilterError::NotAListener, odd, refused(), refused()]
+            .map(|error| looks.is_news(&error));
+        assert_eq!(told, [false, false, true, false]);
+    }
+
+    #[test]
+    fn each_error_of_a_listener_is_given() {
+        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+        let closed = guard(Some(PodPolicy::closed())).unwrap();
+        assert_eq!(filter_each(&closed, vec![(80, file()), (81, file())]).len(), 2);
     }
 
     #[test]
