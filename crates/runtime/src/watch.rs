@@ -142,8 +142,8 @@ struct Watcher {
     /// holds it. It then has none to go on with, so there is never more news
     /// than that, unless it lies.
     turning: HashMap<ContainerId, bool>,
-    /// Whether listeners are being filtered. One look at a time.
-    filters: bool,
+    /// Had by the look at listeners that is being made, if one is: only one at a time.
+    look: Arc<()>,
     /// When the sandbox last complained of something.
     complained: Option<Instant>,
 }
@@ -151,7 +151,8 @@ struct Watcher {
 impl Watcher {
     fn new(sandbox: Arc<Sandbox>) -> Self {
         let turning = HashMap::new();
-        Self { sandbox, chores: JoinSet::new(), turning, filters: false, complained: None }
+        let look = Arc::default();
+        Self { sandbox, chores: JoinSet::new(), turning, look, complained: None }
     }
 
     /// Takes what comes until the connection is lost.
@@ -167,7 +168,7 @@ impl Watcher {
                 // All four are cancel-safe, and no arm awaits in its body.
                 () = stop.cancelled() => return Left::Stopped,
                 Some(chore) = self.chores.join_next() => self.finish(chore),
-                () = sandbox.filters.due(), if !self.filters => self.filter(),
+                () = sandbox.filters.due(), if !self.is_looking() => self.filter(),
                 news = incoming.next() => match news {
                     Ok(Some(news)) => self.take(news),
                     Ok(None) => break,
@@ -271,12 +272,22 @@ impl Watcher {
 
     /// Filters what pods listen on anew.
     fn filter(&mut self) {
-        self.filters = true;
         let sandbox = Arc::clone(&self.sandbox);
+        self.look(async move { filter::renew(&sandbox).await });
+    }
+
+    /// Looks at listeners. However that ends, there may be another look then.
+    fn look(&mut self, filtered: impl Future<Output = ()> + Send + 'static) {
+        let look = Arc::clone(&self.look);
         self.chores.spawn(async move {
-            filter::renew(&sandbox).await;
+            let _look = look;
+            filtered.await;
             Chore::Filtered
         });
+    }
+
+    fn is_looking(&self) -> bool {
+        Arc::strong_count(&self.look) > 1
     }
 
     /// Passes a complaint on to people, as often and as long as one may be: the
@@ -379,7 +390,7 @@ impl Watcher {
                     self.rotate(id);
                 }
             }
-            Ok(Chore::Filtered) => self.filters = false,
+            Ok(Chore::Filtered) => {}
             Ok(Chore::Room { pod, full, permit }) => {
                 // Only this task sends, so that the room stays.
                 drop(permit);
@@ -597,6 +608,19 @@ mod tests {
         waited.unwrap_err();
         drop(others);
         look.await;
+    }
+
+    #[tokio::test]
+    async fn after_a_look_that_panicked_there_is_another() {
+        let mut watcher = Watcher::new(sandbox(&tempfile::tempdir().unwrap()));
+        for _ in 0..2 {
+            assert!(!watcher.is_looking());
+            watcher.look(async { panic!("a defect") });
+            assert!(watcher.is_looking(), "one at a time");
+            let chore = watcher.chores.join_next().await.unwrap();
+            watcher.finish(chore);
+        }
+        assert!(!watcher.is_looking());
     }
 
     #[tokio::test]
