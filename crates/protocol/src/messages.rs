@@ -245,8 +245,9 @@ pub enum SandboxReply {
     /// The program run by `Exec` has ended.
     Exec(ExecOutcome),
     /// What a pod listens on by TCP, and what was handed over for it that it may
-    /// listen on; of more than [`MAX_LISTENERS`](crate::MAX_LISTENERS) those that
-    /// are there longest. Descriptors: a `Listener` for each port.
+    /// listen on; of more than [`MAX_LISTENERS`](crate::MAX_LISTENERS) first those
+    /// that it listens on, and of these first those that are there longest.
+    /// Descriptors: a `Listener` for each port.
     Listeners {
         /// The pod's port that each is for, which is not always the one that it is
         /// bound to.

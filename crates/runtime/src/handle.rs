@@ -218,7 +218,7 @@ pub async fn open(
     // Once: a thousand sandboxes are handed the same mount.
     let services = services.map(|path| mounts::open(&path, Use::Read, handover)).transpose()?;
     let services = services.map(Arc::new);
-    let common = Common { state, handover, log_files, services, filters_failed: Arc::default() };
+    let common = Common { state, handover, log_files, services, looks: Arc::default() };
     let (commands, requests) = mpsc::channel(QUEUE);
     let (task, adopted) = RuntimeTask::open(common, (node, pods), requests, lock).await?;
     let healthy = task.healthy();

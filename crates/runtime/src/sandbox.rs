@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use crate::{
     PodEvents, RuntimeError,
     events::Feed,
-    filter::{Filters, Guard},
+    filter::{Filters, Guard, Looks},
     logs::LogFile,
     mounts::Handover,
     record::{self, PodRecord, SandboxRecord, State},
@@ -73,8 +73,7 @@ pub(crate) struct Common {
     pub(crate) log_files: usize,
     /// The directory of Services, if pods are led to them.
     pub(crate) services: Option<Arc<OwnedFd>>,
-    /// Whether it was said that listeners cannot be filtered.
-    pub(crate) filters_failed: Arc<AtomicBool>,
+    pub(crate) looks: Arc<Looks>,
 }
 
 /// A sandbox process, living or dead.

@@ -142,8 +142,8 @@ struct Watcher {
     /// holds it. It then has none to go on with, so there is never more news
     /// than that, unless it lies.
     turning: HashMap<ContainerId, bool>,
-    /// Whether listeners are being filtered. One look at a time.
-    filters: bool,
+    /// Had by the look at listeners that is being made, if one is: only one at a time.
+    look: Arc<()>,
     /// When the sandbox last complained of something.
     complained: Option<Instant>,
 }
@@ -151,7 +151,8 @@ struct Watcher {
 impl Watcher {
     fn new(sandbox: Arc<Sandbox>) -> Self {
         let turning = HashMap::new();
-        Self { sandbox, chores: JoinSet::new(), turning, filters: false, complained: None }
+        let look = Arc::default();
+        Self { sandbox, chores: JoinSet::new(), turning, look, complained: None }
     }
 
     /// Takes what comes until the connection is lost.
@@ -167,7 +168,7 @@ impl Watcher {
                 // All four are cancel-safe, and no arm awaits in its body.
                 () = stop.cancelled() => return Left::Stopped,
                 Some(chore) = self.chores.join_next() => self.finish(chore),
-                () = sandbox.filters.due(), if !self.filters => self.filter(),
+                () = sandbox.filters.due(), if !self.is_looking() => self.filter(),
                 news = incoming.next() => match news {
                     Ok(Some(news)) => self.take(news),
                     Ok(None) => break,
@@ -271,12 +272,22 @@ impl Watcher {
 
     /// Filters what pods listen on anew.
     fn filter(&mut self) {
-        self.filters = true;
         let sandbox = Arc::clone(&self.sandbox);
+        self.look(async move { filter::renew(&sandbox).await });
+    }
+
+    /// Looks at listeners. However that ends, there may be another look then.
+    fn look(&mut self, filtered: impl Future<Output = ()> + Send + 'static) {
+        let look = Arc::clone(&self.look);
         self.chores.spawn(async move {
-            filter::renew(&sandbox).await;
+            let _look = look;
+            filtered.await;
             Chore::Filtered
         });
+    }
+
+    fn is_looking(&self) -> bool {
+        Arc::strong_count(&self.look) > 1
     }
 
     /// Passes a complaint on to people, as often and as long as one may be: the
@@ -379,7 +390,7 @@ impl Watcher {
                     self.rotate(id);
                 }
             }
-            Ok(Chore::Filtered) => self.filters = false,
+            Ok(Chore::Filtered) => {}
             Ok(Chore::Room { pod, full, permit }) => {
                 // Only this task sends, so that the room stays.
                 drop(permit);
@@ -543,6 +554,9 @@ fn time(micros: i64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use krustlet_model::policy::PodPolicy;
+    use krustlet_protocol::PodNetwork;
+
     use super::*;
     use crate::{
         Domain, NetworkKind, PodUser,
@@ -557,7 +571,7 @@ mod tests {
             handover: Handover::Plain,
             log_files: 5,
             services: None,
-            filters_failed: Arc::default(),
+            looks: Arc::default(),
         };
         let record = SandboxRecord {
             pid: 1,
@@ -579,6 +593,34 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(heard, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_are_filtered_when_fewer_others_are() {
+        let sandbox = sandbox(&tempfile::tempdir().unwrap());
+        let policy = Some(PodPolicy::closed());
+        let network = PodNetwork { policy, ..PodNetwork::default() };
+        sandbox.filters.set(&PodUid::new("a"), filter::Guard::of(&network));
+        let places = &sandbox.common.looks.places;
+        let others = [places.acquire().await.unwrap(), places.acquire().await.unwrap()];
+        let mut look = std::pin::pin!(filter::renew(&sandbox));
+        let waited = tokio::time::timeout(Duration::from_hours(1), &mut look).await;
+        waited.unwrap_err();
+        drop(others);
+        look.await;
+    }
+
+    #[tokio::test]
+    async fn after_a_look_that_panicked_there_is_another() {
+        let mut watcher = Watcher::new(sandbox(&tempfile::tempdir().unwrap()));
+        for _ in 0..2 {
+            assert!(!watcher.is_looking());
+            watcher.look(async { panic!("a defect") });
+            assert!(watcher.is_looking(), "one at a time");
+            let chore = watcher.chores.join_next().await.unwrap();
+            watcher.finish(chore);
+        }
+        assert!(!watcher.is_looking());
     }
 
     #[tokio::test]

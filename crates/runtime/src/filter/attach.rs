@@ -8,7 +8,7 @@ use std::{
 
 use rustix::net::{getpeername, getsockname, ipproto, sockopt};
 
-use super::program::{Family, Guard, Step};
+use super::program::{Family, Programs, Step};
 
 /// Why a socket was not filtered as its pod's policies are.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +31,18 @@ pub enum FilterError {
 /// Keeps those out of a listening socket, for a port of its pod, whom the pod's
 /// policies do not let in; whoever may come in to none has all come in. If it fails,
 /// all do.
-pub(super) fn keep_out(guard: &Guard, port: u16, socket: &OwnedFd) -> Result<(), FilterError> {
+pub(super) fn keep_out(
+    programs: &mut Programs<'_>,
+    port: u16,
+    socket: &OwnedFd,
+) -> Result<(), FilterError> {
     let local = local(socket)?;
     // A sandbox names the port, of which nobody but itself suffers if it is wrong. It
     // need not be believed where the socket says it.
-    let port = if guard.is_own(local.ip()) { local.port() } else { port };
-    match guard.program(Family::of(local.ip()), port) {
+    let port = if programs.guard.is_own(local.ip()) { local.port() } else { port };
+    match programs.get(Family::of(local.ip()), port) {
         None => detach(socket).map_err(FilterError::Unknown),
-        Some(steps) => replace(socket, &steps),
+        Some(steps) => replace(socket, steps),
     }
 }
 
@@ -104,7 +108,7 @@ mod tests {
     use krustlet_model::policy::PodPolicy;
     use krustlet_protocol::PodNetwork;
 
-    use super::*;
+    use super::{super::program::Guard, *};
 
     fn closed() -> Guard {
         let policy = Some(PodPolicy::closed());
@@ -118,13 +122,15 @@ mod tests {
         let accepted = listener.accept().unwrap().0;
         let file = tempfile::tempfile().unwrap();
         let pipes = std::os::unix::net::UnixStream::pair().unwrap();
+        let closed = closed();
+        let mut programs = Programs::of(&closed);
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         for other in
             [connection.into(), accepted.into(), file.into(), pipes.0.into(), datagrams.into()]
         {
-            let error = keep_out(&closed(), 80, &other).unwrap_err();
+            let error = keep_out(&mut programs, 80, &other).unwrap_err();
             assert!(matches!(error, FilterError::NotAListener), "{error}");
         }
-        keep_out(&closed(), 80, &listener.into()).unwrap();
+        keep_out(&mut programs, 80, &listener.into()).unwrap();
     }
 }

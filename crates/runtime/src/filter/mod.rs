@@ -34,20 +34,54 @@ use krustlet_protocol::{
     DescriptorName, Failure, MAX_LISTENERS, PodNetwork, SandboxReply, SandboxRequest,
     connection::Answer,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 pub use self::attach::FilterError;
-use self::attach::keep_out;
 pub(crate) use self::program::Guard;
-use crate::{
-    RuntimeError,
-    sandbox::{ANSWER_LIMIT, Sandbox},
-    work::blocking,
-};
+use self::{attach::keep_out, program::Programs};
+use crate::{RuntimeError, sandbox::Sandbox, work::blocking};
 
 /// Between two looks at one sandbox, beside twice the time that the last one took: a
 /// guest that listens without end takes a third of a processor at most.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// The least after one that failed: what is wanting, descriptors or time, is so for a
+/// while.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Time for a sandbox to lend, for which it waits for nothing: one that says nothing
+/// does not hold up others for long.
+const LEND_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many pods of an agent are looked at at once: what all of them listen on together
+/// takes no more processors, and no more times [`MAX_LISTENERS`] descriptors.
+const PLACES: usize = 2;
+
+/// What the looks at all sandboxes of an agent have in common.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    /// First come, first served.
+    pub(crate) places: Semaphore,
+    /// Whether it was said that listeners cannot be filtered.
+    is_said: AtomicBool,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { places: Semaphore::new(PLACES), is_said: AtomicBool::new(false) }
+    }
+}
+
+impl Looks {
+    /// Whether people are to hear of an error: of the system's, once. Others are one
+    /// sandbox's own, which may lend what it likes.
+    fn is_news(&self, error: &FilterError) -> bool {
+        match error {
+            FilterError::Refused { .. } => !self.is_said.swap(true, Ordering::Relaxed),
+            FilterError::NotAListener | FilterError::Unknown(_) => false,
+        }
+    }
+}
 
 /// The pods of one sandbox, as their listeners are to be filtered.
 #[derive(Debug, Default)]
@@ -58,6 +92,8 @@ pub(crate) struct Filters {
     due: Notify,
     /// Whether the sandbox does not know how to lend.
     is_old: AtomicBool,
+    /// Whether it was said that it does not lend what it should.
+    has_failed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -106,6 +142,11 @@ impl Filters {
         self.due.notify_one();
     }
 
+    /// A look at what a pod listens on has failed.
+    fn again(&self, pod: &PodUid) {
+        self.listens(pod);
+    }
+
     pub(crate) fn remove(&self, pod: &PodUid) {
         self.pods().remove(pod);
     }
@@ -126,23 +167,51 @@ impl Filters {
 }
 
 /// Filters what the pods of a sandbox listen on of which that is due, and rests for a
-/// while.
+/// while. Where that fails it stays due: what is attached there is of other policies,
+/// and may keep out whom these let in.
 pub(crate) async fn renew(sandbox: &Sandbox) {
     let begun = Instant::now();
+    let mut least = Duration::ZERO;
     for (pod, guard) in sandbox.filters.take_due() {
         if sandbox.filters.is_old.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = filter(sandbox, pod, guard).await {
-            tracing::debug!(sandbox = sandbox.id, error = %Chain(&error), "lends no listeners");
+        let Err(error) = filter(sandbox, &pod, guard).await else { continue };
+        let may_pass = may_pass(&error);
+        if may_pass {
+            sandbox.filters.again(&pod);
+            least = PAUSE_AFTER_FAILURE;
+        }
+        let error = Chain(&error);
+        if may_pass && !sandbox.filters.has_failed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                sandbox = sandbox.id, pod = %pod, %error,
+                "cannot filter what a pod listens on, and tries again; said once"
+            );
+        } else {
+            tracing::debug!(sandbox = sandbox.id, pod = %pod, %error, "lends no listeners");
         }
     }
-    tokio::time::sleep(PAUSE + 2 * begun.elapsed()).await;
+    tokio::time::sleep(least.max(PAUSE + 2 * begun.elapsed())).await;
 }
 
-async fn filter(sandbox: &Sandbox, pod: PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
-    let request = SandboxRequest::Listeners { pod };
-    let answer = match sandbox.ask_with_files(request, ANSWER_LIMIT).await {
+/// Whether what failed may do otherwise when it is tried again, without anybody
+/// saying so.
+fn may_pass(error: &RuntimeError) -> bool {
+    let is_final = matches!(
+        error,
+        RuntimeError::Died
+            | RuntimeError::NoSandbox { .. }
+            | RuntimeError::Refused(Failure::NotFound { .. } | Failure::UnknownVerb)
+    );
+    !is_final
+}
+
+async fn filter(sandbox: &Sandbox, pod: &PodUid, guard: Arc<Guard>) -> Result<(), RuntimeError> {
+    // Nobody closes it.
+    let _place = sandbox.common.looks.places.acquire().await;
+    let request = SandboxRequest::Listeners { pod: pod.clone() };
+    let answer = match sandbox.ask_with_files(request, LEND_LIMIT).await {
         Err(RuntimeError::Refused(Failure::UnknownVerb)) => {
             sandbox.filters.is_old.store(true, Ordering::Relaxed);
             return Ok(());
@@ -152,14 +221,18 @@ async fn filter(sandbox: &Sandbox, pod: PodUid, guard: Arc<Guard>) -> Result<(),
     let listeners = lent(answer)?;
     let filtered = move || Ok(filter_each(&guard, listeners));
     let failed = blocking(filtered).await.map_err(RuntimeError::Work)?;
-    if let Some(error) = failed
-        && !sandbox.common.filters_failed.swap(true, Ordering::Relaxed)
-    {
-        tracing::warn!(
-            error = %Chain(&error),
-            "cannot keep those out of pods' listeners whom policies refuse: they see their \
-             connections open and close; said once"
-        );
+    for error in failed {
+        let is_news = sandbox.common.looks.is_news(&error);
+        let error = Chain(&error);
+        if is_news {
+            tracing::warn!(
+                %error,
+                "cannot keep those out of pods' listeners whom policies refuse: they see \
+                 their connections open and close; said once"
+            );
+        } else {
+            tracing::debug!(sandbox = sandbox.id, pod = %pod, %error, "a listener has no filter");
+        }
     }
     Ok(())
 }
@@ -179,14 +252,12 @@ fn lent(answer: Answer<SandboxReply>) -> Result<Vec<(u16, OwnedFd)>, RuntimeErro
     }
 }
 
-/// Filters sockets, each for a port of the pod, and closes them. Gives one of the
-/// errors. Blocks.
-fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Option<FilterError> {
-    let mut failed = None;
-    for (port, socket) in listeners {
-        failed = failed.or(keep_out(guard, port, &socket).err());
-    }
-    failed
+/// Filters sockets, each for a port of the pod, and closes them. Gives the errors.
+/// Blocks.
+fn filter_each(guard: &Guard, listeners: Vec<(u16, OwnedFd)>) -> Vec<FilterError> {
+    let mut programs = Programs::of(guard);
+    let keep_out = |(port, socket)| keep_out(&mut programs, port, &socket).err();
+    listeners.into_iter().filter_map(keep_out).collect()
 }
 
 /// Filters what a pod listens on, each socket for a port of the pod, by the policies
@@ -201,12 +272,13 @@ pub fn filter_listeners(
     listeners: Vec<(u16, OwnedFd)>,
 ) -> Result<(), FilterError> {
     let Some(guard) = Guard::of(network) else { return Ok(()) };
-    filter_each(&guard, listeners).map_or(Ok(()), Err)
+    filter_each(&guard, listeners).into_iter().next().map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
 mod tests {
     use krustlet_model::policy::PodPolicy;
+    use krustlet_protocol::connection::CallError;
 
     use super::*;
 
@@ -238,6 +310,41 @@ mod tests {
             assert_eq!(lend(files, DescriptorName::Listener, files).unwrap(), taken);
         }
         lent(Answer { reply: SandboxReply::Done, fds: vec![] }).unwrap_err();
+    }
+
+    #[test]
+    fn what_does_not_mend_itself_is_not_tried_again() {
+        let missing = Failure::NotFound { id: "a".into() };
+        for error in [RuntimeError::Died, RuntimeError::Refused(missing)] {
+            assert!(!may_pass(&error), "{error}");
+        }
+        let broken = RuntimeError::Work(std::io::Error::other("no thread"));
+        let failed = Failure::Failed { message: "no further descriptor".into() };
+        let limit = LEND_LIMIT;
+        let late = RuntimeError::Call(CallError::TimedOut { limit });
+        for error in [broken, RuntimeError::Refused(failed), late] {
+            assert!(may_pass(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn people_hear_once_of_what_the_system_refuses_and_of_nothing_else() {
+        let refused = || {
+            let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            FilterError::Refused { steps: 9, source }
+        };
+        let odd = FilterError::Unknown(std::io::Error::other("odd"));
+        let looks = Looks::default();
+        let told = [FilterError::NotAListener, odd, refused(), refused()]
+            .map(|error| looks.is_news(&error));
+        assert_eq!(told, [false, false, true, false]);
+    }
+
+    #[test]
+    fn each_error_of_a_listener_is_given() {
+        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+        let closed = guard(Some(PodPolicy::closed())).unwrap();
+        assert_eq!(filter_each(&closed, vec![(80, file()), (81, file())]).len(), 2);
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! sees a packet from its TCP header on (`tcp_filter` in `net/ipv4/tcp_ipv4.c`).
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
@@ -48,7 +49,7 @@ const SYN: u32 = 0x02;
 const ACK: u32 = 0x10;
 
 /// The family of addresses that a socket is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     V4,
     V6,
@@ -125,6 +126,24 @@ impl Guard {
         ];
         steps.extend(level(family.source(), &spans));
         (steps.len() <= MOST_STEPS).then_some(steps)
+    }
+}
+
+/// A guard's programs, each made once: a pod may listen to one port at many sockets.
+pub(super) struct Programs<'a> {
+    pub(super) guard: &'a Guard,
+    made: HashMap<(Family, u16), Option<Vec<Step>>>,
+}
+
+impl<'a> Programs<'a> {
+    pub(super) fn of(guard: &'a Guard) -> Self {
+        Self { guard, made: HashMap::new() }
+    }
+
+    /// As [`Guard::program`].
+    pub(super) fn get(&mut self, family: Family, port: u16) -> Option<&[Step]> {
+        let make = || self.guard.program(family, port);
+        self.made.entry((family, port)).or_insert_with(make).as_deref()
     }
 }
 

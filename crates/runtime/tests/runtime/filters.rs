@@ -7,19 +7,46 @@ use tokio::time::{sleep, timeout};
 
 use crate::bed::{Bed, LIMIT};
 
-/// How long the filters are of what a pod listens on; 0 where there is none.
+/// How long the filters are of what the pod `a` listens on; 0 where there is none.
 async fn lengths(bed: &Bed) -> Vec<usize> {
-    let (_, said) = bed.exec("a", 1, &["filters"]).await.unwrap();
+    lengths_of(bed, "a", 1).await
+}
+
+async fn lengths_of(bed: &Bed, pod: &str, container: u8) -> Vec<usize> {
+    let (_, said) = bed.exec(pod, container, &["filters"]).await.unwrap();
     said.split_whitespace().map(|length| length.parse().unwrap()).collect()
 }
 
 async fn wait_for(bed: &Bed, is_so: impl Fn(&[usize]) -> bool) {
+    until(async || is_so(&lengths(bed).await)).await;
+}
+
+async fn until(is_so: impl AsyncFn() -> bool) {
     let is_so = async {
-        while !is_so(&lengths(bed).await) {
+        while !is_so().await {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(LIMIT, is_so).await.expect("the filters are as they should be");
+    timeout(LIMIT, is_so).await.expect("it is as it should be");
+}
+
+/// How often the sandbox of the pod `a` was asked for what that listens on.
+async fn asks(bed: &Bed) -> u32 {
+    let (_, said) = bed.exec("a", 1, &["lend-asks"]).await.unwrap();
+    said.parse().unwrap()
+}
+
+/// What another pod listens on is filtered, and only when it is looked at a second
+/// time: whatever was to be looked at before, once or twice, has been then.
+async fn another_is_filtered(bed: &Bed) {
+    let mut events = bed.run("b").await;
+    bed.start("b", 2, &mut events).await;
+    for what in ["listen", "refuse-to-lend"] {
+        bed.exec("b", 2, &[what]).await.unwrap();
+    }
+    bed.set_policy("b", Some(closed())).await;
+    until(async || lengths_of(bed, "b", 2).await[0] > 0).await;
+    bed.stop_pod("b").await;
 }
 
 fn closed() -> PodPolicy {
@@ -70,6 +97,7 @@ async fn filters_outlive_the_agent_and_the_next_one_renews_them() {
     // Not known yet: one that comes now has none.
     bed.set_policy("a", None).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
+    another_is_filtered(&bed).await;
     assert_eq!(lengths(&bed).await[1], 0);
     bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[1] == all[0] && all[0] > 0).await;
@@ -94,12 +122,30 @@ async fn listeners_of_a_lost_connection_are_filtered_when_it_is_there_again() {
 }
 
 #[tokio::test]
+async fn a_look_that_failed_is_made_again() {
+    let bed = Bed::new().await;
+    listening(&bed).await;
+    bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
+    bed.set_policy("a", Some(closed())).await;
+    wait_for(&bed, |all| all[0] > 0).await;
+    // What it has now would keep out whom the next policies let in.
+    bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
+    bed.set_policy("a", Some(open())).await;
+    wait_for(&bed, |all| all == [0]).await;
+    bed.stop_pod("a").await;
+    bed.finish().await;
+}
+
+#[tokio::test]
 async fn an_older_sandbox_goes_on_by_its_own_check() {
     let bed = Bed::new().await;
     listening(&bed).await;
     bed.exec("a", 1, &["lend-nothing"]).await.unwrap();
     bed.set_policy("a", Some(closed())).await;
+    until(async || asks(&bed).await > 0).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
+    another_is_filtered(&bed).await;
+    assert_eq!(asks(&bed).await, 1);
     assert_eq!(lengths(&bed).await, [0; 2]);
     bed.stop_pod("a").await;
     bed.finish().await;

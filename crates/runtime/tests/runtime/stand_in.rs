@@ -234,6 +234,8 @@ fn sandbox() {
             version: VERSION,
             listeners: vec![],
             may_lend: true,
+            refusals: 0,
+            lend_asks: 0,
         }
         .run();
     }
@@ -258,6 +260,10 @@ struct Sandbox {
     listeners: Vec<TcpListener>,
     /// Whether it knows how to lend them.
     may_lend: bool,
+    /// How often it has none to lend before it does.
+    refusals: u32,
+    /// How often it was asked for them.
+    lend_asks: u32,
 }
 
 struct Container {
@@ -411,11 +417,7 @@ impl Sandbox {
                 Ok(SandboxReply::Done)
             }
             SandboxRequest::SetPodNetwork { .. } => Ok(SandboxReply::Done),
-            SandboxRequest::Listeners { .. } if !self.may_lend => Err(Failure::UnknownVerb),
-            SandboxRequest::Listeners { .. } => {
-                let ports = self.listeners.iter().map(|_| PORT).collect();
-                Ok(SandboxReply::Listeners { ports })
-            }
+            SandboxRequest::Listeners { .. } => self.lend(),
             // One of the version before.
             SandboxRequest::Connect { port: 1, .. } => Err(Failure::UnknownVerb),
             SandboxRequest::Connect { port: 2, .. } => {
@@ -433,6 +435,19 @@ impl Sandbox {
             }
             SandboxRequest::Shutdown => end(0),
         }
+    }
+
+    fn lend(&mut self) -> Result<SandboxReply, Failure> {
+        self.lend_asks += 1;
+        if !self.may_lend {
+            return Err(Failure::UnknownVerb);
+        }
+        if let Some(left) = self.refusals.checked_sub(1) {
+            self.refusals = left;
+            return Err(Failure::Failed { message: "no further descriptor".into() });
+        }
+        let ports = self.listeners.iter().map(|_| PORT).collect();
+        Ok(SandboxReply::Listeners { ports })
     }
 
     fn create(
@@ -540,6 +555,9 @@ impl Sandbox {
             }
             // As one of the version before.
             "lend-nothing" => self.may_lend = false,
+            // Lends only when it is asked once more.
+            "refuse-to-lend" => self.refusals = 1,
+            "lend-asks" => write!(stdout, "{}", self.lend_asks).unwrap(),
             "die" => end(number()),
             "many" => self.many = true,
             "flood" => self.flood = true,

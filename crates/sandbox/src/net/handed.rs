@@ -159,15 +159,15 @@ impl Handed {
         Ok(listening)
     }
 
-    /// Other descriptors of those that nobody listens on now, each with the port it is
-    /// for: what is attached to one stays with it.
+    /// Other descriptors of so many that nobody listens on now, each with the port it
+    /// is for: what is attached to one stays with it.
     ///
     /// # Errors
     ///
     /// When there is no further descriptor.
-    pub(super) fn lend(&self) -> io::Result<Vec<(u16, OwnedFd)>> {
+    pub(super) fn lend(&self, most: usize) -> io::Result<Vec<(u16, OwnedFd)>> {
         let lend = |one: &Idle<Bound>| Ok((one.port, one.socket.try_clone()?.into()));
-        self.0.all().iter().map(lend).collect()
+        self.0.all().iter().take(most).map(lend).collect()
     }
 }
 

@@ -601,16 +601,16 @@ impl Stack {
     }
 
     /// What the pod listens on and what was handed over for it: other descriptors,
-    /// each with the pod's port. Of too many the last are left out.
+    /// each with the pod's port. Of too many the last are left out, those at rest
+    /// first: of each the agent is told when it is listened on.
     ///
     /// # Errors
     ///
     /// When there is no further descriptor.
     pub(crate) fn lend_listeners(&self) -> io::Result<Vec<(u16, OwnedFd)>> {
         self.0.listeners.asked();
-        let mut lent = self.0.handed.lend()?;
-        lent.truncate(MAX_LISTENERS);
-        lent.extend(self.0.listeners.lend(MAX_LISTENERS - lent.len())?);
+        let mut lent = self.0.listeners.lend(MAX_LISTENERS)?;
+        lent.extend(self.0.handed.lend(MAX_LISTENERS - lent.len())?);
         Ok(lent)
     }
 }
@@ -722,6 +722,22 @@ mod tests {
         // While it listened the address was the system's to give.
         again.unwrap_err();
         listen(stack.bind_tcp(address).unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_listened_on_is_lent_before_what_is_at_rest() {
+        let stack = Stack::default();
+        let addresses = vec!["127.0.0.1".parse().unwrap()];
+        stack.set(PodNetwork { addresses, ..PodNetwork::default() }, None);
+        let at_rest = |_| (80, std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let handed = (0..=MAX_LISTENERS).map(at_rest).collect();
+        let _claim = stack.hand(handed, Vec::new()).unwrap();
+        let _listener = stack.listen_everywhere(0, 8).unwrap();
+        let lent = stack.lend_listeners().unwrap();
+        let listens =
+            |(_, socket): &(u16, OwnedFd)| rustix::net::sockopt::socket_acceptconn(socket).unwrap();
+        assert!(listens(&lent[0]), "{lent:?}");
+        assert_eq!(lent.len(), MAX_LISTENERS);
     }
 
     /// A pod that may have so many sockets, and who listens there.

@@ -202,3 +202,15 @@ fn policies_that_are_too_long_have_no_program() {
     assert!(program(1900).is_some_and(|steps| steps.len() <= MOST_STEPS));
     assert!(program(2100).is_none());
 }
+
+#[test]
+fn a_program_is_made_once_for_all_sockets_of_a_port() {
+    let policy = Some(PodPolicy::closed());
+    let guard = Guard::of(&PodNetwork { policy, ..PodNetwork::default() }).unwrap();
+    let mut programs = Programs::of(&guard);
+    let mut at = |family, port| programs.get(family, port).unwrap().as_ptr();
+    let first = at(Family::V4, 80);
+    assert_ne!(at(Family::V6, 80), first);
+    assert_ne!(at(Family::V4, 81), first);
+    assert_eq!(at(Family::V4, 80), first);
+}
