@@ -171,7 +171,7 @@ impl Kept {
         self.was_asked.store(true, Relaxed);
         let is_first = self.is_awaited.swap(false, Relaxed);
         if !is_first {
-            self.requests.fetch_add(1, Relaxed);
+            self.requests.fetch_add(1, SeqCst);
         }
         Asking { kept: Arc::clone(self), is_first }
     }
@@ -179,12 +179,21 @@ impl Kept {
     /// The request that it was made for goes by another.
     pub(crate) fn expect_nobody(&self) {
         if self.is_awaited.swap(false, Relaxed) {
-            self.requests.fetch_sub(1, Relaxed);
+            self.one_less();
+        }
+    }
+
+    /// A request is no longer under way on it.
+    fn one_less(&self) {
+        // Whoever reads from it may have looked while it was in use: one of the two sees
+        // the other.
+        if self.requests.fetch_sub(1, SeqCst) == 1 && self.is_to_go.load(SeqCst) {
+            self.reader.wake();
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.requests.load(Relaxed) == 0
+        self.requests.load(SeqCst) == 0
     }
 
     /// Has it closed if it is there, idle, and not to be closed already. If it is asked
@@ -218,7 +227,7 @@ impl Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        self.kept.requests.fetch_sub(1, Relaxed);
+        self.kept.one_less();
     }
 }
 
@@ -275,7 +284,13 @@ impl AsyncWrite for Lasting {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use std::time::Duration;
+
+    use tokio::{
+        io::AsyncReadExt,
+        task::{JoinSet, yield_now},
+        time::timeout,
+    };
 
     use super::*;
     use crate::net::{test_connection, test_connections};
@@ -322,7 +337,7 @@ mod tests {
         drop(kept.asked());
         let reads = async { reader.read(&mut [0]).await.unwrap() };
         let closes = async {
-            tokio::task::yield_now().await;
+            yield_now().await;
             assert!(idle.close_one());
         };
         assert_eq!(tokio::join!(reads, closes), (0, ()));
@@ -332,6 +347,26 @@ mod tests {
         assert_eq!(reader.read(&mut [0; 8]).await.unwrap(), 6);
         drop(asking);
         assert_eq!(reader.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_to_go_ends_for_who_read_from_it_while_a_request_was_quicker() {
+        let [ours, _theirs] = test_connections();
+        let (idle, ours) = (Idle::default(), Arc::new(ours));
+        let kept = idle.add(&ours);
+        let mut reader = Lasting::new(ours, Arc::clone(&kept));
+        drop(kept.asked());
+        // A task of its own: it looks when it is woken, and only then.
+        let mut reads = JoinSet::new();
+        reads.spawn(async move { reader.read(&mut [0]).await });
+        yield_now().await;
+        assert!(idle.close_one());
+        let asking = kept.asked();
+        yield_now().await;
+        assert!(reads.try_join_next().is_none(), "it is in use");
+        drop(asking);
+        let read = timeout(Duration::from_secs(20), reads.join_next()).await;
+        assert_eq!(read.expect("nobody woke it").unwrap().unwrap().unwrap(), 0);
     }
 
     #[test]
