@@ -17,16 +17,25 @@ use std::{
         },
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{Connection, Stream};
 
 /// Connections of a pod's client, those in use among them: twice as many as requests
 /// may be under way. Each may take some 25 KiB for TLS and what waits.
 const KEPT: usize = 512;
+
+/// How long a client that was let in has to ask something before its connection makes
+/// room for another: its first request comes a round trip later. As long as Linux waits
+/// for one before it sends again (RFC 6298, 2.1).
+const FIRST_TIME: Duration = Duration::from_secs(1);
 
 /// Those of one pod.
 #[derive(Debug, Default)]
@@ -57,6 +66,9 @@ pub(crate) struct Kept {
     is_awaited: AtomicBool,
     /// Something was asked on it since it was looked at.
     was_asked: AtomicBool,
+    /// It was accepted, and nothing was asked on it yet.
+    is_new: AtomicBool,
+    made: Instant,
     /// Another needs the socket.
     is_to_go: AtomicBool,
     /// Whoever reads from it.
@@ -136,8 +148,8 @@ impl Served {
         kept
     }
 
-    /// Closes one that is idle, of those on which nothing was asked for long. False if
-    /// there is none.
+    /// Closes one that is idle, of those on which nothing was asked for long; none that
+    /// came just now. False if there is none.
     pub(crate) fn close_one(&self) -> bool {
         let mut all = lock(&self.0);
         // One on which something was asked since it was looked at has its turn again
@@ -155,12 +167,15 @@ impl Served {
 }
 
 impl Kept {
+    /// `is_awaited`: made for a request; any other was accepted.
     fn new(connection: &Arc<Connection>, is_awaited: bool) -> Arc<Self> {
         Arc::new(Self {
             connection: Arc::downgrade(connection),
             requests: AtomicUsize::new(is_awaited.into()),
             is_awaited: AtomicBool::new(is_awaited),
             was_asked: AtomicBool::new(false),
+            is_new: AtomicBool::new(!is_awaited),
+            made: Instant::now(),
             is_to_go: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         })
@@ -169,6 +184,7 @@ impl Kept {
     /// A request takes it. To be called where it is read from.
     pub(crate) fn asked(self: &Arc<Self>) -> Asking {
         self.was_asked.store(true, Relaxed);
+        self.is_new.store(false, Relaxed);
         let is_first = self.is_awaited.swap(false, Relaxed);
         if !is_first {
             self.requests.fetch_add(1, SeqCst);
@@ -196,10 +212,16 @@ impl Kept {
         self.requests.load(SeqCst) == 0
     }
 
-    /// Has it closed if it is there, idle, and not to be closed already. If it is asked
-    /// something in the same moment it is closed after that.
+    /// Whether its first request may still be on its way.
+    fn is_expected(&self) -> bool {
+        self.is_new.load(Relaxed) && self.made.elapsed() < FIRST_TIME
+    }
+
+    /// Has it closed if it is there, idle with nothing on its way, and not to be closed
+    /// already. If it is asked something in the same moment it is closed after that.
     fn close(&self) -> bool {
-        let is_there = self.is_idle() && self.connection.strong_count() > 0;
+        let is_idle = self.is_idle() && !self.is_expected();
+        let is_there = is_idle && self.connection.strong_count() > 0;
         let goes = is_there && !self.is_to_go.swap(true, SeqCst);
         if goes {
             self.reader.wake();
@@ -284,12 +306,10 @@ impl AsyncWrite for Lasting {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::{
         io::AsyncReadExt,
         task::{JoinSet, yield_now},
-        time::timeout,
+        time::{advance, timeout},
     };
 
     use super::*;
@@ -369,13 +389,29 @@ mod tests {
         assert_eq!(read.expect("nobody woke it").unwrap().unwrap().unwrap(), 0);
     }
 
-    #[test]
-    fn a_servers_connections_are_closed_last_and_those_that_were_asked_last_of_these() {
+    #[tokio::test(start_paused = true)]
+    async fn whoever_was_let_in_just_now_makes_room_for_nobody_before_it_has_asked() {
+        let idle = Idle::default();
+        let served = idle.serve();
+        let all = [(); 2].map(|()| Arc::new(test_connection()));
+        let [first, second] = [0, 1].map(|index| served.add(&all[index]));
+        assert!(!idle.close_one(), "their requests may be on their way");
+        drop(second.asked());
+        // It was asked since it was looked at last, but there is no other.
+        assert!(idle.close_one() && second.goes());
+        assert!(!idle.close_one());
+        advance(FIRST_TIME).await;
+        assert!(idle.close_one() && first.goes());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_servers_connections_are_closed_last_and_those_that_were_asked_last_of_these() {
         let idle = Idle::default();
         let all = [(); 4].map(|()| Arc::new(test_connection()));
         let served = idle.serve();
         let [busy, asked, silent] = [0, 1, 2].map(|index| served.add(&all[index]));
         let kept = idle.add(&all[3]);
+        advance(FIRST_TIME).await;
         let request = busy.asked();
         for kept in [&asked, &kept] {
             drop(kept.asked());
