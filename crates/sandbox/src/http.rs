@@ -26,6 +26,7 @@ use std::{
     net::Shutdown,
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -67,7 +68,7 @@ const CONNECTIONS: usize = 4096;
 
 /// Wait after a failed accept, unless a client alone gave up: descriptors are short,
 /// and others must end first. And how long one that is to make room for another may
-/// take before the next is.
+/// take before the next is, and after which one is looked for again where none could.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long after a request's time the rest of its answer may take to be sent;
@@ -274,18 +275,38 @@ fn most_connections(sockets: u32) -> usize {
     (most.max(1) as usize).min(CONNECTIONS)
 }
 
-/// The next connection. Where the server is full none is taken, and one that is idle is
-/// closed for it.
+/// The next connection; none where that is to be asked again. Where the server is full
+/// none is taken, and one that is idle is closed for it.
 async fn next(
     listener: &mut Listener,
     full: Option<&Served>,
 ) -> Option<Result<Connection, NetError>> {
+    if !is_there(listener).await {
+        return None;
+    }
     let Some(served) = full else { return Some(listener.accept().await) };
-    poll_fn(|context| listener.poll_ready(context)).await;
     served.close_one();
     // Whoever waits for this is told of its end.
     sleep(ACCEPT_PAUSE).await;
     None
+}
+
+/// Waits for the next connection. False if the pod had no socket for it for so long, and
+/// none that could be closed: there may be one by now, of which nobody is told.
+async fn is_there(listener: &mut Listener) -> bool {
+    let mut pause = None;
+    poll_fn(|context| {
+        if listener.poll_ready(context).is_ready() {
+            return Poll::Ready(true);
+        }
+        if !listener.lacks_room() {
+            pause = None;
+            return Poll::Pending;
+        }
+        let pause = pause.get_or_insert_with(|| Box::pin(sleep(ACCEPT_PAUSE)));
+        pause.as_mut().poll(context).map(|()| false)
+    })
+    .await
 }
 
 /// A connection, and whether the thread that accepted it serves it.
@@ -449,7 +470,46 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{io::AsyncReadExt, task::yield_now};
+
     use super::*;
+    use crate::net::{Options, test_listening};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_let_in_when_a_connection_has_become_idle_while_it_waited() {
+        // The listener, two clients, and one of their connections.
+        let (stack, mut listener) = test_listening(4);
+        let to = listener.address();
+        let connect = || stack.connect_tcp(stack.permit().unwrap(), Options::default(), to);
+        let _first = connect().await.unwrap();
+        let connection = Arc::new(next(&mut listener, None).await.unwrap().unwrap());
+        let served = stack.serve();
+        let kept = served.add(&connection);
+        let asking = kept.asked();
+        let _second = connect().await.unwrap();
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            loop {
+                if let Some(accepted) = next(&mut listener, None).await {
+                    return accepted;
+                }
+            }
+        });
+        yield_now().await;
+        drop(asking);
+        let mut reader = Lasting::new(connection, kept);
+        let read = timeout(Duration::from_secs(20), reader.read(&mut [0])).await;
+        assert_eq!(read.expect("nobody has closed it").unwrap(), 0);
+        drop(reader);
+        accepting.join_next().await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_whose_pod_has_sockets_left_wakes_for_clients_alone() {
+        let (_stack, mut listener) = test_listening(2);
+        let waits = timeout(Duration::from_hours(1), next(&mut listener, None));
+        assert!(waits.await.is_err());
+    }
 
     #[test]
     fn who_is_turned_away_in_version_2_has_nothing_to_take() {

@@ -191,12 +191,14 @@ impl<F: Future> Future for Metered<F> {
         let this = &mut *self;
         ready!(this.poll_limit(context));
         let _inside = this.ticker.as_deref().map(Ticker::enter);
-        let (before, outer) = (time_before(), WITHIN.replace(Some(0)));
+        let before = time_before();
+        let mut outer = Outer(WITHIN.replace(Some(0)));
         let polled = this.guest.as_mut().poll(context);
         let after = thread_time();
         let took = after.saturating_sub(before);
         this.usage.charge_cpu(took.saturating_sub(WITHIN.get().unwrap_or(0)));
-        WITHIN.set(outer.map(|within| within + took));
+        outer.0 = outer.0.map(|within| within + took);
+        drop(outer);
         LAST.set(Some((Instant::now(), after)));
         polled
     }
@@ -231,6 +233,16 @@ thread_local! {
     static LAST: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
 }
 
+/// What [`WITHIN`] was before one is polled, and is again after that, also if it panics:
+/// its thread may poll others then.
+struct Outer(Option<u64>);
+
+impl Drop for Outer {
+    fn drop(&mut self) {
+        WITHIN.set(self.0);
+    }
+}
+
 /// How long the time after one that was polled is good for the next one: to ask for it
 /// is a system call, which was a tenth of what a short request took.
 const NEAR: Duration = Duration::from_micros(20);
@@ -255,6 +267,12 @@ pub(crate) fn thread_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        future::poll_fn,
+        panic::{AssertUnwindSafe, catch_unwind},
+        task::Waker,
+    };
+
     use krustlet_protocol::Limits;
 
     use super::*;
@@ -276,6 +294,16 @@ mod tests {
         let took = thread_time() - before;
         assert!(inner.cpu() >= 3 * SOME && outer.cpu() >= SOME);
         assert!(inner.cpu() + outer.cpu() <= took);
+    }
+
+    #[test]
+    fn after_a_panic_nobody_is_taken_to_be_polled_within_another() {
+        let usage = Arc::new(Usage::new(&Limits::default()));
+        let work = poll_fn(|_| -> Poll<()> { panic!("as a host's function might") });
+        let mut metered = Metered::of_host(work, usage);
+        let polls = || Pin::new(&mut metered).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(catch_unwind(AssertUnwindSafe(polls)).is_err());
+        assert_eq!(WITHIN.get(), None);
     }
 
     fn engine() -> Engine {

@@ -430,6 +430,22 @@ impl Stack {
     }
 }
 
+/// A pod that may have so many sockets, and who listens there, at its loopback.
+#[cfg(test)]
+pub(crate) fn test_listening(sockets: u32) -> (Stack, Listener) {
+    use krustlet_protocol::SocketLimits;
+
+    let stack = Stack::default();
+    let addresses = vec![std::net::Ipv4Addr::new(192, 0, 2, 1).into()];
+    let limits = SocketLimits { sockets, ..SocketLimits::default() };
+    stack.set(PodNetwork { addresses, limits, ..PodNetwork::default() }, None);
+    let at = std::net::SocketAddr::new(Family::V4.localhost(), 0);
+    let bound = stack.bind_tcp(at).expect("its loopback has ports");
+    let permit = stack.permit().expect("it may have one");
+    let listener = bound.listen(permit, Options::default(), 8).expect("it is bound");
+    (stack, listener)
+}
+
 /// Two ends of a connection.
 #[cfg(test)]
 pub(crate) fn test_connections() -> [Connection; 2] {

@@ -485,6 +485,12 @@ impl Listener {
         Poll::Ready(())
     }
 
+    /// Whether it waits for a socket, and no connection was closed for it: whoever asks
+    /// again may find one that is idle by then, of which nobody is told.
+    pub(crate) fn lacks_room(&self) -> bool {
+        !self.has_made_room && self.waiter.is_waiting()
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Connection, NetError>> {
         // First the permit: a connection that may not be had is left waiting in
         // the system's queue.
@@ -696,11 +702,11 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
-    use krustlet_protocol::{PodNetwork, SocketLimits};
+    use krustlet_protocol::PodNetwork;
     use tokio::time::timeout;
 
     use super::{
-        super::{Kept, LISTENING},
+        super::{Kept, LISTENING, test_listening},
         *,
     };
 
@@ -740,18 +746,6 @@ mod tests {
         assert_eq!(lent.len(), MAX_LISTENERS);
     }
 
-    /// A pod that may have so many sockets, and who listens there.
-    fn listening(sockets: u32) -> (Stack, Listener) {
-        let stack = Stack::default();
-        let addresses = vec!["192.0.2.1".parse().unwrap()];
-        let limits = SocketLimits { sockets, ..SocketLimits::default() };
-        stack.set(PodNetwork { addresses, limits, ..PodNetwork::default() }, None);
-        let bound = stack.bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
-        let permit = stack.permit().unwrap();
-        let listener = bound.listen(permit, Options::default(), 8).unwrap();
-        (stack, listener)
-    }
-
     async fn connect(stack: &Stack, listener: &Listener) -> Connection {
         let permit = stack.permit().unwrap();
         stack.connect_tcp(permit, Options::default(), listener.address()).await.unwrap()
@@ -759,7 +753,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_to_accept_does_so_as_soon_as_the_pod_may_have_more_sockets() {
-        let (stack, mut listener) = listening(2);
+        let (stack, mut listener) = test_listening(2);
         let _client = connect(&stack, &listener).await;
         let raises = async {
             let mut network = (*stack.network()).clone();
@@ -773,7 +767,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guests_listeners_count_and_those_for_guests_do_not() {
-        let (stack, first) = listening(8);
+        let (stack, first) = test_listening(8);
         let bound = stack.bind_tcp("[::1]:0".parse().unwrap()).unwrap();
         let second = bound.listen(stack.permit().unwrap(), Options::default(), 8).unwrap();
         let both = first.and(second);
@@ -797,7 +791,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_whose_room_somebody_else_has_taken_makes_it_again() {
-        let (stack, mut listener) = listening(5);
+        let (stack, mut listener) = test_listening(5);
         let kept = [(); 2].map(|()| stack.permit().unwrap());
         // Two that are kept and idle.
         let mut idle = kept.map(|permit| {
@@ -816,11 +810,16 @@ mod tests {
         for _ in 0..3 {
             assert!(listener.poll_ready(noop).is_pending());
             assert!(is_closed(&idle[0]) && !is_closed(&idle[1]), "one is enough for one wait");
+            assert!(!listener.lacks_room(), "it is told when that one is gone");
         }
         // Its client lets go of it, and a guest is quicker.
         idle[0] = None;
         let _quicker = stack.permit().unwrap();
         assert!(listener.poll_ready(noop).is_pending());
         assert!(is_closed(&idle[1]));
+        idle[1] = None;
+        let _quickest = stack.permit().unwrap();
+        assert!(listener.poll_ready(noop).is_pending());
+        assert!(listener.lacks_room(), "there is no other");
     }
 }
