@@ -125,10 +125,9 @@ async fn listeners_of_a_lost_connection_are_filtered_when_it_is_there_again() {
 async fn a_look_that_failed_is_made_again() {
     let bed = Bed::new().await;
     listening(&bed).await;
-    bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
     bed.set_policy("a", Some(closed())).await;
     wait_for(&bed, |all| all[0] > 0).await;
-    // What it has now would keep out whom the next policies let in.
+    // Its filter would keep out whom the next policies let in.
     bed.exec("a", 1, &["refuse-to-lend"]).await.unwrap();
     bed.set_policy("a", Some(open())).await;
     wait_for(&bed, |all| all == [0]).await;
@@ -139,10 +138,13 @@ async fn a_look_that_failed_is_made_again() {
 #[tokio::test]
 async fn an_older_sandbox_goes_on_by_its_own_check() {
     let bed = Bed::new().await;
-    listening(&bed).await;
-    bed.exec("a", 1, &["lend-nothing"]).await.unwrap();
-    bed.set_policy("a", Some(closed())).await;
+    let mut events = bed.run("a").await;
+    bed.start("a", 1, &mut events).await;
+    for what in ["lend-nothing", "listen"] {
+        bed.exec("a", 1, &[what]).await.unwrap();
+    }
     until(async || asks(&bed).await > 0).await;
+    bed.set_policy("a", Some(closed())).await;
     bed.exec("a", 1, &["listen"]).await.unwrap();
     another_is_filtered(&bed).await;
     assert_eq!(asks(&bed).await, 1);
