@@ -280,8 +280,8 @@ impl Watcher {
     fn look(&mut self, filtered: impl Future<Output = ()> + Send + 'static) {
         let look = Arc::clone(&self.look);
         self.chores.spawn(async move {
-            let _look = look;
             filtered.await;
+            drop(look);
             Chore::Filtered
         });
     }
