@@ -14,7 +14,10 @@ use std::{
 };
 
 use krustlet_protocol::PodNetwork;
-use rustix::net::{Shutdown, sockopt::set_socket_reuseaddr};
+use rustix::net::{
+    Shutdown,
+    sockopt::{set_socket_reuseaddr, socket_acceptconn},
+};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{
@@ -188,8 +191,11 @@ impl Claim {
 /// listening socket in `net/ipv4/af_inet.c`.)
 fn rest(socket: &Bound) {
     let before = socket.local_addr();
-    // It fails on one that did not listen.
-    let _ = rustix::net::shutdown(socket, Shutdown::Read);
+    // Of one that does not listen all connections would be at their end as they are
+    // accepted later (`inet_shutdown`: `sk_shutdown`).
+    if socket_acceptconn(socket) == Ok(true) {
+        let _ = rustix::net::shutdown(socket, Shutdown::Read);
+    }
     // A port that the kernel had chosen is let go with it (`tcp_set_state`), which
     // the socket's address does not show. One that is kept cannot be bound again,
     // and where somebody was quicker listening will say so.
@@ -243,7 +249,7 @@ impl Drop for Listening {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::{io::Read, net::TcpStream};
 
     use super::*;
 
@@ -274,6 +280,23 @@ mod tests {
             drop(last);
             assert!(!handed.has(address, false), "its container is gone");
         }
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_a_rest_has_not_ended() {
+        let socket = Bound::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        // More than once, and also if it has stopped already, as one that was lent.
+        rest(&socket);
+        rest(&socket);
+        let handed = Handed::default();
+        let _claim = handed.add(vec![(80, socket)]).unwrap();
+        let listening = handed.listen(80, Which::All, 8).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        let (accepted, _) =
+            std::future::poll_fn(|context| listening[0].poll_accept(context)).await.unwrap();
+        let nothing = accepted.into_std().unwrap().read(&mut [0]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[tokio::test]
