@@ -83,9 +83,19 @@ where
         .max_buf_size(LONGEST_HEAD)
         .handshake(TokioIo::new(stream))
         .await?;
-    let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
-    let response = beside(&mut connection, sender.send_request(request)).await?;
+    let response = sender.send_request(request);
+    let (response, connection) = answered(connection, response).await?;
     Ok(Answer::new(response, connection, Box::new(sender)))
+}
+
+/// Waits for the head of an answer, which needs the connection to go on.
+async fn answered<T, E>(
+    connection: impl Future<Output = T> + Send + 'static,
+    response: impl Future<Output = Result<Response<Incoming>, E>>,
+) -> Result<(Response<Incoming>, Connection), E> {
+    let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
+    let response = beside(&mut connection, response).await?;
+    Ok((response, connection))
 }
 
 /// The same request as version 2 has it: the host is no header line, and connections
@@ -124,8 +134,8 @@ where
         .initial_connection_window_size(WINDOW)
         .handshake(TokioIo::new(stream))
         .await?;
-    let mut connection: Connection = Some(Box::pin(async move { drop(connection.await) }));
-    let response = beside(&mut connection, sender.send_request(request)).await?;
+    let response = sender.send_request(request);
+    let (response, connection) = answered(connection, response).await?;
     Ok(Answer::new(response, connection, Box::new((sender, tasks))))
 }
 
